@@ -1,0 +1,88 @@
+//! Volumes as a storage-controller knows them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Generation, Reported, Wanted};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeDesired {
+    Present,
+    /// Its bytes shall go. The row stays in the list until [`VolumeObserved::Gone`] was reported.
+    Deleted,
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeObserved {
+    Creating,
+    Ready,
+    Gone,
+    Failed,
+    #[serde(other)]
+    Unknown,
+}
+
+/// A volume as it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// `vol-…`.
+    pub id: String,
+    pub generation: Generation,
+    pub desired: VolumeDesired,
+    pub size_gib: u64,
+    /// Serve it to this attachment. None: to nobody; an export that is there is ended.
+    #[serde(default)]
+    pub export_for: Option<String>,
+}
+
+impl Wanted for Volume {
+    fn id(&self) -> &str {
+        &self.id
+    }
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+}
+
+/// Where the bytes of an exported volume are served (NBD).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The attachment it was made for; an export for another one is not yours.
+    pub attachment: String,
+    /// Export name, random per attachment.
+    pub name: String,
+    pub address: ExportAddress,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportAddress {
+    /// A unix socket on the same machine.
+    Unix(String),
+    /// `host:port`, TLS.
+    Tcp(String),
+}
+
+/// A volume as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    pub id: String,
+    pub generation: Generation,
+    pub observed: VolumeObserved,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub export: Option<Export>,
+    /// Bytes it takes on the storage-controller's disk.
+    #[serde(default)]
+    pub allocated: u64,
+}
+
+impl Reported for VolumeReport {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
