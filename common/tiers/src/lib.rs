@@ -29,7 +29,7 @@ pub use cloud::*;
 pub use identity::*;
 pub use instance::*;
 pub use intent::*;
-pub use peer::{Peer, Role};
+pub use peer::{Peer, Role, server_name};
 pub use status::*;
 pub use volume::*;
 pub use walrus::*;
