@@ -8,6 +8,7 @@
 //!   `RETURNING` (with a `query`, not `execute`) are there on both;
 //! - text compares as bytes, `LIKE` minds case; say `ESCAPE '\'` where a pattern may hold one;
 //! - every uniqueness is a UNIQUE constraint and shows as [`Error::Unique`]; never a read before a write;
+//!   constraints are checked at once, so none is DEFERRABLE: it would fail the commit, and with it everybody's batch;
 //! - after a statement failed, its transaction can only end: nothing it did is kept, whatever the closure returns.
 //!
 //! A closure may be run more than once, so it has no effect outside its transaction; ids and time are passed in. Its

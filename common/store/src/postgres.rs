@@ -6,6 +6,7 @@ use crate::sqlite::spawn;
 use crate::store::{Counters, Engine, Job, Verdict};
 use crate::tx::{Row, Session as AnySession, Source, Tx, Visit};
 use crate::value::Value;
+use ::postgres::config::TargetSessionAttrs;
 use ::postgres::error::SqlState;
 use ::postgres::fallible_iterator::FallibleIterator;
 use ::postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
@@ -54,6 +55,8 @@ pub(crate) fn open(
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(Duration::from_secs(5));
     }
+    // Of several hosts, the primary: a replica would refuse every write.
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     // A server whose machine died sends nothing: without these a call would wait for hours.
     config
         .tcp_user_timeout(Duration::from_secs(10))
@@ -118,24 +121,21 @@ fn workers(
 /// Checks the server, makes the schema and migrates it, one process at a time.
 fn prepare(target: &Target, migrations: &[Migration]) -> Result<Identity, Error> {
     let mut session = target.connect()?;
-    let (encoding, collation, fsync): (String, String, String) = {
-        let row = session
-            .client
-            .query_one(
-                "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, current_setting('fsync')
-                 FROM pg_database WHERE datname = current_database()",
-                &[],
-            )
-            .map_err(|error| failure(WHAT, &error))?;
-        (row.get(0), row.get(1), row.get(2))
-    };
-    if encoding != "UTF8" || !matches!(collation.as_str(), "C" | "POSIX" | "C.UTF-8" | "C.utf8") {
+    let row = session
+        .client
+        .query_one(
+            "SELECT pg_encoding_to_char(encoding)::text, 'Z' < 'a' AND 'z' < 'ä' AND 'a-c' < 'ab',
+                    current_setting('fsync')
+             FROM pg_database WHERE datname = current_database()",
+            &[],
+        )
+        .map_err(|error| failure(WHAT, &error))?;
+    let (encoding, by_bytes, fsync): (String, bool, String) = (row.get(0), row.get(1), row.get(2));
+    if encoding != "UTF8" || !by_bytes {
         return Err(Error::other(
             WHAT,
-            format!(
-                "the database sorts by {collation} in {encoding}, and keys must sort as bytes: \
-                 make it with createdb --template=template0 --encoding=UTF8 --locale=C"
-            ),
+            "in this database text does not sort as bytes of UTF-8, as keys must: \
+             make it with createdb --template=template0 --encoding=UTF8 --locale=C",
         ));
     }
     if fsync != "on" {
@@ -147,10 +147,8 @@ fn prepare(target: &Target, migrations: &[Migration]) -> Result<Identity, Error>
         WHAT,
         &format!("SELECT pg_advisory_lock(hashtext('mallee-store {schema}')::bigint)"),
     )?;
-    session.script(
-        WHAT,
-        &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"; BEGIN ISOLATION LEVEL SERIALIZABLE"),
-    )?;
+    session.script(WHAT, &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""))?;
+    session.script(WHAT, "BEGIN ISOLATION LEVEL SERIALIZABLE")?;
     let identity = migrate::apply(
         &mut Tx::new(AnySession::Postgres(&mut session), WHAT),
         migrations,
