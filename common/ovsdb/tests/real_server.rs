@@ -1,4 +1,5 @@
 //! Against a real ovsdb-server with OVN's northbound schema. A machine without them fails here, on purpose.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,0 +1,352 @@
+//! All engines of a machine: made ready, planned, configured, and taken down without a trace.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mallee_ovsdb::Client;
+
+use crate::config::{EnginesConfig, NodeConfig};
+use crate::error::{Error, Result};
+use crate::ip::run;
+use crate::kvm::{self, Accelerator, KvmChoice, Verdict};
+use crate::layout::Layout;
+use crate::made::Made;
+use crate::netns::Netns;
+use crate::plan::Plan;
+use crate::process::{self, Process};
+use crate::supervisor::{Supervisor, take_lock};
+use crate::{libvirt, network, ovn, ovs};
+
+/// How long guests may take to end in a teardown (QEMU needs about a second after SIGTERM).
+const GUEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The engines one machine's configuration asks for.
+#[derive(Debug, Clone)]
+pub struct Engines {
+    config: EnginesConfig,
+    layout: Layout,
+    netns: Netns,
+    verdict: Verdict,
+    plans: Vec<Plan>,
+}
+
+/// What a teardown had to end besides the engines.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Guests that nobody had stopped, by their names.
+    pub guests: Vec<String>,
+    /// Other processes in the namespace.
+    pub processes: Vec<i32>,
+}
+
+impl Engines {
+    /// Makes everything the engines need and do not make themselves: directories, namespace and link, databases,
+    /// configuration files, the KVM verdict. Called at every start; what is there already stays.
+    pub async fn prepare(config: EnginesConfig) -> Result<Engines> {
+        config.check()?;
+        let layout = Layout::new(&config.base)?;
+        layout.create()?;
+        let mut made = Made::load(&layout)?;
+        if let Some(namespace) = &config.namespace {
+            network::ensure(namespace, &layout, &mut made).await?;
+        }
+        let verdict = match &config.node {
+            Some(node) => kvm::verdict(node.kvm, &layout).await?,
+            None => no_guests(),
+        };
+        let engines = Engines::plan(config, layout, verdict);
+        engines.make_databases().await?;
+        if engines.config.node.is_some() {
+            libvirt::write_files(&engines.layout)?;
+            make_directories(
+                libvirt::mount_points(&engines.layout),
+                &engines.layout,
+                &mut made,
+            )?;
+        }
+        Ok(engines)
+    }
+
+    /// The same plans for a process that only looks (`mallee status`, a tier that wants the paths); nothing is made.
+    pub async fn look(config: EnginesConfig) -> Result<Engines> {
+        config.check()?;
+        let layout = Layout::new(&config.base)?;
+        let verdict = match &config.node {
+            Some(node) if node.kvm != KvmChoice::Auto || layout.kvm_verdict().exists() => {
+                kvm::verdict(node.kvm, &layout).await?
+            }
+            _ => no_guests(),
+        };
+        Ok(Engines::plan(config, layout, verdict))
+    }
+
+    fn plan(config: EnginesConfig, layout: Layout, verdict: Verdict) -> Engines {
+        let netns = match &config.namespace {
+            Some(namespace) => Netns::Named(namespace.name.clone()),
+            None => Netns::Machine,
+        };
+        let mut plans = Vec::new();
+        if config.central.is_some() {
+            plans.extend(ovn::plans(&layout, &netns));
+        }
+        if config.node.is_some() {
+            plans.extend(ovs::plans(&layout, &netns));
+            plans.extend(libvirt::plans(&layout, &netns, &verdict));
+        }
+        Engines {
+            config,
+            layout,
+            netns,
+            verdict,
+            plans,
+        }
+    }
+
+    /// In the order they are started; they are stopped in the opposite one.
+    pub fn plans(&self) -> &[Plan] {
+        &self.plans
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Starts watching the engines, and after them `others` (the tiers, where no systemd does it).
+    pub fn supervise(&self, others: Vec<Plan>) -> Result<Supervisor> {
+        let plans = self.plans.iter().cloned().chain(others).collect();
+        Supervisor::start(&self.layout.lock(), plans)
+    }
+
+    /// Writes the chassis and the bridge to the outside into the local switch's database, and returns when the switch and
+    /// ovn-controller have both bridges. Waits for the daemons, so it may be called right after [`Engines::supervise`].
+    pub async fn configure(&self, patience: Duration) -> Result<()> {
+        let Some(node) = &self.config.node else {
+            return Ok(());
+        };
+        let work = async {
+            let client = self.switch().await;
+            ovs::configure(&client, &self.chassis(node).await).await?;
+            ovs::wait_for_bridge(&client, ovs::INTEGRATION_BRIDGE).await
+        };
+        match tokio::time::timeout(patience, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::engine(
+                "ovs-vswitchd",
+                format!(
+                    "the switch did not take its configuration within {} s",
+                    patience.as_secs()
+                ),
+            )),
+        }
+    }
+
+    async fn switch(&self) -> Client {
+        loop {
+            match Client::connect_unix(self.layout.ovs_socket()).await {
+                Ok(client) => return client,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    async fn chassis(&self, node: &NodeConfig) -> ovs::Chassis {
+        let own = || format!("unix:{}", self.layout.southbound_socket().display());
+        let inner = self
+            .config
+            .namespace
+            .as_ref()
+            .map(|namespace| namespace.inner_link.clone());
+        ovs::Chassis {
+            system_id: node.system_id.clone(),
+            southbound: node.southbound.clone().unwrap_or_else(own),
+            encap_address: node.encap_address,
+            datapath: match node.datapath {
+                Some(datapath) => datapath,
+                None => ovs::find_datapath().await,
+            },
+            uplink: node.uplink.clone().or(inner),
+        }
+    }
+
+    async fn make_databases(&self) -> Result<()> {
+        let mut wanted = Vec::new();
+        if self.config.central.is_some() {
+            wanted.push((
+                "ovn-nb",
+                self.layout.ovn().join("nb.db"),
+                ovn::NORTHBOUND_SCHEMA,
+            ));
+            wanted.push((
+                "ovn-sb",
+                self.layout.ovn().join("sb.db"),
+                ovn::SOUTHBOUND_SCHEMA,
+            ));
+        }
+        if self.config.node.is_some() {
+            wanted.push(("ovsdb", self.layout.ovs().join("conf.db"), ovs::SCHEMA));
+        }
+        for (server, file, schema) in wanted {
+            let running = self
+                .plans
+                .iter()
+                .find(|plan| plan.name == server)
+                .and_then(process::find)
+                .is_some();
+            if !running {
+                make_database(&file, schema).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends everything and removes everything, also after a crash in the middle of anything. The engines' supervisor must
+    /// be gone (its lock is taken first) and the tiers be stopped. Guests that still run are ended.
+    pub async fn teardown(config: EnginesConfig) -> Result<Remains> {
+        let engines = Engines::look(config).await?;
+        let layout = &engines.layout;
+        if !layout.run().exists() {
+            return Ok(Remains::default());
+        }
+        let _lock = take_lock(&layout.lock())?;
+        let made = Made::load(layout)?;
+        let guests = engines.end_guests().await?;
+        for plan in engines.plans.iter().rev() {
+            process::stop(plan).await?;
+        }
+        let processes = end_inhabitants(&made).await?;
+        network::remove(&made).await?;
+        for directory in made.directories.iter().rev() {
+            remove_if_empty(directory)?;
+        }
+        // The list of what was made goes last, so that a teardown that failed can be repeated.
+        for directory in layout.own_directories().iter().rev() {
+            remove_all(directory)?;
+        }
+        remove_if_empty(layout.base())?;
+        Ok(Remains { guests, processes })
+    }
+
+    async fn end_guests(&self) -> Result<Vec<String>> {
+        let directory = self.layout.virt().join("run/qemu");
+        let mut names = Vec::new();
+        let mut processes = Vec::new();
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "pid") {
+                continue;
+            }
+            if let Some(process) = guest_process(&path) {
+                processes.push(process);
+                names.extend(
+                    path.file_stem()
+                        .map(|name| name.to_string_lossy().into_owned()),
+                );
+            }
+        }
+        process::end_all(processes, GUEST_PATIENCE).await?;
+        Ok(names)
+    }
+}
+
+/// A machine that runs no guests needs no verdict; the plans' mounts are the same as under TCG.
+fn no_guests() -> Verdict {
+    Verdict {
+        accelerator: Accelerator::Tcg,
+        reason: "not tried on this machine".to_owned(),
+    }
+}
+
+/// libvirt's record of a guest. The pid is only believed if its command line says the same name.
+fn guest_process(record: &Path) -> Option<Process> {
+    let pid = fs::read_to_string(record).ok()?.trim().parse().ok()?;
+    let name = record.file_stem()?.to_str()?;
+    let argument = format!("guest={name},");
+    process::attach_if(pid, |command| {
+        command.iter().any(|word| word.starts_with(&argument))
+    })
+}
+
+async fn end_inhabitants(made: &Made) -> Result<Vec<i32>> {
+    let pids: Vec<i32> = made
+        .namespaces
+        .iter()
+        .flat_map(|name| process::inside_netns(&Netns::path_of(name)))
+        .collect();
+    let processes = pids
+        .iter()
+        .filter_map(|pid| process::attach_if(*pid, |_| true))
+        .collect();
+    process::end_all(processes, Duration::from_secs(2)).await?;
+    Ok(pids)
+}
+
+/// A new database, or an old one brought to the installed version's schema.
+async fn make_database(file: &Path, schema: &str) -> Result<()> {
+    let path = file.display().to_string();
+    if !file.exists() {
+        let new = format!("{path}.new");
+        remove_all(Path::new(&new))?;
+        run("ovsdb-tool", &["create", &new, schema]).await?;
+        return fs::rename(&new, file).map_err(Error::file("creating", file));
+    }
+    let answer = run("ovsdb-tool", &["needs-conversion", &path, schema]).await?;
+    if answer.trim_ascii() == b"yes" {
+        run("ovsdb-tool", &["convert", &path, schema]).await?;
+    }
+    Ok(())
+}
+
+fn make_directories(wanted: Vec<PathBuf>, layout: &Layout, made: &mut Made) -> Result<()> {
+    for directory in wanted {
+        let mut missing: Vec<PathBuf> = directory
+            .ancestors()
+            .take_while(|path| !path.exists())
+            .map(Path::to_owned)
+            .collect();
+        missing.reverse();
+        missing.retain(|path| !made.directories.contains(path));
+        made.directories.extend(missing);
+        made.save(layout)?;
+        fs::create_dir_all(&directory).map_err(Error::file("creating", &directory))?;
+    }
+    Ok(())
+}
+
+/// A directory somebody else has put something into by now is theirs.
+fn remove_if_empty(directory: &Path) -> Result<()> {
+    match fs::remove_dir(directory) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(Error::file("removing", directory)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_all(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::file("removing", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
