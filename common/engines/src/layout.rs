@@ -27,16 +27,19 @@ impl Layout {
             )));
         }
         let layout = Layout { base };
-        for socket in layout.sockets() {
-            let length = socket.as_os_str().len();
-            if length > SOCKET_PATH_MAX {
-                return Err(Error::Config(format!(
-                    "the base directory {} is too long: the socket {} would have {length} bytes and {SOCKET_PATH_MAX} is the limit; choose one that is {} bytes shorter",
-                    layout.base.display(),
-                    socket.display(),
-                    length - SOCKET_PATH_MAX
-                )));
-            }
+        let longest = layout
+            .sockets()
+            .into_iter()
+            .max_by_key(|socket| socket.as_os_str().len())
+            .unwrap_or_default();
+        let length = longest.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(Error::Config(format!(
+                "the base directory {} is too long: the socket {} would have {length} bytes and {SOCKET_PATH_MAX} is the limit; choose one that is {} bytes shorter",
+                layout.base.display(),
+                longest.display(),
+                length - SOCKET_PATH_MAX
+            )));
         }
         Ok(layout)
     }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -48,14 +48,9 @@ impl Process {
 
     /// Returns when the process has ended, with the reason where it is known (our own children).
     pub async fn exited(&mut self) -> Result<String> {
-        let system = |error: std::io::Error| {
+        until_readable(self.pidfd.as_fd()).await.map_err(|error| {
             Error::System(format!("watching pid {}: {error}", self.identity.pid))
-        };
-        let watch = AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE)
-            .map_err(system)?;
-        // A pidfd becomes readable once and stays so.
-        let _ = watch.readable().await.map_err(system)?;
-        drop(watch);
+        })?;
         Ok(match self.child.as_mut().map(Child::wait) {
             Some(Ok(status)) => status.to_string(),
             Some(Err(error)) => error.to_string(),
@@ -95,6 +90,14 @@ impl Process {
         }
         forget(plan)
     }
+}
+
+/// A pidfd becomes readable when its process has ended, and stays so.
+#[allow(unsafe_code)]
+async fn until_readable(pidfd: BorrowedFd<'_>) -> std::io::Result<()> {
+    // SAFETY: the borrow keeps the descriptor open and the same for as long as the registration lives, which is this call.
+    let watch = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+    watch.readable().await.map(drop)
 }
 
 fn forget(plan: &Plan) -> Result<()> {
