@@ -6,8 +6,10 @@ pub mod document;
 pub mod error;
 pub mod filter;
 pub mod id;
+mod mac;
 pub mod paging;
 pub mod params;
+pub mod signature;
 pub mod xml;
 
 pub use credential::{AccessKeyId, SecretKey};
