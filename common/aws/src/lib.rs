@@ -1,6 +1,7 @@
 //! The AWS wire, pure: what comes in and goes out over EC2 Query, Query and S3 REST, with no tokio, store or file system.
 
 pub mod answer;
+pub mod chunked;
 pub mod credential;
 pub mod document;
 pub mod error;
