@@ -66,6 +66,13 @@ impl Daemon {
     pub fn store_path(&self) -> PathBuf {
         self.state.join("store.db")
     }
+    /// What the configuration says of the store, as the store wants it.
+    pub fn store_config(&self) -> mallee_store::Config {
+        match &self.store {
+            Store::Sqlite => mallee_store::Config::Sqlite { path: self.store_path() },
+            Store::Postgres { url, schema } => mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() },
+        }
+    }
 }
 
 /// The command line every daemon has.

@@ -79,6 +79,16 @@ impl<B: Wanted> IntentBook<B> {
             .and_then(|rows: Vec<(String, i64)>| rows.into_iter().map(|(body, listed)| read_row(&body, listed)).collect())
     }
 
+    /// (id, hash of the body, whether the last list named it) of everything held: what a reader that keeps the bodies in
+    /// memory compares, instead of reading every body again.
+    pub async fn index(&self) -> Result<Vec<(String, String, bool)>, StoreError> {
+        self.store
+            .read("read the list of intent", |tx| {
+                tx.query("SELECT id, hash, listed FROM intent ORDER BY id", params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            })
+            .await
+    }
+
     pub async fn get(&self, id: &str) -> Result<Option<Listed<B>>, StoreError> {
         let id = id.to_owned();
         let row: Option<(String, i64)> = self

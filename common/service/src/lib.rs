@@ -11,6 +11,7 @@ pub mod log;
 pub mod pki;
 pub mod process;
 pub mod reconcile;
+pub mod register;
 pub mod server;
 pub mod tiers;
 pub mod tls;
