@@ -1,0 +1,81 @@
+//! What a cloud-controller is told.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    #[serde(flatten)]
+    pub daemon: mallee_service::config::Daemon,
+    /// A name that AWS does not have: SDKs presign with SigV2 in names they know.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// Zones of the region, in order; each gets a subnet in the default VPC.
+    #[serde(default = "default_zones")]
+    pub zones: Vec<String>,
+    /// Names and addresses users reach the cloud by, for the public certificate and for links.
+    #[serde(default)]
+    pub public_names: Vec<String>,
+    /// The URL of S3 that users are told, such as `http://127.0.0.1:8777`.
+    #[serde(default)]
+    pub s3_url: String,
+    /// SigV2 is on by default: the tools that still speak it are our users.
+    #[serde(default = "yes")]
+    pub signature_v2: bool,
+    #[serde(default)]
+    pub network: Network,
+    /// Accept bundles whose manifest is not signed (they are shown as such).
+    #[serde(default = "yes")]
+    pub unsigned_bundles: bool,
+    /// Most instances an account may have.
+    #[serde(default = "default_instances")]
+    pub max_instances: u64,
+}
+
+/// The outside of the cloud's network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Socket of OVN's northbound database. None: no network is rendered, and launches wait and say so.
+    pub northbound: Option<PathBuf>,
+    /// The network elastic IPs and routers' outer addresses are on.
+    pub outside: String,
+    /// The next hop of every router on it: the host's end of the link.
+    pub gateway: Ipv4Addr,
+    /// First and last of the routers' own outer addresses.
+    pub routers: (Ipv4Addr, Ipv4Addr),
+    /// The elastic IPs.
+    pub elastic: String,
+    /// What OVN's chassis map to the outside bridge (`ovn-bridge-mappings`).
+    pub physical: String,
+    /// Chassis that carry the routers' outer ports, most wanted first. One machine: its only chassis.
+    pub gateway_chassis: Vec<String>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            northbound: None,
+            outside: "172.29.0.0/24".into(),
+            gateway: Ipv4Addr::new(172, 29, 0, 1),
+            routers: (Ipv4Addr::new(172, 29, 0, 10), Ipv4Addr::new(172, 29, 0, 127)),
+            elastic: "172.29.0.128/25".into(),
+            physical: "public".into(),
+            gateway_chassis: Vec::new(),
+        }
+    }
+}
+
+fn default_region() -> String {
+    "mallee-1".into()
+}
+fn default_zones() -> Vec<String> {
+    vec!["mallee-1a".into()]
+}
+fn default_instances() -> u64 {
+    1000
+}
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,59 @@
+//! EC2: one file per resource, each with its table of actions, its rules, its rows and its SQL.
+
+pub mod client_token;
+pub mod key_pair;
+pub mod resource;
+pub mod tag;
+
+use mallee_aws::AwsError;
+use mallee_store::{Error as StoreError, FromValue, ToValue, Value};
+
+use crate::{
+    Refusal,
+    service::{Dialect, Service},
+};
+
+/// The service, resource by resource.
+pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, tables: &[key_pair::ACTIONS, tag::ACTIONS] };
+
+/// Ends a transaction that would have succeeded: `DryRun` is checked last, so that it also finds what is wrong.
+pub fn unless_dry_run(dry_run: Option<bool>) -> Result<(), Refusal> {
+    if dry_run == Some(true) { Err(AwsError::dry_run().into()) } else { Ok(()) }
+}
+
+/// A store error on a UNIQUE constraint becomes this refusal; any other stays what it is.
+pub fn unique_is(error: StoreError, refusal: impl FnOnce() -> Refusal) -> Refusal {
+    match error {
+        StoreError::Unique { .. } => refusal(),
+        other => other.into(),
+    }
+}
+
+/// An id column: ids are types in the code and text in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Id<T>(pub T);
+
+impl<T: std::str::FromStr> FromValue for Id<T> {
+    fn from_value(value: Value<'_>) -> Result<Self, String> {
+        match value {
+            Value::Text(text) => text.parse().map(Id).map_err(|_| format!("{text:?} is no id of the kind that belongs here")),
+            other => Err(format!("an id cannot be read from {other:?}")),
+        }
+    }
+}
+
+impl<T: AsRef<str>> ToValue for Id<T> {
+    fn to_value(&self) -> Value<'_> {
+        Value::Text(self.0.as_ref().into())
+    }
+}
+
+/// What must stay the same from page to page of an answer: account, action and filters.
+pub fn paging_context(call: &crate::service::Call, filters: &[mallee_aws::filter::Filter]) -> Vec<String> {
+    let mut context = vec![call.account().to_owned(), call.params.action().unwrap_or_default().to_owned()];
+    for filter in filters {
+        context.push(filter.name.clone());
+        context.extend(filter.value.iter().cloned());
+    }
+    context
+}

@@ -1,0 +1,41 @@
+//! Resources by id alone, for the actions that take any kind: tags, and telling somebody else's id from none at all.
+
+use mallee_store::{Tx, params};
+
+use crate::{Outcome, Refusal};
+
+/// A kind of resource that can be tagged: prefix of its ids, its name in `ResourceType`, where its rows are, and the code
+/// for an id that is not there (or not yours: the two must look the same).
+struct Kind {
+    prefix: &'static str,
+    name: &'static str,
+    table: &'static str,
+    not_found: &'static str,
+}
+
+/// Every taggable kind. Tables have columns `id` and `account`.
+const KINDS: &[Kind] =
+    &[Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" }];
+
+fn of(id: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|k| id.starts_with(k.prefix))
+}
+
+/// The name of the kind an id is of, as `DescribeTags` shows it.
+pub fn kind(id: &str) -> &'static str {
+    of(id).map_or("", |k| k.name)
+}
+
+/// Refuses an id that is not a resource of this account.
+pub fn require(tx: &mut Tx<'_>, account: &str, id: &str) -> Outcome<()> {
+    let kind = of(id).ok_or_else(|| Refusal::new("InvalidID", format!("The ID '{id}' is not valid")))?;
+    let found = tx.query_opt(
+        &format!("SELECT 1 FROM {} WHERE id = ?1 AND account = ?2", kind.table),
+        params![id, account],
+        |row| row.get::<i64>(0),
+    )?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(Refusal::new(kind.not_found, format!("The {} ID '{id}' does not exist", kind.name))),
+    }
+}
