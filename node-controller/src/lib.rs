@@ -1,1 +1,3 @@
-//! Not yet.
+//! The node-controller: what really runs on one machine.
+
+pub mod host;

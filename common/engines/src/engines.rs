@@ -16,8 +16,8 @@ use crate::made::Made;
 use crate::netns::Netns;
 use crate::plan::Plan;
 use crate::process::{self, Process};
-use crate::supervisor::{Supervisor, take_lock};
-use crate::{libvirt, network, ovn, ovs};
+use crate::supervisor::{Phase, Supervisor, take_lock};
+use crate::{libvirt, network, ovn, ovs, supervisor};
 
 /// How long guests may take to end in a teardown (QEMU needs about a second after SIGTERM).
 const GUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -134,9 +134,15 @@ impl Engines {
             return Ok(());
         };
         let work = async {
-            let client = self.switch().await;
-            ovs::configure(&client, &self.chassis(node).await).await?;
-            ovs::wait_for_bridge(&client, ovs::INTEGRATION_BRIDGE).await
+            let chassis = self.chassis(node).await;
+            loop {
+                let client = self.switch().await;
+                match configure_switch(&client, &chassis).await {
+                    // The database died in the middle and is back in milliseconds; all of it can be said again.
+                    Err(Error::Database(error)) if error.is_closed() => {}
+                    outcome => return outcome,
+                }
+            }
         };
         match tokio::time::timeout(patience, work).await {
             Ok(outcome) => outcome,
@@ -150,7 +156,29 @@ impl Engines {
         }
     }
 
-    async fn switch(&self) -> Client {
+    /// Waits until every engine answers, whoever supervises them: for a tier that starts beside them.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let missing: Vec<String> = supervisor::status(&self.plans)
+                .await
+                .into_iter()
+                .filter(|status| !matches!(status.phase, Phase::Ready { .. }))
+                .map(|status| status.name)
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                let detail = format!("not ready after {} s", patience.as_secs());
+                return Err(Error::engine(&missing.join(", "), detail));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Connects to the local switch's database as soon as it can be reached.
+    pub async fn switch(&self) -> Client {
         loop {
             match Client::connect_unix(self.layout.ovs_socket()).await {
                 Ok(client) => return client,
@@ -256,6 +284,11 @@ impl Engines {
         process::end_all(processes, GUEST_PATIENCE).await?;
         Ok(names)
     }
+}
+
+async fn configure_switch(client: &Client, chassis: &ovs::Chassis) -> Result<()> {
+    ovs::configure(client, chassis).await?;
+    ovs::wait_for_bridge(client, ovs::INTEGRATION_BRIDGE).await
 }
 
 /// A machine that runs no guests needs no verdict; the plans' mounts are the same as under TCG.

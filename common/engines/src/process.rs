@@ -39,6 +39,8 @@ pub struct Process {
     pidfd: OwnedFd,
     /// Set when it is our own child, which has to be reaped.
     child: Option<Child>,
+    /// Where its output began in the file, when we started it.
+    output_began: Option<u64>,
 }
 
 impl Process {
@@ -122,6 +124,7 @@ pub fn start(plan: &Plan) -> Result<Process> {
     let errors = output
         .try_clone()
         .map_err(Error::file("opening", &plan.output))?;
+    let output_began = output.metadata().ok().map(|metadata| metadata.len());
     let line = plan.launch();
     keep_files_to_ourselves();
     let child = Command::new(&line[0])
@@ -161,6 +164,7 @@ pub fn start(plan: &Plan) -> Result<Process> {
         identity,
         pidfd,
         child: Some(child),
+        output_began,
     })
 }
 
@@ -200,12 +204,13 @@ pub async fn stop(plan: &Plan) -> Result<bool> {
     }
 }
 
-/// The last lines a daemon wrote, for the message that says why it ended.
-pub fn last_words(plan: &Plan) -> String {
+/// The last lines the daemon wrote in this life, for the message that says why it ended.
+pub fn last_words(plan: &Plan, process: &Process) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = fs::File::open(&plan.output)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(400)))?;
+        let born = process.output_began.unwrap_or(length);
+        file.seek(SeekFrom::Start(length.saturating_sub(400).max(born)))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
@@ -267,6 +272,7 @@ fn attach(identity: Identity) -> Option<Process> {
         identity,
         pidfd,
         child: None,
+        output_began: None,
     })
 }
 

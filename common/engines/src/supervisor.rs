@@ -20,8 +20,11 @@ use crate::process::{self, Process};
 
 /// A daemon that lived as long as this did not die of its own start.
 const HEALTHY_LIFE: Duration = Duration::from_secs(5);
+const IMMEDIATE_RESTARTS: u32 = 3;
 const SLOWEST_RESTART: Duration = Duration::from_secs(10);
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// For a daemon that should have answered long ago.
+const LATE_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Where a daemon is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -289,8 +292,15 @@ impl Keeper {
         tracing::info!(engine.name = %self.plan.name, pid, adopted, "engine");
         let (plan, status) = (&self.plan, &self.status);
         let becoming_ready = async {
+            let began = Instant::now();
             while plan.ready.probe(pid).await.is_err() {
-                tokio::time::sleep(PROBE_INTERVAL).await;
+                let late = began.elapsed() > SLOWEST_RESTART;
+                tokio::time::sleep(if late {
+                    LATE_PROBE_INTERVAL
+                } else {
+                    PROBE_INTERVAL
+                })
+                .await;
             }
             status.send_modify(|status| status.phase = Phase::Ready { pid });
             std::future::pending::<()>().await
@@ -304,7 +314,11 @@ impl Keeper {
             }
         };
         tokio::select! {
-            ended = process.exited() => return describe_end(ended, plan),
+            ended = process.exited() => {
+                let why = ended.map_err(|error| error.to_string())?;
+                let words = process::last_words(plan, process);
+                return Ok(if words.is_empty() { why } else { format!("{why}; it last said: {words}") });
+            }
             () = becoming_ready => {}
             () = asked => {}
         }
@@ -324,21 +338,11 @@ impl Keeper {
     }
 }
 
-fn describe_end(ended: Result<String>, plan: &Plan) -> std::result::Result<String, String> {
-    let why = ended.map_err(|error| error.to_string())?;
-    let words = process::last_words(plan);
-    Ok(if words.is_empty() {
-        why
-    } else {
-        format!("{why}; it last said: {words}")
-    })
-}
-
-/// The first restart is immediate; a daemon that dies again and again waits 0.1 s, 0.2 s, and so on.
+/// The first restarts are immediate (packets wait for them); a daemon that goes on dying young waits 0.1 s, 0.2 s, and so on.
 fn restart_delay(early_deaths: u32) -> Duration {
-    match early_deaths {
-        0 | 1 => Duration::ZERO,
-        deaths => SLOWEST_RESTART.min(Duration::from_millis(50) * 2u32.saturating_pow(deaths - 1)),
+    match early_deaths.checked_sub(IMMEDIATE_RESTARTS) {
+        None | Some(0) => Duration::ZERO,
+        Some(more) => SLOWEST_RESTART.min(Duration::from_millis(50) * 2u32.saturating_pow(more)),
     }
 }
 
@@ -376,10 +380,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_restart_is_immediate_and_the_later_ones_slow_down_to_a_limit() {
-        let delays: Vec<u128> = [0, 1, 2, 3, 4, 40]
+    fn the_first_restarts_are_immediate_and_the_later_ones_slow_down_to_a_limit() {
+        let delays: Vec<u128> = [0, 1, 3, 4, 5, 6, 40]
             .map(|deaths| restart_delay(deaths).as_millis())
             .to_vec();
-        assert_eq!(delays, [0, 0, 100, 200, 400, 10_000]);
+        assert_eq!(delays, [0, 0, 0, 100, 200, 400, 10_000]);
     }
 }

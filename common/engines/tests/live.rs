@@ -217,6 +217,7 @@ async fn a_machine_comes_up_survives_every_kill_and_leaves_no_trace() {
     supervisor.release().await;
     // A lost record, as after a crash between a start and its record.
     fs::remove_file(format!("{BASE}/run/ovs-vswitchd.pid")).unwrap();
+    engines.wait_ready(PATIENCE).await.unwrap();
     let (_, supervisor) = up("all running already").await;
     assert_eq!(
         pids(&supervisor),
