@@ -145,16 +145,10 @@ impl EnginesConfig {
             }
         }
         if namespace.name.is_empty() || namespace.name.contains(['/', ' ', '.']) {
-            return Err(Error::Config(format!(
-                "{:?} is no name for a network namespace",
-                namespace.name
-            )));
+            return Err(Error::Config(format!("{:?} is no name for a network namespace", namespace.name)));
         }
         if !(1..=30).contains(&namespace.prefix_length) {
-            return Err(Error::Config(format!(
-                "/{} leaves no room on the link",
-                namespace.prefix_length
-            )));
+            return Err(Error::Config(format!("/{} leaves no room on the link", namespace.prefix_length)));
         }
         if !namespace.network().contains(&namespace.pool) {
             return Err(Error::Config(format!(
@@ -169,9 +163,7 @@ impl EnginesConfig {
     fn check_node(&self) -> Result<()> {
         match &self.node {
             Some(node) if node.southbound.is_none() && self.central.is_none() => {
-                Err(Error::Config(
-                    "this node has no OVN: give the address of the southbound database".to_owned(),
-                ))
+                Err(Error::Config("this node has no OVN: give the address of the southbound database".to_owned()))
             }
             _ => Ok(()),
         }

@@ -37,7 +37,8 @@ pub struct Engines {
 pub struct Remains {
     /// Guests that nobody had stopped, by their names.
     pub guests: Vec<String>,
-    /// Other processes in the namespace.
+    /// Other processes: with a record here but in no plan of this configuration (tiers, engines of an earlier
+    /// configuration), or in the namespace.
     pub processes: Vec<i32>,
 }
 
@@ -60,11 +61,7 @@ impl Engines {
         engines.make_databases().await?;
         if engines.config.node.is_some() {
             libvirt::write_files(&engines.layout)?;
-            make_directories(
-                libvirt::mount_points(&engines.layout),
-                &engines.layout,
-                &mut made,
-            )?;
+            make_directories(libvirt::mount_points(&engines.layout), &engines.layout, &mut made)?;
         }
         Ok(engines)
     }
@@ -95,13 +92,7 @@ impl Engines {
             plans.extend(ovs::plans(&layout, &netns));
             plans.extend(libvirt::plans(&layout, &netns, &verdict));
         }
-        Engines {
-            config,
-            layout,
-            netns,
-            verdict,
-            plans,
-        }
+        Engines { config, layout, netns, verdict, plans }
     }
 
     /// In the order they are started; they are stopped in the opposite one.
@@ -148,10 +139,7 @@ impl Engines {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::engine(
                 "ovs-vswitchd",
-                format!(
-                    "the switch did not take its configuration within {} s",
-                    patience.as_secs()
-                ),
+                format!("the switch did not take its configuration within {} s", patience.as_secs()),
             )),
         }
     }
@@ -189,11 +177,7 @@ impl Engines {
 
     async fn chassis(&self, node: &NodeConfig) -> ovs::Chassis {
         let own = || format!("unix:{}", self.layout.southbound_socket().display());
-        let inner = self
-            .config
-            .namespace
-            .as_ref()
-            .map(|namespace| namespace.inner_link.clone());
+        let inner = self.config.namespace.as_ref().map(|namespace| namespace.inner_link.clone());
         ovs::Chassis {
             system_id: node.system_id.clone(),
             southbound: node.southbound.clone().unwrap_or_else(own),
@@ -209,27 +193,14 @@ impl Engines {
     async fn make_databases(&self) -> Result<()> {
         let mut wanted = Vec::new();
         if self.config.central.is_some() {
-            wanted.push((
-                "ovn-nb",
-                self.layout.ovn().join("nb.db"),
-                ovn::NORTHBOUND_SCHEMA,
-            ));
-            wanted.push((
-                "ovn-sb",
-                self.layout.ovn().join("sb.db"),
-                ovn::SOUTHBOUND_SCHEMA,
-            ));
+            wanted.push(("ovn-nb", self.layout.ovn().join("nb.db"), ovn::NORTHBOUND_SCHEMA));
+            wanted.push(("ovn-sb", self.layout.ovn().join("sb.db"), ovn::SOUTHBOUND_SCHEMA));
         }
         if self.config.node.is_some() {
             wanted.push(("ovsdb", self.layout.ovs().join("conf.db"), ovs::SCHEMA));
         }
         for (server, file, schema) in wanted {
-            let running = self
-                .plans
-                .iter()
-                .find(|plan| plan.name == server)
-                .and_then(process::find)
-                .is_some();
+            let running = self.plans.iter().find(|plan| plan.name == server).and_then(process::find).is_some();
             if !running {
                 make_database(&file, schema).await?;
             }
@@ -247,11 +218,12 @@ impl Engines {
         }
         let _lock = take_lock(&layout.lock())?;
         let made = Made::load(layout)?;
+        let mut processes = engines.end_others().await?;
         let guests = engines.end_guests().await?;
         for plan in engines.plans.iter().rev() {
             process::stop(plan).await?;
         }
-        let processes = end_inhabitants(&made).await?;
+        processes.extend(end_inhabitants(&made).await?);
         network::remove(&made).await?;
         for directory in made.directories.iter().rev() {
             remove_if_empty(directory)?;
@@ -262,6 +234,17 @@ impl Engines {
         }
         remove_if_empty(layout.base())?;
         Ok(Remains { guests, processes })
+    }
+
+    async fn end_others(&self) -> Result<Vec<i32>> {
+        let others: Vec<Process> = process::recorded(&self.layout.run())
+            .into_iter()
+            .filter(|(name, _)| !self.plans.iter().any(|plan| plan.name == *name))
+            .map(|(_, process)| process)
+            .collect();
+        let pids = others.iter().map(Process::pid).collect();
+        process::end_all(others, GUEST_PATIENCE).await?;
+        Ok(pids)
     }
 
     async fn end_guests(&self) -> Result<Vec<String>> {
@@ -275,10 +258,7 @@ impl Engines {
             }
             if let Some(process) = guest_process(&path) {
                 processes.push(process);
-                names.extend(
-                    path.file_stem()
-                        .map(|name| name.to_string_lossy().into_owned()),
-                );
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
             }
         }
         process::end_all(processes, GUEST_PATIENCE).await?;
@@ -293,10 +273,7 @@ async fn configure_switch(client: &Client, chassis: &ovs::Chassis) -> Result<()>
 
 /// A machine that runs no guests needs no verdict; the plans' mounts are the same as under TCG.
 fn no_guests() -> Verdict {
-    Verdict {
-        accelerator: Accelerator::Tcg,
-        reason: "not tried on this machine".to_owned(),
-    }
+    Verdict { accelerator: Accelerator::Tcg, reason: "not tried on this machine".to_owned() }
 }
 
 /// libvirt's record of a guest. The pid is only believed if its command line says the same name.
@@ -304,21 +281,12 @@ fn guest_process(record: &Path) -> Option<Process> {
     let pid = fs::read_to_string(record).ok()?.trim().parse().ok()?;
     let name = record.file_stem()?.to_str()?;
     let argument = format!("guest={name},");
-    process::attach_if(pid, |command| {
-        command.iter().any(|word| word.starts_with(&argument))
-    })
+    process::attach_if(pid, |command| command.iter().any(|word| word.starts_with(&argument)))
 }
 
 async fn end_inhabitants(made: &Made) -> Result<Vec<i32>> {
-    let pids: Vec<i32> = made
-        .namespaces
-        .iter()
-        .flat_map(|name| process::inside_netns(&Netns::path_of(name)))
-        .collect();
-    let processes = pids
-        .iter()
-        .filter_map(|pid| process::attach_if(*pid, |_| true))
-        .collect();
+    let pids: Vec<i32> = made.namespaces.iter().flat_map(|name| process::inside_netns(&Netns::path_of(name))).collect();
+    let processes = pids.iter().filter_map(|pid| process::attach_if(*pid, |_| true)).collect();
     process::end_all(processes, Duration::from_secs(2)).await?;
     Ok(pids)
 }
@@ -341,11 +309,8 @@ async fn make_database(file: &Path, schema: &str) -> Result<()> {
 
 fn make_directories(wanted: Vec<PathBuf>, layout: &Layout, made: &mut Made) -> Result<()> {
     for directory in wanted {
-        let mut missing: Vec<PathBuf> = directory
-            .ancestors()
-            .take_while(|path| !path.exists())
-            .map(Path::to_owned)
-            .collect();
+        let mut missing: Vec<PathBuf> =
+            directory.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
         missing.reverse();
         missing.retain(|path| !made.directories.contains(path));
         made.directories.extend(missing);
@@ -358,12 +323,7 @@ fn make_directories(wanted: Vec<PathBuf>, layout: &Layout, made: &mut Made) -> R
 /// A directory somebody else has put something into by now is theirs.
 fn remove_if_empty(directory: &Path) -> Result<()> {
     match fs::remove_dir(directory) {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
-            ) =>
-        {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
             Err(Error::file("removing", directory)(error))
         }
         _ => Ok(()),
@@ -371,15 +331,9 @@ fn remove_if_empty(directory: &Path) -> Result<()> {
 }
 
 fn remove_all(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Error::file("removing", path)(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file("removing", path)(error)),
         _ => Ok(()),
     }
 }

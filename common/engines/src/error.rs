@@ -13,11 +13,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     #[error("{doing} {path}: {source}", path = path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    File { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("`{command}` failed: {detail}")]
     Command { command: String, detail: String },
     #[error("{engine}: {detail}")]
@@ -29,22 +25,12 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(
-        doing: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Error {
+    pub(crate) fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::File {
-            doing,
-            path,
-            source,
-        }
+        move |source| Error::File { doing, path, source }
     }
 
     pub(crate) fn engine(engine: &str, detail: impl std::fmt::Display) -> Error {
-        Error::Engine {
-            engine: engine.to_owned(),
-            detail: detail.to_string(),
-        }
+        Error::Engine { engine: engine.to_owned(), detail: detail.to_string() }
     }
 }

@@ -10,10 +10,7 @@ use crate::netns::Netns;
 
 /// Runs a command to its end and gives what it wrote.
 pub(crate) async fn run(program: &str, arguments: &[&str]) -> Result<Vec<u8>> {
-    let failed = |detail: String| Error::Command {
-        command: format!("{program} {}", arguments.join(" ")),
-        detail,
-    };
+    let failed = |detail: String| Error::Command { command: format!("{program} {}", arguments.join(" ")), detail };
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -25,11 +22,7 @@ pub(crate) async fn run(program: &str, arguments: &[&str]) -> Result<Vec<u8>> {
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(failed(if said.is_empty() {
-        output.status.to_string()
-    } else {
-        said
-    }))
+    Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
 }
 
 /// `ip ARGUMENTS` in a namespace.
@@ -65,11 +58,7 @@ pub async fn ethtool_offloads_off(netns: &Netns, link: &str) -> Result<()> {
         Netns::Machine => run("ethtool", &ethtool).await?,
         Netns::Named(name) => {
             let enter = format!("--net={}", Netns::path_of(name).display());
-            run(
-                "nsenter",
-                &[&[enter.as_str(), "ethtool"], &ethtool[..]].concat(),
-            )
-            .await?
+            run("nsenter", &[&[enter.as_str(), "ethtool"], &ethtool[..]].concat()).await?
         }
     };
     Ok(())

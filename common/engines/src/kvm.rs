@@ -13,6 +13,7 @@ use tokio::process::Command;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::made::replace_file;
+use crate::process::boot_id;
 
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 /// `isa-debug-exit` ends QEMU with twice the byte plus one.
@@ -55,10 +56,7 @@ struct Remembered {
 
 impl Verdict {
     fn new(accelerator: Accelerator, reason: impl Into<String>) -> Verdict {
-        Verdict {
-            accelerator,
-            reason: reason.into(),
-        }
+        Verdict { accelerator, reason: reason.into() }
     }
 }
 
@@ -69,15 +67,14 @@ pub async fn verdict(choice: KvmChoice, layout: &Layout) -> Result<Verdict> {
         KvmChoice::Tcg => return Ok(Verdict::new(Accelerator::Tcg, "the configuration says so")),
         KvmChoice::Auto => {}
     }
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = boot_id();
     let file = layout.kvm_verdict();
     if let Some(known) = remembered(&file).filter(|known| known.boot == boot) {
         return Ok(known.verdict);
     }
     let verdict = find_out(&layout.run()).await?;
     let remembered = Remembered { boot, verdict };
-    let text =
-        serde_json::to_vec_pretty(&remembered).map_err(|error| Error::System(error.to_string()))?;
+    let text = serde_json::to_vec_pretty(&remembered).map_err(|error| Error::System(error.to_string()))?;
     replace_file(&file, &text)?;
     Ok(remembered.verdict)
 }
@@ -97,10 +94,7 @@ async fn find_out(scratch: &Path) -> Result<Verdict> {
     }
     Ok(match trial(Accelerator::Kvm, scratch, TRIAL_LIMIT).await? {
         Ok(()) => Verdict::new(Accelerator::Kvm, "a trial guest ran under KVM"),
-        Err(why) => Verdict::new(
-            Accelerator::Tcg,
-            format!("a trial guest did not run under KVM: {why}"),
-        ),
+        Err(why) => Verdict::new(Accelerator::Tcg, format!("a trial guest did not run under KVM: {why}")),
     })
 }
 
@@ -136,24 +130,9 @@ pub async fn trial(
     };
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args([
-            "-accel",
-            accel,
-            "-machine",
-            "pc",
-            "-m",
-            "16",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-        ])
+        .args(["-accel", accel, "-machine", "pc", "-m", "16", "-nodefaults", "-no-user-config", "-no-reboot"])
         .args(["-display", "none", "-serial", "none", "-monitor", "none"])
-        .args([
-            "-device",
-            "isa-debug-exit,iobase=0xf4,iosize=0x04",
-            "-drive",
-            &drive,
-        ])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-drive", &drive])
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let outcome = tokio::time::timeout(limit, command.output()).await;
@@ -162,11 +141,9 @@ pub async fn trial(
         Err(_) => Err(format!("it hung for {} s", limit.as_secs())),
         Ok(Err(error)) => Err(format!("qemu-system-x86_64: {error}")),
         Ok(Ok(output)) if output.status.code() == Some(SUCCESS_STATUS) => Ok(()),
-        Ok(Ok(output)) => Err(format!(
-            "QEMU ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        )),
+        Ok(Ok(output)) => {
+            Err(format!("QEMU ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
+        }
     })
 }
 
@@ -177,17 +154,13 @@ mod tests {
     #[test]
     fn only_whole_flags_count() {
         assert!(has_virtualisation("processor: 0\nflags\t\t: fpu svm sse\n"));
-        assert!(!has_virtualisation(
-            "flags : fpu svm_lock\nvmx flags : ept\n"
-        ));
+        assert!(!has_virtualisation("flags : fpu svm_lock\nvmx flags : ept\n"));
     }
 
     #[tokio::test]
     async fn the_boot_sector_is_recognised_where_it_surely_runs() {
         let scratch = tempfile::tempdir().unwrap();
-        let outcome = trial(Accelerator::Tcg, scratch.path(), Duration::from_secs(30))
-            .await
-            .unwrap();
+        let outcome = trial(Accelerator::Tcg, scratch.path(), Duration::from_secs(30)).await.unwrap();
         assert_eq!(outcome, Ok(()));
     }
 }

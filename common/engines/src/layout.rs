@@ -27,11 +27,7 @@ impl Layout {
             )));
         }
         let layout = Layout { base };
-        let longest = layout
-            .sockets()
-            .into_iter()
-            .max_by_key(|socket| socket.as_os_str().len())
-            .unwrap_or_default();
+        let longest = layout.sockets().into_iter().max_by_key(|socket| socket.as_os_str().len()).unwrap_or_default();
         let length = longest.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(Error::Config(format!(
@@ -89,10 +85,7 @@ impl Layout {
 
     /// What to give `virConnectOpen`.
     pub fn libvirt_uri(&self) -> String {
-        format!(
-            "qemu+unix:///system?socket={}",
-            self.libvirt_socket().display()
-        )
+        format!("qemu+unix:///system?socket={}", self.libvirt_socket().display())
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
@@ -126,8 +119,7 @@ impl Layout {
     pub(crate) fn create(&self) -> Result<()> {
         std::fs::create_dir_all(&self.base).map_err(Error::file("creating", &self.base))?;
         let mut directories = self.own_directories().to_vec();
-        directories
-            .extend(["run", "lib", "etc", "cache", "log"].map(|name| self.virt().join(name)));
+        directories.extend(["run", "lib", "etc", "cache", "log"].map(|name| self.virt().join(name)));
         for directory in directories {
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -147,13 +139,8 @@ mod tests {
 
     #[test]
     fn a_base_too_long_for_unix_sockets_is_refused_with_the_number_to_cut() {
-        let error = Layout::new(format!("/{}", "b".repeat(80)))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("107 is the limit") && error.contains("5 bytes shorter"),
-            "{error}"
-        );
+        let error = Layout::new(format!("/{}", "b".repeat(80))).unwrap_err().to_string();
+        assert!(error.contains("107 is the limit") && error.contains("5 bytes shorter"), "{error}");
         assert!(Layout::new(format!("/{}", "b".repeat(75))).is_ok());
     }
 

@@ -28,23 +28,15 @@ fn directories(layout: &Layout) -> [(PathBuf, PathBuf); 6] {
 
 /// The mount points that have to exist on the machine.
 pub(crate) fn mount_points(layout: &Layout) -> Vec<PathBuf> {
-    directories(layout)
-        .into_iter()
-        .map(|(_, target)| target)
-        .collect()
+    directories(layout).into_iter().map(|(_, target)| target).collect()
 }
 
 pub(crate) fn plans(layout: &Layout, netns: &Netns, verdict: &Verdict) -> Vec<Plan> {
-    let mut mounts: Vec<Mount> = directories(layout)
-        .into_iter()
-        .map(|(source, target)| Mount::Bind { source, target })
-        .collect();
+    let mut mounts: Vec<Mount> =
+        directories(layout).into_iter().map(|(source, target)| Mount::Bind { source, target }).collect();
     if verdict.accelerator == Accelerator::Tcg {
         // An openable but useless /dev/kvm makes libvirt probe QEMU anew at every call: a minute per domain.
-        mounts.push(Mount::Deny {
-            empty: no_kvm(layout),
-            target: "/dev/kvm".into(),
-        });
+        mounts.push(Mount::Deny { empty: no_kvm(layout), target: "/dev/kvm".into() });
     }
     let virt = layout.virt();
     let plan = |program: &str, ready: Ready| {
@@ -57,12 +49,7 @@ pub(crate) fn plans(layout: &Layout, netns: &Netns, verdict: &Verdict) -> Vec<Pl
             ..Plan::new(program, &layout.run(), &layout.log(), command, ready)
         }
     };
-    let virtlogd = plan(
-        "virtlogd",
-        Ready::Unix {
-            socket: virt.join("run/virtlogd-sock"),
-        },
-    );
+    let virtlogd = plan("virtlogd", Ready::Unix { socket: virt.join("run/virtlogd-sock") });
     let socket = layout.libvirt_socket();
     let mut libvirtd = plan("libvirtd", Ready::Libvirt { socket });
     libvirtd.after = vec!["virtlogd".to_owned()];
@@ -73,15 +60,9 @@ pub(crate) fn write_files(layout: &Layout) -> Result<()> {
     let etc = layout.virt().join("etc");
     let empty = no_kvm(layout);
     std::fs::write(&empty, "").map_err(Error::file("writing", &empty))?;
-    replace_file(
-        &etc.join("libvirtd.conf"),
-        libvirtd_conf(layout)?.as_bytes(),
-    )?;
+    replace_file(&etc.join("libvirtd.conf"), libvirtd_conf(layout)?.as_bytes())?;
     replace_file(&etc.join("qemu.conf"), QEMU_CONF.as_bytes())?;
-    let virtlogd = format!(
-        "log_level = 3\nlog_outputs = \"3:file:{}\"\n",
-        log(layout, "virtlogd").display()
-    );
+    let virtlogd = format!("log_level = 3\nlog_outputs = \"3:file:{}\"\n", log(layout, "virtlogd").display());
     replace_file(&etc.join("virtlogd.conf"), virtlogd.as_bytes())
 }
 

@@ -41,16 +41,12 @@ impl Netns {
         let path = Netns::path_of(name);
         let namespace = std::fs::File::open(&path).map_err(Error::file("opening", &path))?;
         let inside = || {
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).map_err(
-                |errno| Error::System(format!("entering the network namespace {name}: {errno}")),
-            )?;
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| Error::System(format!("entering the network namespace {name}: {errno}")))?;
             Ok(work())
         };
-        std::thread::scope(|scope| scope.spawn(inside).join()).map_err(|_| {
-            Error::System(format!(
-                "the thread in the network namespace {name} panicked"
-            ))
-        })?
+        std::thread::scope(|scope| scope.spawn(inside).join())
+            .map_err(|_| Error::System(format!("the thread in the network namespace {name} panicked")))?
     }
 }
 

@@ -27,10 +27,7 @@ impl Ipv4Net {
     /// The network of `length` (at most 32) that `address` is in.
     pub fn new(address: Ipv4Addr, length: u8) -> Ipv4Net {
         let length = length.min(32);
-        Ipv4Net {
-            first: u32::from(address) & Ipv4Net::mask(length),
-            length,
-        }
+        Ipv4Net { first: u32::from(address) & Ipv4Net::mask(length), length }
     }
 
     pub fn first(&self) -> Ipv4Addr {
@@ -108,11 +105,7 @@ pub fn collision(wanted: Ipv4Net, own_link: &str, routes: &[Value]) -> Option<St
 }
 
 /// Makes the namespace and the link, or completes what is there. What others made under the same names is refused.
-pub(crate) async fn ensure(
-    config: &NamespaceConfig,
-    layout: &Layout,
-    made: &mut Made,
-) -> Result<()> {
+pub(crate) async fn ensure(config: &NamespaceConfig, layout: &Layout, made: &mut Made) -> Result<()> {
     let netns = Netns::Named(config.name.clone());
     let routes = ip_json(&Netns::Machine, &["-4", "route", "show", "table", "all"]).await?;
     if let Some(route) = collision(config.network(), &config.host_link, &routes) {
@@ -122,18 +115,8 @@ pub(crate) async fn ensure(
         )));
     }
     let claims = [
-        (
-            netns.exists(),
-            &config.name,
-            &mut made.namespaces,
-            "network namespace",
-        ),
-        (
-            link_exists(&Netns::Machine, &config.host_link).await?,
-            &config.host_link,
-            &mut made.links,
-            "link",
-        ),
+        (netns.exists(), &config.name, &mut made.namespaces, "network namespace"),
+        (link_exists(&Netns::Machine, &config.host_link).await?, &config.host_link, &mut made.links, "link"),
     ];
     for (exists, name, ours, what) in claims {
         if ours.contains(name) {
@@ -163,28 +146,13 @@ async fn ensure_link(config: &NamespaceConfig, netns: &Netns) -> Result<()> {
         if have_outer {
             ip(&Netns::Machine, &["link", "del", outer]).await?;
         }
-        let pair = [
-            "link",
-            "add",
-            outer,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            inner,
-            "netns",
-            &config.name,
-        ];
+        let pair = ["link", "add", outer, "type", "veth", "peer", "name", inner, "netns", &config.name];
         ip(&Netns::Machine, &pair).await?;
     }
     ethtool_offloads_off(&Netns::Machine, outer).await?;
     ethtool_offloads_off(netns, inner).await?;
     let address = format!("{}/{}", config.host_address, config.prefix_length);
-    ip(
-        &Netns::Machine,
-        &["addr", "replace", &address, "dev", outer],
-    )
-    .await?;
+    ip(&Netns::Machine, &["addr", "replace", &address, "dev", outer]).await?;
     ip(&Netns::Machine, &["link", "set", outer, "up"]).await?;
     ip(netns, &["link", "set", inner, "up"]).await?;
     Ok(())
@@ -250,10 +218,7 @@ mod tests {
         assert!(net("0.0.0.0/0").contains(&net("1.2.3.4")));
         assert!("10.0.0.0/33".parse::<Ipv4Net>().is_err());
         assert_eq!(net("172.29.0.200/25").to_string(), "172.29.0.128/25");
-        assert_eq!(
-            net("172.29.0.128/25").last(),
-            Ipv4Addr::new(172, 29, 0, 255)
-        );
+        assert_eq!(net("172.29.0.128/25").last(), Ipv4Addr::new(172, 29, 0, 255));
     }
 
     #[test]
@@ -264,10 +229,7 @@ mod tests {
             json!({"dst": "172.16.0.0/12", "dev": "corp0"}),
             json!({"dst": "192.168.0.0/24", "dev": "eth0"}),
         ];
-        assert_eq!(
-            collision(net("172.29.0.0/24"), "mallee0", &routes),
-            Some("172.16.0.0/12 on corp0".to_owned())
-        );
+        assert_eq!(collision(net("172.29.0.0/24"), "mallee0", &routes), Some("172.16.0.0/12 on corp0".to_owned()));
         assert_eq!(collision(net("172.29.0.0/24"), "corp0", &routes), None);
         assert_eq!(collision(net("10.0.0.0/24"), "mallee0", &routes), None);
     }

@@ -11,11 +11,7 @@ pub(crate) const SOUTHBOUND_SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
 
 /// What every daemon of Open vSwitch and OVN is told about its log.
 pub(crate) fn logging(log: &Path) -> Vec<String> {
-    vec![
-        "-vconsole:off".to_owned(),
-        "-vsyslog:off".to_owned(),
-        format!("--log-file={}", log.display()),
-    ]
+    vec!["-vconsole:off".to_owned(), "-vsyslog:off".to_owned(), format!("--log-file={}", log.display())]
 }
 
 /// An ovsdb-server with one database file. `--pidfile` locks that file, so that a second one cannot start.
@@ -24,20 +20,11 @@ pub(crate) fn database(layout: &Layout, netns: &Netns, server: &DatabaseServer) 
     let in_directory = |name: String| server.directory.join(name).display().to_string();
     let mut command = vec!["ovsdb-server".to_owned()];
     command.extend(logging(&log));
-    command.push(format!(
-        "--pidfile={}",
-        in_directory(format!("{}.pid", server.name))
-    ));
-    command.push(format!(
-        "--unixctl={}",
-        in_directory(format!("{}.ctl", server.name))
-    ));
+    command.push(format!("--pidfile={}", in_directory(format!("{}.pid", server.name))));
+    command.push(format!("--unixctl={}", in_directory(format!("{}.ctl", server.name))));
     command.push(format!("--remote=punix:{}", server.socket.display()));
     command.push(in_directory(server.file.to_owned()));
-    let ready = Ready::Database {
-        socket: server.socket.to_owned(),
-        name: server.database.to_owned(),
-    };
+    let ready = Ready::Database { socket: server.socket.to_owned(), name: server.database.to_owned() };
     Plan {
         netns: netns.clone(),
         logs: vec![log],
@@ -86,24 +73,11 @@ fn northd(layout: &Layout, netns: &Netns) -> Plan {
     let control = directory.join("northd.ctl").display().to_string();
     let mut command = vec!["ovn-northd".to_owned()];
     command.extend(logging(&log));
-    command.push(format!(
-        "--pidfile={}",
-        directory.join("northd.pid").display()
-    ));
+    command.push(format!("--pidfile={}", directory.join("northd.pid").display()));
     command.push(format!("--unixctl={control}"));
-    command.push(format!(
-        "--ovnnb-db=unix:{}",
-        layout.northbound_socket().display()
-    ));
-    command.push(format!(
-        "--ovnsb-db=unix:{}",
-        layout.southbound_socket().display()
-    ));
-    let ready = Ready::Control {
-        socket: control,
-        method: "status".to_owned(),
-        expect: "active".to_owned(),
-    };
+    command.push(format!("--ovnnb-db=unix:{}", layout.northbound_socket().display()));
+    command.push(format!("--ovnsb-db=unix:{}", layout.southbound_socket().display()));
+    let ready = Ready::Control { socket: control, method: "status".to_owned(), expect: "active".to_owned() };
     Plan {
         netns: netns.clone(),
         environment: vec![("OVN_RUNDIR".to_owned(), directory.display().to_string())],

@@ -38,11 +38,7 @@ pub struct Chassis {
 /// The kernel's datapath where the module is there or can be loaded, else the userspace one.
 pub async fn find_datapath() -> Datapath {
     let loaded = Path::new("/sys/module/openvswitch").exists();
-    if loaded || run("modprobe", &["openvswitch"]).await.is_ok() {
-        Datapath::System
-    } else {
-        Datapath::Netdev
-    }
+    if loaded || run("modprobe", &["openvswitch"]).await.is_ok() { Datapath::System } else { Datapath::Netdev }
 }
 
 pub(crate) fn plans(layout: &Layout, netns: &Netns) -> Vec<Plan> {
@@ -69,27 +65,18 @@ fn vswitchd(layout: &Layout, netns: &Netns) -> Plan {
     let control = directory.join("vswitchd.ctl");
     let mut command = vec!["ovs-vswitchd".to_owned()];
     command.extend(logging(&log));
-    command.push(format!(
-        "--pidfile={}",
-        directory.join("vswitchd.pid").display()
-    ));
+    command.push(format!("--pidfile={}", directory.join("vswitchd.pid").display()));
     command.push(format!("--unixctl={}", control.display()));
     command.push(format!("unix:{}", layout.ovs_socket().display()));
-    let ready = Ready::Control {
-        socket: control.display().to_string(),
-        method: "version".to_owned(),
-        expect: String::new(),
-    };
+    let ready =
+        Ready::Control { socket: control.display().to_string(), method: "version".to_owned(), expect: String::new() };
     Plan {
         netns: netns.clone(),
         environment: vec![("OVS_RUNDIR".to_owned(), directory.display().to_string())],
         logs: vec![log],
         after: vec!["ovsdb".to_owned()],
         // A kernel datapath and its links outlive a vswitchd that is merely killed.
-        stop: Stop {
-            control: Some((control, "exit".to_owned(), vec!["--cleanup".to_owned()])),
-            ..Stop::default()
-        },
+        stop: Stop { control: Some((control, "exit".to_owned(), vec!["--cleanup".to_owned()])), ..Stop::default() },
         oom_score: Some(-900),
         ..Plan::new("ovs-vswitchd", &layout.run(), &layout.log(), command, ready)
     }
@@ -100,10 +87,7 @@ fn controller(layout: &Layout, netns: &Netns) -> Plan {
     let log = layout.log().join("ovn-controller.log");
     let mut command = vec!["ovn-controller".to_owned()];
     command.extend(logging(&log));
-    command.push(format!(
-        "--pidfile={}",
-        ovn.join("ovn-controller.pid").display()
-    ));
+    command.push(format!("--pidfile={}", ovn.join("ovn-controller.pid").display()));
     command.push(format!("unix:{}", layout.ovs_socket().display()));
     let ready = Ready::Control {
         socket: ovn.join("ovn-controller.{pid}.ctl").display().to_string(),
@@ -119,13 +103,7 @@ fn controller(layout: &Layout, netns: &Netns) -> Plan {
         ],
         logs: vec![log],
         after: vec!["ovs-vswitchd".to_owned()],
-        ..Plan::new(
-            "ovn-controller",
-            &layout.run(),
-            &layout.log(),
-            command,
-            ready,
-        )
+        ..Plan::new("ovn-controller", &layout.run(), &layout.log(), command, ready)
     }
 }
 
@@ -137,11 +115,7 @@ pub async fn configure(client: &Client, chassis: &Chassis) -> Result<()> {
             DB,
             vec![
                 Op::select("Open_vSwitch", [], &["_uuid"]),
-                Op::select(
-                    "Bridge",
-                    [Condition::equal("name", EXTERNAL_BRIDGE)],
-                    &["_uuid", "ports"],
-                ),
+                Op::select("Bridge", [Condition::equal("name", EXTERNAL_BRIDGE)], &["_uuid", "ports"]),
             ],
         )
         .await?;
@@ -161,13 +135,11 @@ pub async fn configure(client: &Client, chassis: &Chassis) -> Result<()> {
     }
     let ids = external_ids(chassis);
     let names = value::set(ids.iter().map(|(name, _)| *name));
-    ops.push(
-        Op::mutate("Open_vSwitch", [], "external_ids", "delete", names).and_mutate(
-            "external_ids",
-            "insert",
-            value::map(ids),
-        ),
-    );
+    ops.push(Op::mutate("Open_vSwitch", [], "external_ids", "delete", names).and_mutate(
+        "external_ids",
+        "insert",
+        value::map(ids),
+    ));
     apply(client, ops).await?;
     match &chassis.uplink {
         Some(uplink) => ensure_port(client, EXTERNAL_BRIDGE, uplink, None).await,
@@ -181,14 +153,8 @@ fn external_ids(chassis: &Chassis) -> Vec<(&'static str, String)> {
         ("ovn-remote", chassis.southbound.clone()),
         ("ovn-encap-type", "geneve".to_owned()),
         ("ovn-encap-ip", chassis.encap_address.to_string()),
-        (
-            "ovn-bridge-datapath-type",
-            chassis.datapath.as_str().to_owned(),
-        ),
-        (
-            "ovn-bridge-mappings",
-            format!("{PHYSICAL_NETWORK}:{EXTERNAL_BRIDGE}"),
-        ),
+        ("ovn-bridge-datapath-type", chassis.datapath.as_str().to_owned()),
+        ("ovn-bridge-mappings", format!("{PHYSICAL_NETWORK}:{EXTERNAL_BRIDGE}")),
         ("ovn-openflow-probe-interval", "0".to_owned()),
         ("ovn-monitor-all", "true".to_owned()),
     ];
@@ -200,12 +166,8 @@ fn external_ids(chassis: &Chassis) -> Vec<(&'static str, String)> {
 }
 
 fn new_bridge(chassis: &Chassis) -> Vec<Op> {
-    let interface = Row::new()
-        .with("name", EXTERNAL_BRIDGE)
-        .with("type", "internal");
-    let port = Row::new()
-        .with("name", EXTERNAL_BRIDGE)
-        .with("interfaces", value::set([value::named("interface")]));
+    let interface = Row::new().with("name", EXTERNAL_BRIDGE).with("type", "internal");
+    let port = Row::new().with("name", EXTERNAL_BRIDGE).with("interfaces", value::set([value::named("interface")]));
     let bridge = Row::new()
         .with("name", EXTERNAL_BRIDGE)
         .with("datapath_type", chassis.datapath.as_str())
@@ -214,88 +176,44 @@ fn new_bridge(chassis: &Chassis) -> Vec<Op> {
         Op::insert("Interface", interface).named("interface"),
         Op::insert("Port", port).named("port"),
         Op::insert("Bridge", bridge).named("bridge"),
-        Op::mutate(
-            "Open_vSwitch",
-            [],
-            "bridges",
-            "insert",
-            value::set([value::named("bridge")]),
-        ),
+        Op::mutate("Open_vSwitch", [], "bridges", "insert", value::set([value::named("bridge")])),
     ]
 }
 
 /// Makes a link a port of a bridge, bound to the logical port `iface_id` if one is given. The bridge must exist (see
 /// [`wait_for_bridge`]).
-pub async fn ensure_port(
-    client: &Client,
-    bridge: &str,
-    link: &str,
-    iface_id: Option<&str>,
-) -> Result<()> {
+pub async fn ensure_port(client: &Client, bridge: &str, link: &str, iface_id: Option<&str>) -> Result<()> {
     let found = client
         .transact(
             DB,
             vec![
                 Op::select("Port", [Condition::equal("name", link)], &["_uuid"]),
-                Op::select(
-                    "Bridge",
-                    [Condition::equal("name", bridge)],
-                    &["_uuid", "ports"],
-                ),
-                Op::select(
-                    "Interface",
-                    [Condition::equal("name", link)],
-                    &["external_ids"],
-                ),
+                Op::select("Bridge", [Condition::equal("name", bridge)], &["_uuid", "ports"]),
+                Op::select("Interface", [Condition::equal("name", link)], &["external_ids"]),
             ],
         )
         .await?;
     let Some(on) = found[1].rows.first() else {
-        return Err(Error::engine(
-            "ovs-vswitchd",
-            format!("there is no bridge {bridge}"),
-        ));
+        return Err(Error::engine("ovs-vswitchd", format!("there is no bridge {bridge}")));
     };
     let ids = iface_id.map(|id| ("iface-id", id));
     if let Some(port) = found[0].rows.first().and_then(Row::id) {
         if on.uuids("ports").contains(&port) {
-            let known = found[2]
-                .rows
-                .first()
-                .map(|row| row.string_map("external_ids"))
-                .unwrap_or_default();
+            let known = found[2].rows.first().map(|row| row.string_map("external_ids")).unwrap_or_default();
             if known.get("iface-id").map(String::as_str) == iface_id {
                 return Ok(());
             }
             let row = Row::new().with("external_ids", value::map(ids));
-            return apply(
-                client,
-                vec![Op::update(
-                    "Interface",
-                    [Condition::equal("name", link)],
-                    row,
-                )],
-            )
-            .await;
+            return apply(client, vec![Op::update("Interface", [Condition::equal("name", link)], row)]).await;
         }
         remove_port(client, link).await?;
     }
-    let interface = Row::new()
-        .with("name", link)
-        .with("external_ids", value::map(ids));
-    let port = Row::new()
-        .with("name", link)
-        .with("interfaces", value::set([value::named("interface")]));
+    let interface = Row::new().with("name", link).with("external_ids", value::map(ids));
+    let port = Row::new().with("name", link).with("interfaces", value::set([value::named("interface")]));
     let ops = vec![
         Op::insert("Interface", interface).named("interface"),
         Op::insert("Port", port).named("port"),
-        Op::mutate(
-            "Bridge",
-            [Condition::equal("name", bridge)],
-            "ports",
-            "insert",
-            value::set([value::named("port")]),
-        ),
+        Op::mutate("Bridge", [Condition::equal("name", bridge)], "ports", "insert", value::set([value::named("port")])),
     ];
     apply(client, ops).await
 }
@@ -303,16 +221,7 @@ pub async fn ensure_port(
 /// Takes a link off whatever bridge it is on; done when vswitchd has closed it. **Before a link of the same name is made
 /// again this has to be called**: a port that stays keeps its socket on the old link and is deaf for ever, with no error anywhere.
 pub async fn remove_port(client: &Client, link: &str) -> Result<()> {
-    let found = client
-        .transact(
-            DB,
-            vec![Op::select(
-                "Port",
-                [Condition::equal("name", link)],
-                &["_uuid"],
-            )],
-        )
-        .await?;
+    let found = client.transact(DB, vec![Op::select("Port", [Condition::equal("name", link)], &["_uuid"])]).await?;
     let ids: Vec<Uuid> = found[0].rows.iter().filter_map(Row::id).collect();
     if ids.is_empty() {
         return Ok(());
@@ -321,13 +230,7 @@ pub async fn remove_port(client: &Client, link: &str) -> Result<()> {
         .into_iter()
         .map(|id| {
             let port = value::set([value::uuid(id)]);
-            Op::mutate(
-                "Bridge",
-                [Condition::includes("ports", port.clone())],
-                "ports",
-                "delete",
-                port,
-            )
+            Op::mutate("Bridge", [Condition::includes("ports", port.clone())], "ports", "delete", port)
         })
         .collect();
     apply(client, ops).await
@@ -335,9 +238,7 @@ pub async fn remove_port(client: &Client, link: &str) -> Result<()> {
 
 /// Waits until a bridge is in the database ([`INTEGRATION_BRIDGE`] is made by ovn-controller).
 pub async fn wait_for_bridge(client: &Client, bridge: &str) -> Result<()> {
-    let table = MonitorTable::new("Bridge")
-        .columns(&["name"])
-        .only(Condition::equal("name", bridge));
+    let table = MonitorTable::new("Bridge").columns(&["name"]).only(Condition::equal("name", bridge));
     let (mut replica, mut monitor) = client.replicate(DB, vec![table]).await?;
     while replica.rows("Bridge").next().is_none() {
         replica.apply(monitor.next().await?);
@@ -357,10 +258,7 @@ async fn apply(client: &Client, mut ops: Vec<Op>) -> Result<()> {
         .ok_or_else(|| Error::engine("ovsdb", "the database has no root row"))?;
     let table = MonitorTable::new("Open_vSwitch").columns(&["cur_cfg"]);
     let (mut replica, mut monitor) = client.replicate(DB, vec![table]).await?;
-    while !replica
-        .rows("Open_vSwitch")
-        .any(|(_, row)| row.integer("cur_cfg").is_some_and(|done| done >= wanted))
-    {
+    while !replica.rows("Open_vSwitch").any(|(_, row)| row.integer("cur_cfg").is_some_and(|done| done >= wanted)) {
         replica.apply(monitor.next().await?);
     }
     Ok(())

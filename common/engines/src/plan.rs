@@ -45,11 +45,7 @@ pub enum Ready {
     /// An OVSDB server that has this database.
     Database { socket: PathBuf, name: String },
     /// A control socket (`{pid}` in the path is the daemon's) that answers `method`, with `expect` in the answer.
-    Control {
-        socket: String,
-        method: String,
-        expect: String,
-    },
+    Control { socket: String, method: String, expect: String },
     /// libvirtd has initialised its drivers and answers calls.
     Libvirt { socket: PathBuf },
     /// A unix socket that accepts connections.
@@ -69,10 +65,7 @@ pub struct Stop {
 
 impl Default for Stop {
     fn default() -> Stop {
-        Stop {
-            control: None,
-            patience: Duration::from_secs(10),
-        }
+        Stop { control: None, patience: Duration::from_secs(10) }
     }
 }
 
@@ -147,13 +140,7 @@ mod tests {
     fn plan() -> Plan {
         let command = ["libvirtd", "-p", "/b/x.pid"].map(str::to_owned).to_vec();
         let socket = PathBuf::from("/b/s");
-        Plan::new(
-            "libvirtd",
-            Path::new("/b/run"),
-            Path::new("/b/log"),
-            command,
-            Ready::Unix { socket },
-        )
+        Plan::new("libvirtd", Path::new("/b/run"), Path::new("/b/log"), command, Ready::Unix { socket })
     }
 
     #[test]
@@ -166,29 +153,14 @@ mod tests {
         let mut plan = plan();
         plan.netns = Netns::Named("m".to_owned());
         plan.mounts = vec![
-            Mount::Bind {
-                source: "/b/it's".into(),
-                target: "/run/x".into(),
-            },
-            Mount::Deny {
-                empty: "/b/no".into(),
-                target: "/dev/kvm".into(),
-            },
+            Mount::Bind { source: "/b/it's".into(), target: "/run/x".into() },
+            Mount::Deny { empty: "/b/no".into(), target: "/dev/kvm".into() },
         ];
         let line = plan.launch();
         assert_eq!(&line[..3], ["setsid", "nsenter", "--net=/run/netns/m"]);
-        assert_eq!(
-            &line[3..9],
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
-        );
-        assert!(
-            line[9].contains(r"mount --bind '/b/it'\''s' '/run/x'"),
-            "{}",
-            line[9]
-        );
-        assert!(
-            line[9].contains("remount,bind,ro '/dev/kvm'") && line[9].ends_with("exec \"$@\"\n")
-        );
+        assert_eq!(&line[3..9], ["unshare", "--mount", "--propagation", "private", "sh", "-c"]);
+        assert!(line[9].contains(r"mount --bind '/b/it'\''s' '/run/x'"), "{}", line[9]);
+        assert!(line[9].contains("remount,bind,ro '/dev/kvm'") && line[9].ends_with("exec \"$@\"\n"));
         assert_eq!(&line[10..], ["libvirtd", "libvirtd", "-p", "/b/x.pid"]);
     }
 }

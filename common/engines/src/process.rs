@@ -50,9 +50,9 @@ impl Process {
 
     /// Returns when the process has ended, with the reason where it is known (our own children).
     pub async fn exited(&mut self) -> Result<String> {
-        until_readable(self.pidfd.as_fd()).await.map_err(|error| {
-            Error::System(format!("watching pid {}: {error}", self.identity.pid))
-        })?;
+        until_readable(self.pidfd.as_fd())
+            .await
+            .map_err(|error| Error::System(format!("watching pid {}: {error}", self.identity.pid)))?;
         Ok(match self.child.as_mut().map(Child::wait) {
             Some(Ok(status)) => status.to_string(),
             Some(Err(error)) => error.to_string(),
@@ -104,9 +104,7 @@ async fn until_readable(pidfd: BorrowedFd<'_>) -> std::io::Result<()> {
 
 fn forget(plan: &Plan) -> Result<()> {
     match fs::remove_file(&plan.record) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Error::file("removing", &plan.record)(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file("removing", &plan.record)(error)),
         _ => Ok(()),
     }
 }
@@ -121,9 +119,7 @@ pub fn start(plan: &Plan) -> Result<Process> {
         .create(true)
         .open(&plan.output)
         .map_err(Error::file("opening", &plan.output))?;
-    let errors = output
-        .try_clone()
-        .map_err(Error::file("opening", &plan.output))?;
+    let errors = output.try_clone().map_err(Error::file("opening", &plan.output))?;
     let output_began = output.metadata().ok().map(|metadata| metadata.len());
     let line = plan.launch();
     keep_files_to_ourselves();
@@ -137,21 +133,12 @@ pub fn start(plan: &Plan) -> Result<Process> {
         .stdout(output)
         .stderr(errors)
         .spawn()
-        .map_err(|error| {
-            Error::engine(
-                &plan.name,
-                format!("cannot start {}: {error}", line.join(" ")),
-            )
-        })?;
+        .map_err(|error| Error::engine(&plan.name, format!("cannot start {}: {error}", line.join(" "))))?;
     let pid = i32::try_from(child.id()).map_err(|error| Error::engine(&plan.name, error))?;
     // Our child keeps its pid until it is reaped, so this is surely it, even if it is dead already.
     let pidfd = open(pid).map_err(|error| Error::engine(&plan.name, error))?;
     let stat = Stat::of(pid).ok_or_else(|| Error::engine(&plan.name, "it is not in /proc"))?;
-    let identity = Identity {
-        pid,
-        started: stat.started,
-        boot: boot_id(),
-    };
+    let identity = Identity { pid, started: stat.started, boot: boot_id() };
     let record = serde_json::to_vec(&identity).map_err(|error| Error::System(error.to_string()))?;
     replace_file(&plan.record, &record)?;
     if let Some(score) = plan.oom_score {
@@ -160,22 +147,13 @@ pub fn start(plan: &Plan) -> Result<Process> {
             tracing::warn!(engine.name = %plan.name, %error, "cannot be protected from the kernel's memory killer");
         }
     }
-    Ok(Process {
-        identity,
-        pidfd,
-        child: Some(child),
-        output_began,
-    })
+    Ok(Process { identity, pidfd, child: Some(child), output_began })
 }
 
 /// The daemon, if it runs: by its record, or (the record being lost, or a start having been interrupted before it was written)
 /// by its command line, which is like no other.
 pub fn find(plan: &Plan) -> Option<Process> {
-    let recorded = fs::read(&plan.record)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Identity>(&bytes).ok())
-        .filter(|identity| identity.boot == boot_id());
-    if let Some(process) = recorded.and_then(attach) {
+    if let Some(process) = read_record(&plan.record).and_then(attach) {
         return Some(process);
     }
     let candidate = all_pids()
@@ -184,11 +162,7 @@ pub fn find(plan: &Plan) -> Option<Process> {
         // A daemon's helpers have its command line until they execute something else; the daemon is the oldest.
         .min_by_key(|(pid, stat)| (stat.started, *pid));
     let (pid, stat) = candidate?;
-    let process = attach(Identity {
-        pid,
-        started: stat.started,
-        boot: boot_id(),
-    })?;
+    let process = attach(Identity { pid, started: stat.started, boot: boot_id() })?;
     if let Ok(record) = serde_json::to_vec(&process.identity) {
         // Only a quicker way to find it next time.
         let _ = replace_file(&plan.record, &record);
@@ -221,12 +195,23 @@ pub fn last_words(plan: &Plan, process: &Process) -> String {
 /// Any process by pid, if it satisfies `check` (given its command line).
 pub(crate) fn attach_if(pid: i32, check: impl Fn(&[String]) -> bool) -> Option<Process> {
     let stat = Stat::of(pid)?;
-    let process = attach(Identity {
-        pid,
-        started: stat.started,
-        boot: boot_id(),
-    })?;
+    let process = attach(Identity { pid, started: stat.started, boot: boot_id() })?;
     check(&command_of(pid)?).then_some(process)
+}
+
+/// Every process that has a record in `directory` and still runs, with its record's name.
+pub(crate) fn recorded(directory: &Path) -> Vec<(String, Process)> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_str()?.to_owned();
+            Some((name, attach(read_record(&path)?)?))
+        })
+        .collect()
 }
 
 /// The processes whose network namespace this is, ourselves excluded.
@@ -252,10 +237,7 @@ pub(crate) async fn end_all(processes: Vec<Process>, patience: Duration) -> Resu
     }
     let deadline = tokio::time::Instant::now() + patience;
     for mut process in processes {
-        if tokio::time::timeout_at(deadline, process.exited())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(deadline, process.exited()).await.is_err() {
             process.kill();
             process.exited().await?;
         }
@@ -263,17 +245,17 @@ pub(crate) async fn end_all(processes: Vec<Process>, patience: Duration) -> Resu
     Ok(())
 }
 
+fn read_record(path: &Path) -> Option<Identity> {
+    let identity: Identity = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (identity.boot == boot_id()).then_some(identity)
+}
+
 fn attach(identity: Identity) -> Option<Process> {
     let pidfd = open(identity.pid).ok()?;
     // Looked at after the pidfd is held: if it is the right process now, the pidfd is its.
     let stat = Stat::of(identity.pid)?;
     let same = stat.started == identity.started && !stat.dead;
-    same.then_some(Process {
-        identity,
-        pidfd,
-        child: None,
-        output_began: None,
-    })
+    same.then_some(Process { identity, pidfd, child: None, output_began: None })
 }
 
 fn open(pid: i32) -> std::io::Result<OwnedFd> {
@@ -301,29 +283,18 @@ impl Stat {
     }
 }
 
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn all_pids() -> impl Iterator<Item = i32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+    fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 fn command_of(pid: i32) -> Option<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    Some(
-        text.trim_end_matches('\0')
-            .split('\0')
-            .map(str::to_owned)
-            .collect(),
-    )
+    Some(text.trim_end_matches('\0').split('\0').map(str::to_owned).collect())
 }
 
 fn is_command(pid: i32, command: &[String]) -> bool {
@@ -346,8 +317,7 @@ fn keep_files_to_ourselves() {
     let (first, last) = (3, libc::c_uint::MAX);
     // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed here; the call only sets a flag on descriptors, and none of ours
     // is meant to be inherited.
-    let result =
-        unsafe { libc::close_range(first, last, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+    let result = unsafe { libc::close_range(first, last, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     if result != 0 {
         tracing::debug!("close_range is not available; Rust's own files are closed on exec anyway");
     }
@@ -359,10 +329,7 @@ mod tests {
 
     #[test]
     fn a_name_full_of_parentheses_does_not_confuse_the_start_time() {
-        let tail = (4..=52)
-            .map(|field| field.to_string())
-            .collect::<Vec<_>>()
-            .join(" ");
+        let tail = (4..=52).map(|field| field.to_string()).collect::<Vec<_>>().join(" ");
         let stat = Stat::parse(&format!("77 (a) Z (b)) S {tail}")).unwrap();
         assert_eq!((stat.dead, stat.started), (false, 22));
         assert!(Stat::parse(&format!("77 (x) Z {tail}")).unwrap().dead);
@@ -372,11 +339,7 @@ mod tests {
     fn a_pid_with_another_start_time_is_somebody_else() {
         let own = i32::try_from(std::process::id()).unwrap();
         let started = Stat::of(own).unwrap().started;
-        let identity = |started| Identity {
-            pid: own,
-            started,
-            boot: boot_id(),
-        };
+        let identity = |started| Identity { pid: own, started, boot: boot_id() };
         assert!(attach(identity(started)).is_some());
         assert!(attach(identity(started + 1)).is_none());
     }

@@ -26,35 +26,22 @@ impl Ready {
     async fn ask(&self, pid: i32) -> std::result::Result<(), String> {
         match self {
             Ready::Database { socket, name } => {
-                let client = Client::connect_unix(socket)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let databases = client
-                    .databases()
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let client = Client::connect_unix(socket).await.map_err(|error| error.to_string())?;
+                let databases = client.databases().await.map_err(|error| error.to_string())?;
                 if databases.contains(name) {
                     return Ok(());
                 }
                 Err(format!("it does not serve {name}"))
             }
-            Ready::Control {
-                socket,
-                method,
-                expect,
-            } => {
+            Ready::Control { socket, method, expect } => {
                 let socket = socket.replace("{pid}", &pid.to_string());
-                let answer = control(Path::new(&socket), method, &[])
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let answer = control(Path::new(&socket), method, &[]).await.map_err(|error| error.to_string())?;
                 if answer.contains(expect) {
                     return Ok(());
                 }
                 Err(format!("{method}: {}", answer.trim()))
             }
-            Ready::Libvirt { socket } => {
-                ask_libvirt(socket).await.map_err(|error| error.to_string())
-            }
+            Ready::Libvirt { socket } => ask_libvirt(socket).await.map_err(|error| error.to_string()),
             Ready::Unix { socket } => connected(UnixStream::connect(socket).await),
             Ready::Tcp { address } => connected(TcpStream::connect(address).await),
         }
@@ -69,12 +56,10 @@ fn connected<S>(stream: std::io::Result<S>) -> std::result::Result<(), String> {
 pub async fn control(socket: &Path, method: &str, arguments: &[&str]) -> Result<String> {
     let client = Client::connect_unix(socket).await?;
     let answer = client.request(method, json!(arguments)).await?;
-    answer.as_str().map(str::to_owned).ok_or_else(|| {
-        Error::System(format!(
-            "{} answered {method} with {answer}",
-            socket.display()
-        ))
-    })
+    answer
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error::System(format!("{} answered {method} with {answer}", socket.display())))
 }
 
 /// libvirtd accepts connections while it still starts its drivers, and answers only after; so a real call is made: the list of

@@ -78,51 +78,25 @@ impl Supervisor {
     pub fn start(lock: &Path, plans: Vec<Plan>) -> Result<Supervisor> {
         let lock = take_lock(lock)?;
         let (going, _) = watch::channel(true);
-        let channels: Vec<_> = plans
-            .iter()
-            .map(|plan| watch::channel(Status::new(&plan.name)))
-            .collect();
-        let receivers: Vec<_> = channels
-            .iter()
-            .map(|(_, receiver)| receiver.clone())
-            .collect();
+        let channels: Vec<_> = plans.iter().map(|plan| watch::channel(Status::new(&plan.name))).collect();
+        let receivers: Vec<_> = channels.iter().map(|(_, receiver)| receiver.clone()).collect();
         let watched = plans
             .into_iter()
             .zip(channels)
             .map(|(plan, (sender, status))| {
-                let needs = receivers
-                    .iter()
-                    .filter(|other| plan.after.contains(&other.borrow().name))
-                    .cloned()
-                    .collect();
+                let needs =
+                    receivers.iter().filter(|other| plan.after.contains(&other.borrow().name)).cloned().collect();
                 let (restart, restarts) = watch::channel(0);
-                let keeper = Keeper {
-                    plan: plan.clone(),
-                    status: sender,
-                    needs,
-                    restart: restarts,
-                };
+                let keeper = Keeper { plan: plan.clone(), status: sender, needs, restart: restarts };
                 let task = tokio::spawn(keeper.keep(going.subscribe()));
-                Watched {
-                    plan,
-                    status,
-                    restart,
-                    task,
-                }
+                Watched { plan, status, restart, task }
             })
             .collect();
-        Ok(Supervisor {
-            watched,
-            going,
-            _lock: lock,
-        })
+        Ok(Supervisor { watched, going, _lock: lock })
     }
 
     pub fn statuses(&self) -> Vec<Status> {
-        self.watched
-            .iter()
-            .map(|watched| watched.status.borrow().clone())
-            .collect()
+        self.watched.iter().map(|watched| watched.status.borrow().clone()).collect()
     }
 
     /// Waits until every daemon has answered. The error names those that have not, and why.
@@ -131,9 +105,7 @@ impl Supervisor {
             for watched in &self.watched {
                 let mut status = watched.status.clone();
                 // The sender lives as long as the task, and the task as long as we do.
-                let _ = status
-                    .wait_for(|status| matches!(status.phase, Phase::Ready { .. }))
-                    .await;
+                let _ = status.wait_for(|status| matches!(status.phase, Phase::Ready { .. })).await;
             }
         };
         if tokio::time::timeout(patience, everything).await.is_ok() {
@@ -148,10 +120,7 @@ impl Supervisor {
                 None => status.name,
             })
             .collect();
-        Err(Error::engine(
-            &missing.join(", "),
-            format!("not ready after {} s", patience.as_secs()),
-        ))
+        Err(Error::engine(&missing.join(", "), format!("not ready after {} s", patience.as_secs())))
     }
 
     /// Asks one daemon to end; its task starts it again at once. For a new version of a program.
@@ -214,12 +183,7 @@ pub async fn status(plans: &[Plan]) -> Vec<Status> {
 
 impl Status {
     fn new(name: &str) -> Status {
-        Status {
-            name: name.to_owned(),
-            phase: Phase::Waiting,
-            restarts: 0,
-            last_end: None,
-        }
+        Status { name: name.to_owned(), phase: Phase::Waiting, restarts: 0, last_end: None }
     }
 }
 
@@ -246,9 +210,7 @@ impl Keeper {
     async fn run(&mut self, current: &mut Option<Process>) {
         for need in &mut self.needs {
             // A need whose task is gone is being stopped, and so are we.
-            let _ = need
-                .wait_for(|status| matches!(status.phase, Phase::Ready { .. }))
-                .await;
+            let _ = need.wait_for(|status| matches!(status.phase, Phase::Ready { .. })).await;
         }
         let mut early_deaths = 0;
         loop {
@@ -257,18 +219,11 @@ impl Keeper {
                 Ok(why) | Err(why) => why,
             };
             *current = None;
-            early_deaths = if began.elapsed() >= HEALTHY_LIFE {
-                0
-            } else {
-                early_deaths + 1
-            };
+            early_deaths = if began.elapsed() >= HEALTHY_LIFE { 0 } else { early_deaths + 1 };
             let delay = restart_delay(early_deaths);
             tracing::error!(engine.name = %self.plan.name, why, delay_ms = delay.as_millis() as u64, "an engine ended; starting it again");
             self.status.send_modify(|status| {
-                status.phase = Phase::Down {
-                    why: why.clone(),
-                    delay_ms: delay.as_millis() as u64,
-                };
+                status.phase = Phase::Down { why: why.clone(), delay_ms: delay.as_millis() as u64 };
                 status.restarts += 1;
                 status.last_end = Some(why);
             });
@@ -295,12 +250,7 @@ impl Keeper {
             let began = Instant::now();
             while plan.ready.probe(pid).await.is_err() {
                 let late = began.elapsed() > SLOWEST_RESTART;
-                tokio::time::sleep(if late {
-                    LATE_PROBE_INTERVAL
-                } else {
-                    PROBE_INTERVAL
-                })
-                .await;
+                tokio::time::sleep(if late { LATE_PROBE_INTERVAL } else { PROBE_INTERVAL }).await;
             }
             status.send_modify(|status| status.phase = Phase::Ready { pid });
             std::future::pending::<()>().await
@@ -323,10 +273,7 @@ impl Keeper {
             () = asked => {}
         }
         process.terminate();
-        if tokio::time::timeout(self.plan.stop.patience, process.exited())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(self.plan.stop.patience, process.exited()).await.is_err() {
             process.kill();
             process.exited().await.map_err(|error| error.to_string())?;
         }
@@ -367,10 +314,7 @@ pub(crate) fn take_lock(path: &Path) -> Result<Flock<File>> {
             let mut holder = String::new();
             // Only for the message.
             let _ = file.read_to_string(&mut holder);
-            Err(Error::Refused(format!(
-                "another supervisor (pid {holder}) holds {}",
-                PathBuf::from(path).display()
-            )))
+            Err(Error::Refused(format!("another supervisor (pid {holder}) holds {}", PathBuf::from(path).display())))
         }
     }
 }
@@ -381,9 +325,7 @@ mod tests {
 
     #[test]
     fn the_first_restarts_are_immediate_and_the_later_ones_slow_down_to_a_limit() {
-        let delays: Vec<u128> = [0, 1, 3, 4, 5, 6, 40]
-            .map(|deaths| restart_delay(deaths).as_millis())
-            .to_vec();
+        let delays: Vec<u128> = [0, 1, 3, 4, 5, 6, 40].map(|deaths| restart_delay(deaths).as_millis()).to_vec();
         assert_eq!(delays, [0, 0, 0, 100, 200, 400, 10_000]);
     }
 }

@@ -45,16 +45,8 @@ fn traces() -> BTreeSet<String> {
         "cut -d' ' -f5,9- /proc/self/mountinfo",
         "ls -d /run/libvirt /run/openvswitch /run/netns /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt /var/tmp/eng-t",
     ] {
-        let output = Command::new("sh")
-            .args(["-c", command])
-            .stderr(Stdio::null())
-            .output()
-            .unwrap();
-        traces.extend(
-            String::from_utf8_lossy(&output.stdout)
-                .lines()
-                .map(|line| format!("{command}: {line}")),
-        );
+        let output = Command::new("sh").args(["-c", command]).stderr(Stdio::null()).output().unwrap();
+        traces.extend(String::from_utf8_lossy(&output.stdout).lines().map(|line| format!("{command}: {line}")));
     }
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -64,23 +56,14 @@ fn traces() -> BTreeSet<String> {
         }
     }
     // Other builders' tests come and go on the same machine.
-    traces
-        .retain(|line| line.contains("eng") || line.contains("/run/") || line.contains("libvirt"));
+    traces.retain(|line| line.contains("eng") || line.contains("/run/") || line.contains("libvirt"));
     traces
 }
 
 fn virsh(arguments: &[&str]) -> String {
     let uri = format!("qemu+unix:///system?socket={BASE}/virt/run/libvirt-sock");
-    let output = Command::new("virsh")
-        .args(["-q", "-c", &uri])
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "virsh {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new("virsh").args(["-q", "-c", &uri]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "virsh {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
@@ -100,11 +83,7 @@ async fn up(what: &str) -> (Engines, Supervisor) {
 }
 
 fn pid(supervisor: &Supervisor, name: &str) -> i32 {
-    let status = supervisor
-        .statuses()
-        .into_iter()
-        .find(|status| status.name == name)
-        .unwrap();
+    let status = supervisor.statuses().into_iter().find(|status| status.name == name).unwrap();
     match status.phase {
         Phase::Ready { pid } => pid,
         other => panic!("{name} is {other:?}"),
@@ -112,34 +91,18 @@ fn pid(supervisor: &Supervisor, name: &str) -> i32 {
 }
 
 fn pids(supervisor: &Supervisor) -> Vec<(String, Phase)> {
-    supervisor
-        .statuses()
-        .into_iter()
-        .map(|status| (status.name, status.phase))
-        .collect()
+    supervisor.statuses().into_iter().map(|status| (status.name, status.phase)).collect()
 }
 
 async fn killed_is_back(supervisor: &Supervisor, name: &str) {
     let before = pid(supervisor, name);
     let began = Instant::now();
-    assert!(
-        Command::new("kill")
-            .args(["-9", &before.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("kill").args(["-9", &before.to_string()]).status().unwrap().success());
     let (mut running, mut ready) = (None, None);
     while ready.is_none() {
-        let status = supervisor
-            .statuses()
-            .into_iter()
-            .find(|status| status.name == name)
-            .unwrap();
+        let status = supervisor.statuses().into_iter().find(|status| status.name == name).unwrap();
         match status.phase {
-            Phase::Starting { pid } if pid != before && running.is_none() => {
-                running = Some(began.elapsed())
-            }
+            Phase::Starting { pid } if pid != before && running.is_none() => running = Some(began.elapsed()),
             Phase::Ready { pid } if pid != before => ready = Some(began.elapsed()),
             _ => {}
         }
@@ -191,11 +154,7 @@ async fn a_machine_comes_up_survives_every_kill_and_leaves_no_trace() {
     ] {
         killed_is_back(&supervisor, name).await;
     }
-    assert_eq!(
-        virsh(&["domstate", "eng-t-guest"]),
-        "running",
-        "libvirtd adopts the guest"
-    );
+    assert_eq!(virsh(&["domstate", "eng-t-guest"]), "running", "libvirtd adopts the guest");
     engines.configure(PATIENCE).await.unwrap();
 
     // Asked to restart; refused a second supervisor; another supervisor finds the same processes.
@@ -213,39 +172,22 @@ async fn a_machine_comes_up_survives_every_kill_and_leaves_no_trace() {
     assert_ne!(pid(&supervisor, "ovn-northd"), old);
     let refused = engines.supervise(Vec::new()).err().unwrap().to_string();
     assert!(refused.contains("another supervisor"), "{refused}");
-    assert!(
-        Engines::teardown(config()).await.is_err(),
-        "a supervised machine is not torn down"
-    );
+    assert!(Engines::teardown(config()).await.is_err(), "a supervised machine is not torn down");
     let running = pids(&supervisor);
     supervisor.release().await;
     // A lost record, as after a crash between a start and its record.
     fs::remove_file(format!("{BASE}/run/ovs-vswitchd.pid")).unwrap();
     engines.wait_ready(PATIENCE).await.unwrap();
     let (_, supervisor) = up("all running already").await;
-    assert_eq!(
-        pids(&supervisor),
-        running,
-        "engines outlive their supervisor and are found again"
-    );
+    assert_eq!(pids(&supervisor), running, "engines outlive their supervisor and are found again");
     let seen = mallee_engines::status(engines.plans()).await;
-    assert!(
-        seen.iter()
-            .all(|status| matches!(status.phase, Phase::Ready { .. })),
-        "{seen:?}"
-    );
+    assert!(seen.iter().all(|status| matches!(status.phase, Phase::Ready { .. })), "{seen:?}");
 
     supervisor.stop().await.unwrap();
     let (engines, supervisor) = up("stopped before, databases and capability cache kept").await;
-    assert_eq!(
-        virsh(&["domstate", "eng-t-guest"]),
-        "running",
-        "guests outlive all engines"
-    );
+    assert_eq!(virsh(&["domstate", "eng-t-guest"]), "running", "guests outlive all engines");
 
-    let client = Client::connect_unix(engines.layout().ovs_socket())
-        .await
-        .unwrap();
+    let client = Client::connect_unix(engines.layout().ovs_socket()).await.unwrap();
     let again = ovs::ensure_port(&client, ovs::EXTERNAL_BRIDGE, "ext0", None).await;
     again.unwrap();
     supervisor.release().await;
@@ -255,10 +197,7 @@ async fn a_machine_comes_up_survives_every_kill_and_leaves_no_trace() {
     assert_eq!(remains.guests, ["eng-t-guest"]);
     let after = traces();
     assert_eq!(
-        (
-            after.difference(&before).collect::<Vec<_>>(),
-            before.difference(&after).collect::<Vec<_>>()
-        ),
+        (after.difference(&before).collect::<Vec<_>>(), before.difference(&after).collect::<Vec<_>>()),
         (vec![], vec![])
     );
 }
