@@ -203,7 +203,8 @@ mod tests {
         struct Root {
             outer: Outer,
         }
-        let xml = to_ec2_xml("X", "v", "r", &Root { outer: Outer { state: State { code: 1, name: "n" }, last: 2 } }).unwrap();
+        let xml =
+            to_ec2_xml("X", "v", "r", &Root { outer: Outer { state: State { code: 1, name: "n" }, last: 2 } }).unwrap();
         assert!(xml.contains("<outer><code>1</code><name>n</name><last>2</last></outer>"));
     }
 }

@@ -130,7 +130,8 @@ impl Decoder {
         let mut declared = Vec::new();
         for value in headers.get_all("x-amz-trailer") {
             let names = value.to_str().map_err(|_| malformed_trailer())?;
-            declared.extend(names.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()));
+            declared
+                .extend(names.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()));
         }
         if declared.len() > MAX_TRAILERS {
             return Err(malformed_trailer());

@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn ten_thousand_parts_fit() {
-        let xml = format!("<Delete>{}</Delete>", "<Object><Key>k</Key><VersionId>v</VersionId></Object>".repeat(10_000));
+        let xml =
+            format!("<Delete>{}</Delete>", "<Object><Key>k</Key><VersionId>v</VersionId></Object>".repeat(10_000));
         assert_eq!(keys(&xml).unwrap().len(), 10_000);
     }
 

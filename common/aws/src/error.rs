@@ -128,7 +128,9 @@ impl AwsError {
             Protocol::Query { xmlns } => {
                 Rendered { content_type: crate::answer::CONTENT_TYPE, body: self.query(xmlns, request_id) }
             }
-            Protocol::S3 => Rendered { content_type: crate::document::CONTENT_TYPE, body: self.s3(request_id, resource) },
+            Protocol::S3 => {
+                Rendered { content_type: crate::document::CONTENT_TYPE, body: self.s3(request_id, resource) }
+            }
             Protocol::Json => Rendered { content_type: "application/x-amz-json-1.1", body: self.json() },
         }
     }
@@ -223,7 +225,9 @@ mod tests {
     fn a_message_cannot_break_out_of_any_protocol() {
         let error = AwsError::bad_request("X", "</Message>\"\\\r\n\u{0}&");
         let s3 = error.render(&Protocol::S3, "r", "/b/<k>").body;
-        assert!(s3.contains("<Message>&lt;/Message&gt;&quot;\\&#13;\n&amp;</Message><Resource>/b/&lt;k&gt;</Resource>"));
+        assert!(
+            s3.contains("<Message>&lt;/Message&gt;&quot;\\&#13;\n&amp;</Message><Resource>/b/&lt;k&gt;</Resource>")
+        );
         assert!(error.render(&Protocol::Json, "r", "").body.contains(r#""</Message>\"\\\u000d\u000a\u0000&""#));
     }
 

@@ -208,7 +208,10 @@ mod tests {
     #[test]
     fn an_unknown_filter_is_refused_by_name() {
         let error = Filters::compile(&[filter("colour", &["red"])], TABLE).err().unwrap();
-        assert_eq!((error.code.as_ref(), error.message.as_str()), ("InvalidParameterValue", "The filter 'colour' is invalid"));
+        assert_eq!(
+            (error.code.as_ref(), error.message.as_str()),
+            ("InvalidParameterValue", "The filter 'colour' is invalid")
+        );
         assert!(Filters::compile(&[filter("tag:", &["x"])], TABLE).is_err());
         let many: Vec<&str> = vec!["x"; 201];
         assert_eq!(Filters::compile(&[filter("state", &many)], TABLE).err().unwrap().code, "FilterLimitExceeded");

@@ -188,9 +188,10 @@ mod tests {
     #[test]
     fn ids_are_a_prefix_and_seventeen_digits() {
         let id = InstanceId::from_random([0xab; 9]);
-        assert_eq!(id.as_str(), "i-abababababababab" .to_string() + "a");
+        assert_eq!(id.as_str(), "i-abababababababab".to_string() + "a");
         assert_eq!(id.to_string().parse::<InstanceId>(), Ok(id));
-        for bad in ["i-", "i-ABABABABABABABABA", "i-abababababababab", "vol-ababababababababa", "i-abababababababababa"] {
+        for bad in ["i-", "i-ABABABABABABABABA", "i-abababababababab", "vol-ababababababababa", "i-abababababababababa"]
+        {
             assert_eq!(bad.parse::<InstanceId>().unwrap_err().code, "InvalidInstanceID.Malformed");
         }
     }

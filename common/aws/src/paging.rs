@@ -168,7 +168,9 @@ mod tests {
     fn paging_keeps_to_aws_bounds() {
         let key = TokenKey::new([1; 32]);
         let ask = |max_results, explicit_ids| {
-            Page::open(&key, &CONTEXT, Asked { max_results, next_token: None, explicit_ids }).map(|p| p.limit()).map_err(|e| e.code)
+            Page::open(&key, &CONTEXT, Asked { max_results, next_token: None, explicit_ids })
+                .map(|p| p.limit())
+                .map_err(|e| e.code)
         };
         assert_eq!(ask(None, 3), Ok(None));
         assert_eq!(ask(Some(5), 0), Ok(Some(5)));

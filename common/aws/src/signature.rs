@@ -29,11 +29,13 @@ use crate::mac::{hmac_sha1, hmac_sha256, sha256};
 use crate::params::Params;
 
 pub(crate) mod canonical;
+pub mod post;
 mod refusal;
 mod sign;
 mod v2;
 mod v4;
 
+pub use canonical::{encode as percent_encode, encode_path as percent_encode_path};
 pub use refusal::Route;
 pub use sign::Signer;
 pub use v4::{ChunkKey, Scope, SigningKey};
@@ -69,10 +71,14 @@ impl Rules<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     V4Header,
-    V4Presigned { expires: Duration },
+    V4Presigned {
+        expires: Duration,
+    },
     V2Query,
     V2S3Header,
     V2S3Presigned,
+    /// A browser's form upload; what it allows stands in its policy.
+    PostForm,
 }
 
 /// What the signature says about the body.
@@ -142,6 +148,11 @@ enum Proof {
         string_to_sign: Vec<u8>,
         algorithm: v2::Algorithm,
         signature: Vec<u8>,
+    },
+    /// SigV4 over a form's policy, which is the string to sign itself.
+    V4Policy {
+        policy: Vec<u8>,
+        signature: [u8; 32],
     },
 }
 
@@ -253,6 +264,14 @@ impl Presented {
                 }
                 matches!(self.payload, Payload::SignedChunks | Payload::SignedChunksTrailer)
                     .then(|| ChunkKey::new(key, timestamp.clone(), scope, *signature))
+            }
+            Proof::V4Policy { policy, signature } => {
+                let Some(scope) = &self.scope else { return Err(AwsError::internal()) };
+                let expected = SigningKey::derive(secret, scope).sign(policy);
+                if !bool::from(expected.ct_eq(signature)) {
+                    return Err(self.mismatch(policy, None));
+                }
+                None
             }
             Proof::V2 { string_to_sign, algorithm, signature } => {
                 let secret = secret.expose().as_bytes();

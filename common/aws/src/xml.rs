@@ -410,7 +410,8 @@ impl ser::SerializeMap for MapWriter<'_> {
             MapWriter::Struct { key: name, .. } => {
                 let mut text = String::new();
                 write_element(&mut text, Lists::Repeated, "k", key)?;
-                *name = text.strip_prefix("<k>").and_then(|rest| rest.strip_suffix("</k>")).unwrap_or_default().to_string();
+                *name =
+                    text.strip_prefix("<k>").and_then(|rest| rest.strip_suffix("</k>")).unwrap_or_default().to_string();
                 Ok(())
             }
             MapWriter::Map { items } => {

@@ -5,7 +5,13 @@ use crate::signature::{Presented, Rules, Signer};
 use crate::{AccessKeyId, SecretKey};
 
 /// Feeds `body` in pieces of `step` bytes.
-fn decode(framing: Framing, length: u64, trailers: &[&str], body: &[u8], step: usize) -> Result<(Vec<u8>, Trailers), AwsError> {
+fn decode(
+    framing: Framing,
+    length: u64,
+    trailers: &[&str],
+    body: &[u8],
+    step: usize,
+) -> Result<(Vec<u8>, Trailers), AwsError> {
     let mut decoder = Decoder::new(framing, length, trailers.iter().map(|name| name.to_string()).collect());
     let mut data = Vec::new();
     for piece in body.chunks(step) {
@@ -43,7 +49,12 @@ fn lies_about_framing_are_refused() {
         (b"0\r\n\r\nGET / HTTP/1.1\r\n", 0, &[], "InvalidRequest"),
         (b"0\r\nx-amz-acl:public-read\r\n\r\n", 0, &[], "MalformedTrailerError"),
         (b"0\r\n\r\n", 0, &["x-amz-checksum-crc32"], "MalformedTrailerError"),
-        (b"0\r\nx-amz-checksum-crc32:a\r\nx-amz-checksum-crc32:b\r\n\r\n", 0, &["x-amz-checksum-crc32"], "MalformedTrailerError"),
+        (
+            b"0\r\nx-amz-checksum-crc32:a\r\nx-amz-checksum-crc32:b\r\n\r\n",
+            0,
+            &["x-amz-checksum-crc32"],
+            "MalformedTrailerError",
+        ),
     ];
     for (body, length, trailers, code) in table {
         for step in [1, 3, 1000] {

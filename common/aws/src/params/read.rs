@@ -115,10 +115,7 @@ impl ReadError {
     }
 
     fn invalid(value: &str, detail: impl Into<String>) -> Self {
-        ReadError {
-            path: String::new(),
-            what: What::Invalid { value: Some(value.to_string()), detail: detail.into() },
-        }
+        ReadError { path: String::new(), what: What::Invalid { value: Some(value.to_string()), detail: detail.into() } }
     }
 
     fn under(mut self, segment: &str) -> Self {
@@ -311,9 +308,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
         let mut entries = Vec::new();
         for (path, node) in self.node.elements(self.flavor, "entry")? {
             let member = |lower: &'static str, upper: &'static str| {
-                node.children.get(lower).or_else(|| node.children.get(upper)).ok_or_else(|| {
-                    ReadError { path: lower.to_string(), what: What::Missing }.under(&path)
-                })
+                node.children
+                    .get(lower)
+                    .or_else(|| node.children.get(upper))
+                    .ok_or_else(|| ReadError { path: lower.to_string(), what: What::Missing }.under(&path))
             };
             let (key, value) = (member("key", "Key")?, member("value", "Value")?);
             if let Some(stray) = node.children.keys().find(|k| !["key", "Key", "value", "Value"].contains(k)) {
@@ -349,7 +347,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
 
     /// Reached only by types that take anything, which then see what the wire has: text.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        if self.node.children.is_empty() { self.deserialize_str(visitor) } else { self.deserialize_struct("", &[], visitor) }
+        if self.node.children.is_empty() {
+            self.deserialize_str(visitor)
+        } else {
+            self.deserialize_struct("", &[], visitor)
+        }
     }
 
     /// A field the struct does not have.

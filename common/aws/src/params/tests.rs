@@ -94,11 +94,27 @@ fn refusals_name_the_full_parameter() {
             "InvalidParameterValue",
             "Value (host) for parameter Tenancy is invalid. Expected one of: default, dedicated",
         ),
-        ("ImageId=a&MaxCount=1&SecurityGroupId.x=1", "UnknownParameter", "The parameter SecurityGroupId.x is not recognized"),
-        ("ImageId=a&MaxCount=1&SecurityGroupId.01=1", "UnknownParameter", "The parameter SecurityGroupId.01 is not recognized"),
-        ("ImageId=a&MaxCount=1&SecurityGroupId=sg-1", "UnknownParameter", "The parameter SecurityGroupId is not recognized"),
+        (
+            "ImageId=a&MaxCount=1&SecurityGroupId.x=1",
+            "UnknownParameter",
+            "The parameter SecurityGroupId.x is not recognized",
+        ),
+        (
+            "ImageId=a&MaxCount=1&SecurityGroupId.01=1",
+            "UnknownParameter",
+            "The parameter SecurityGroupId.01 is not recognized",
+        ),
+        (
+            "ImageId=a&MaxCount=1&SecurityGroupId=sg-1",
+            "UnknownParameter",
+            "The parameter SecurityGroupId is not recognized",
+        ),
         ("ImageId=a&MaxCount=1&ImageId.1=b", "UnknownParameter", "The parameter ImageId.1 is not recognized"),
-        ("ImageId=a&MaxCount=1&Placement.Zone.1=b", "UnknownParameter", "The parameter Placement.Zone.1 is not recognized"),
+        (
+            "ImageId=a&MaxCount=1&Placement.Zone.1=b",
+            "UnknownParameter",
+            "The parameter Placement.Zone.1 is not recognized",
+        ),
         ("ImageId=a&MaxCount=1&ImageId=b", "MalformedQueryString", "The parameter ImageId is given more than once"),
     ];
     for (query, code, message) in table {

@@ -19,10 +19,19 @@ fn push_encoded(out: &mut String, byte: u8) {
 }
 
 /// Encodes everything but `A-Za-z0-9-_.~`, as signatures and presigned URLs want it.
-pub(crate) fn encode(text: &[u8]) -> String {
+pub fn encode(text: &[u8]) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     for &byte in text {
         push_encoded(&mut out, byte);
+    }
+    out
+}
+
+/// As [`encode`], but `/` stays: a key in a path, and keys in listings with `encoding-type=url`.
+pub fn encode_path(text: &[u8]) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    for &byte in text {
+        if byte == b'/' { out.push('/') } else { push_encoded(&mut out, byte) }
     }
     out
 }

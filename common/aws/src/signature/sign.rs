@@ -25,11 +25,7 @@ impl Signer<'_> {
     }
 
     fn scope(&self, timestamp: &str) -> Scope {
-        Scope {
-            date: timestamp[..8].to_string(),
-            region: self.region.to_string(),
-            service: self.service.to_string(),
-        }
+        Scope { date: timestamp[..8].to_string(), region: self.region.to_string(), service: self.service.to_string() }
     }
 
     /// Adds `Host` (from the URI, if missing), `x-amz-date`, `x-amz-content-sha256`, `x-amz-security-token` and

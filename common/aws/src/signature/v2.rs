@@ -91,8 +91,9 @@ pub(super) fn from_query(
         let (_, value) = pairs.iter().find(|(known, _)| *known == name.as_bytes())?;
         std::str::from_utf8(value).ok()
     };
-    let needed =
-        |name: &str| get(name).ok_or_else(|| route.malformed_query(&format!("Request must contain the parameter {name}.")));
+    let needed = |name: &str| {
+        get(name).ok_or_else(|| route.malformed_query(&format!("Request must contain the parameter {name}.")))
+    };
     if needed("SignatureVersion")? != "2" {
         return Err(route.malformed_query("Only signature versions 2 and 4 are supported."));
     }
@@ -143,31 +144,44 @@ pub(super) fn from_s3_header(
     rules: &Rules<'_>,
 ) -> Result<Presented, AwsError> {
     let route = rules.route;
-    let (access_key, signature) = pair
-        .trim()
-        .rsplit_once(':')
-        .ok_or_else(|| AwsError::bad_request("InvalidArgument", "AWS authorization header is invalid. Expected AwsAccessKeyId:signature"))?;
+    let (access_key, signature) = pair.trim().rsplit_once(':').ok_or_else(|| {
+        AwsError::bad_request(
+            "InvalidArgument",
+            "AWS authorization header is invalid. Expected AwsAccessKeyId:signature",
+        )
+    })?;
     let amz_date = single(parts, "x-amz-date").map_err(|()| route.bad_date())?;
     let date = single(parts, "date").map_err(|()| route.bad_date())?;
     let when = amz_date.or(date).ok_or_else(|| route.bad_date())?;
-    let signed_at =
-        parse_mail_date(when).or_else(|| parse_basic_date(when)).or_else(|| parse_iso_date(when)).ok_or_else(|| route.bad_date())?;
+    let signed_at = parse_mail_date(when)
+        .or_else(|| parse_basic_date(when))
+        .or_else(|| parse_iso_date(when))
+        .ok_or_else(|| route.bad_date())?;
     // With x-amz-date the line is empty: the date is signed among the x-amz- headers.
     let date_line = if amz_date.is_some() { "" } else { date.unwrap_or_default() };
     let token = single(parts, "x-amz-security-token").map_err(|()| route.unknown_key())?;
-    s3(parts, query, rules, S3Credentials {
-        access_key,
-        signature,
-        method: Method::V2S3Header,
-        date_line,
-        signed_at,
-        clock: Clock::Skew,
-        session_token: token,
-    })
+    s3(
+        parts,
+        query,
+        rules,
+        S3Credentials {
+            access_key,
+            signature,
+            method: Method::V2S3Header,
+            date_line,
+            signed_at,
+            clock: Clock::Skew,
+            session_token: token,
+        },
+    )
 }
 
 /// `?AWSAccessKeyId=..&Expires=..&Signature=..`.
-pub(super) fn from_s3_url(parts: &http::request::Parts, query: &Query, rules: &Rules<'_>) -> Result<Presented, AwsError> {
+pub(super) fn from_s3_url(
+    parts: &http::request::Parts,
+    query: &Query,
+    rules: &Rules<'_>,
+) -> Result<Presented, AwsError> {
     let get = |name: &str| {
         query.get_exactly(name).ok_or_else(|| {
             AwsError::new(
@@ -182,15 +196,20 @@ pub(super) fn from_s3_url(parts: &http::request::Parts, query: &Query, rules: &R
     let signed_at = seconds
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
         .ok_or_else(|| AwsError::new("AccessDenied", 403, "Invalid date (should be seconds since epoch)"))?;
-    s3(parts, query, rules, S3Credentials {
-        access_key,
-        signature,
-        method: Method::V2S3Presigned,
-        date_line: expires,
-        signed_at,
-        clock: Clock::Until,
-        session_token: query.get("x-amz-security-token"),
-    })
+    s3(
+        parts,
+        query,
+        rules,
+        S3Credentials {
+            access_key,
+            signature,
+            method: Method::V2S3Presigned,
+            date_line: expires,
+            signed_at,
+            clock: Clock::Until,
+            session_token: query.get("x-amz-security-token"),
+        },
+    )
 }
 
 struct S3Credentials<'a> {
@@ -332,7 +351,7 @@ fn push_resource(
 }
 
 /// `2026-11-20T01:02:03`, with or without fraction, with `Z`, an offset or nothing (which is UTC).
-fn parse_iso_date(text: &str) -> Option<OffsetDateTime> {
+pub(super) fn parse_iso_date(text: &str) -> Option<OffsetDateTime> {
     use time::format_description::well_known::Rfc3339;
     OffsetDateTime::parse(text, &Rfc3339)
         .or_else(|_| OffsetDateTime::parse(&format!("{text}Z"), &Rfc3339))

@@ -126,9 +126,8 @@ pub(super) fn from_header(
         return Err(route.malformed_header("Credential, SignedHeaders and Signature are needed."));
     };
     let malformed = |detail: &str| route.malformed_header(detail);
-    let (access_key, scope) = parse_credential(credential).ok_or_else(|| {
-        malformed("The Credential must be KEY/YYYYMMDD/REGION/SERVICE/aws4_request.")
-    })?;
+    let (access_key, scope) = parse_credential(credential)
+        .ok_or_else(|| malformed("The Credential must be KEY/YYYYMMDD/REGION/SERVICE/aws4_request."))?;
     let signature = parse_signature(signature).ok_or_else(|| route.signature_mismatch())?;
     let (signed_at, timestamp) = header_date(parts).ok_or_else(|| route.bad_date())?;
     if scope.date != timestamp[..8] {
@@ -171,9 +170,8 @@ pub(super) fn from_url(parts: &http::request::Parts, query: &Query, route: Route
     if needed("X-Amz-Algorithm")? != ALGORITHM {
         return Err(route.malformed_query("X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"."));
     }
-    let (access_key, scope) = parse_credential(needed("X-Amz-Credential")?).ok_or_else(|| {
-        route.malformed_query("The Credential must be KEY/YYYYMMDD/REGION/SERVICE/aws4_request.")
-    })?;
+    let (access_key, scope) = parse_credential(needed("X-Amz-Credential")?)
+        .ok_or_else(|| route.malformed_query("The Credential must be KEY/YYYYMMDD/REGION/SERVICE/aws4_request."))?;
     let signature = parse_signature(needed("X-Amz-Signature")?).ok_or_else(|| route.signature_mismatch())?;
     let timestamp = needed("X-Amz-Date")?.to_string();
     let signed_at = parse_basic_date(&timestamp).ok_or_else(|| route.bad_date())?;
@@ -192,8 +190,8 @@ pub(super) fn from_url(parts: &http::request::Parts, query: &Query, route: Route
             .ok_or_else(|| route.malformed_query("X-Amz-Expires must be between 1 and 604800 seconds."))?,
     };
     let signed_headers = check_signed_headers(parts, needed("X-Amz-SignedHeaders")?, route)?;
-    let in_header =
-        single(parts, "x-amz-content-sha256").map_err(|()| route.malformed_query("x-amz-content-sha256 is given twice."))?;
+    let in_header = single(parts, "x-amz-content-sha256")
+        .map_err(|()| route.malformed_query("x-amz-content-sha256 is given twice."))?;
     let (payload, payload_line) = match (in_header.or_else(|| query.get("X-Amz-Content-Sha256")), route) {
         (Some(line), _) => (parse_payload(line, route)?, Some(line.to_string())),
         (None, Route::S3) => (Payload::Unsigned, Some("UNSIGNED-PAYLOAD".to_string())),
@@ -285,7 +283,7 @@ fn check_signed_headers(parts: &http::request::Parts, list: &str, route: Route) 
     Ok(names)
 }
 
-fn parse_credential(text: &str) -> Option<(crate::AccessKeyId, Scope)> {
+pub(super) fn parse_credential(text: &str) -> Option<(crate::AccessKeyId, Scope)> {
     let mut fields = text.split('/');
     let access_key = fields.next()?.parse().ok()?;
     let (date, region, service) = (fields.next()?, fields.next()?, fields.next()?);
@@ -297,7 +295,7 @@ fn parse_credential(text: &str) -> Option<(crate::AccessKeyId, Scope)> {
     Some((access_key, Scope { date: date.to_string(), region: region.to_string(), service: service.to_string() }))
 }
 
-fn parse_signature(text: &str) -> Option<[u8; 32]> {
+pub(super) fn parse_signature(text: &str) -> Option<[u8; 32]> {
     let mut signature = [0; 32];
     hex::decode_to_slice(text, &mut signature).ok()?;
     Some(signature)
