@@ -1,11 +1,10 @@
 //! The one struct everything hangs from.
 
-
 use mallee_aws::paging::TokenKey;
-use mallee_service::{Clock, Faults, Poke};
+use mallee_service::{Clock, Faults, Poke, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::Store;
 
-use crate::Config;
+use crate::{Config, bundling::Bundling, keyring::Keyring, zone::Tiers};
 
 /// A running cloud-controller, as its rules and reconcilers see it.
 pub struct Cloud {
@@ -16,6 +15,16 @@ pub struct Cloud {
     pub pokes: Pokes,
     /// Signs the tokens of paged answers.
     pub token_key: TokenKey,
+    /// Seals secrets before they are stored.
+    pub sealing: SealingKey,
+    pub keyring: Keyring,
+    pub ca: Ca,
+    pub bundling: Bundling,
+    /// Clients to the other tiers.
+    pub tiers: Tiers,
+    pub about: About,
+    /// Counts changes of accounts and keys, for walrus' hanging question.
+    pub identities_changed: tokio::sync::watch::Sender<u64>,
 }
 
 /// Wakes what follows a transaction. Poked after the commit; a lost poke only costs the time to the next tick.
@@ -29,13 +38,26 @@ pub struct Pokes {
     pub network: Poke,
     /// An image waits for its import.
     pub images: Poke,
-    /// Accounts or keys changed.
-    pub identities: Poke,
+}
+
+impl Pokes {
+    /// Everything: a tier came back, and whatever waited for it can go on.
+    pub fn all(&self) {
+        for poke in [&self.instances, &self.volumes, &self.network, &self.images] {
+            poke.poke();
+        }
+    }
 }
 
 impl Cloud {
     pub fn now(&self) -> i64 {
         self.clock.now_ms()
+    }
+
+    /// Accounts or keys changed: the keyring reads them again, and walrus is told.
+    pub fn identities_have_changed(&self) {
+        self.keyring.forget_all();
+        self.identities_changed.send_modify(|n| *n += 1);
     }
 
     pub fn region(&self) -> &str {

@@ -12,6 +12,7 @@ pub mod pki;
 pub mod process;
 pub mod reconcile;
 pub mod register;
+pub mod seal;
 pub mod server;
 pub mod tiers;
 pub mod tls;

@@ -1,0 +1,247 @@
+//! The front of users and tiers: one port, told apart by path, and every unmatched request answered in the protocol it used.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use mallee_aws::{
+    AwsError, Protocol,
+    params::Params,
+    signature::{Presented, Route as SignatureRoute, Rules, SigV2},
+};
+use mallee_service::{Body, Connection, Handler, body, call_front, tiers};
+use mallee_tiers::{CloudServer, JOIN_PATH, TierError};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use crate::{
+    Cloud, Outcome, Principal, Refusal, join,
+    route::{self, Route},
+    service::{self, Call, Dialect},
+    tier::Tier,
+};
+
+/// AWS' own bound on a Query request is near this.
+const FORM_LIMIT: usize = 1024 * 1024;
+
+pub struct Front {
+    cloud: Arc<Cloud>,
+    tiers: Arc<CloudServer<Tier>>,
+}
+
+impl Front {
+    pub fn new(cloud: Arc<Cloud>) -> Self {
+        let tiers = Arc::new(CloudServer(Arc::new(Tier::new(cloud.clone()))));
+        Self { cloud, tiers }
+    }
+}
+
+impl Handler for Front {
+    async fn handle(&self, request: Request<hyper::body::Incoming>, connection: Connection) -> Response<Body> {
+        let request = match call_front(&self.tiers, request, &connection).await {
+            Ok(response) => return response,
+            Err(request) => request,
+        };
+        let (parts, incoming) = request.into_parts();
+        if parts.uri.path() == JOIN_PATH {
+            return self.join(incoming).await;
+        }
+        let begun = std::time::Instant::now();
+        let request_id = uuid::Uuid::new_v4().to_string();
+        let form = match body::collect(incoming, FORM_LIMIT).await {
+            Ok(Some(form)) => form,
+            Ok(None) => {
+                let refused = AwsError::new("RequestEntityTooLarge", 413, format!("A request may have {FORM_LIMIT} bytes"));
+                return error(&refused, &Protocol::Ec2, &request_id, parts.uri.path());
+            }
+            // The client went away while it sent.
+            Err(e) => return error(&AwsError::bad_request("IncompleteBody", e.to_string()), &Protocol::Ec2, &request_id, ""),
+        };
+        let answered = self.answer(&parts, &form, &request_id).await;
+        let took = begun.elapsed().as_millis() as u64;
+        match answered {
+            Answered::Done { action, body: answer } => {
+                tracing::info!(request.id = request_id, action, duration_ms = took, "answered");
+                xml(StatusCode::OK, answer, &request_id)
+            }
+            Answered::Refused { action, refusal, protocol } => {
+                if let Some(cause) = &refusal.cause {
+                    tracing::error!(request.id = request_id, action, cause, duration_ms = took, "failed");
+                } else {
+                    tracing::info!(request.id = request_id, action, code = refusal.code(), duration_ms = took, "refused");
+                }
+                error(&refusal.answer, &protocol, &request_id, parts.uri.path())
+            }
+        }
+    }
+}
+
+enum Answered {
+    Done { action: String, body: String },
+    Refused { action: String, refusal: Refusal, protocol: Protocol },
+}
+
+impl Front {
+    async fn join(&self, incoming: hyper::body::Incoming) -> Response<Body> {
+        let outcome = match body::collect(incoming, 64 * 1024).await {
+            Ok(Some(message)) => match serde_json::from_slice(&message) {
+                Ok(asked) => join::redeem(&self.cloud, &asked).await,
+                Err(e) => Err(TierError::new(mallee_tiers::TierErrorKind::Malformed, e.to_string())),
+            },
+            _ => Err(TierError::new(mallee_tiers::TierErrorKind::Malformed, "no readable body")),
+        };
+        match outcome.and_then(|signed| serde_json::to_vec(&signed).map_err(|e| TierError::internal(e.to_string()))) {
+            Ok(answer) => tiers::json_response(StatusCode::OK, Bytes::from(answer)),
+            Err(e) => {
+                tracing::warn!(error = %e, "a machine was not let in");
+                tiers::refusal(&e)
+            }
+        }
+    }
+
+    async fn answer(&self, parts: &Parts, form: &Bytes, request_id: &str) -> Answered {
+        if let Some((refused, protocol)) = not_query(parts, &self.cloud) {
+            return Answered::Refused { action: String::new(), refusal: refused.into(), protocol };
+        }
+        let params = match read_params(parts, form) {
+            Ok(params) => params,
+            Err(e) => return Answered::Refused { action: String::new(), refusal: e.into(), protocol: Protocol::Ec2 },
+        };
+        let action = params.action().unwrap_or_default().to_owned();
+        let scope = scope_service(parts);
+        let route = route::query(parts.uri.path(), scope.as_deref(), &params);
+        let protocol = match &route {
+            Route::Served(s) => match s.dialect {
+                Dialect::Ec2 => Protocol::Ec2,
+                Dialect::Query { xmlns } => Protocol::Query { xmlns: xmlns.into() },
+            },
+            Route::NotServed { xmlns, .. } => Protocol::Query { xmlns: (*xmlns).into() },
+        };
+        match self.serve(parts, form, params, route, scope, request_id).await {
+            Ok(body) => Answered::Done { action, body },
+            Err(refusal) => Answered::Refused { action, refusal, protocol },
+        }
+    }
+
+    async fn serve(
+        &self,
+        parts: &Parts,
+        form: &Bytes,
+        params: Params,
+        route: Route,
+        scope: Option<String>,
+        request_id: &str,
+    ) -> Outcome<String> {
+        let principal = self.authenticate(parts, form, &params).await?;
+        let served = match route {
+            Route::Served(service) => service,
+            Route::NotServed { name, .. } => {
+                let action = params.action().unwrap_or_default();
+                return Err(AwsError::bad_request("InvalidAction", format!("Mallee does not have {name} yet, so no {action}")).into());
+            }
+        };
+        if route::scope_contradicts(served, scope.as_deref()) {
+            return Err(AwsError::new(
+                "SignatureDoesNotMatch",
+                403,
+                format!("Credential should be scoped to correct service: '{}'.", served.name),
+            )
+            .into());
+        }
+        let call =
+            Call { cloud: self.cloud.clone(), principal, params, request_id: request_id.to_owned(), now: self.cloud.now() };
+        service::run(served, &call).await
+    }
+
+    /// Who signed the request. Anonymous requests are refused: no Query action is for strangers.
+    async fn authenticate(&self, parts: &Parts, form: &Bytes, params: &Params) -> Outcome<Principal> {
+        let mut rules = Rules::new(SignatureRoute::Query);
+        if !self.cloud.config.signature_v2 {
+            rules.sigv2 = SigV2::Refused;
+        }
+        let presented = Presented::from_request(parts, Some(params), &rules)?
+            .ok_or_else(|| AwsError::new("MissingAuthenticationToken", 403, "The request must be signed"))?;
+        let signer = self
+            .cloud
+            .keyring
+            .find(&self.cloud.store, &self.cloud.sealing, presented.access_key.as_str())
+            .await?
+            .ok_or_else(|| presented.route.unknown_key())?;
+        let now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.cloud.now()) * 1_000_000)
+            .map_err(|e| Refusal::internal(e.to_string()))?;
+        presented.verify(&signer.secret, Some(Sha256::digest(form).into()), now)?;
+        if presented.session_token.is_some() {
+            // Long-lived keys have no session; a token beside one was never made by us.
+            return Err(AwsError::new("InvalidClientTokenId", 403, "The security token included in the request is invalid").into());
+        }
+        Ok(signer.principal.clone())
+    }
+}
+
+/// What is not a Query request, refused in its own protocol.
+fn not_query(parts: &Parts, cloud: &Cloud) -> Option<(AwsError, Protocol)> {
+    if let Some(target) = parts.headers.get("x-amz-target") {
+        let target = String::from_utf8_lossy(target.as_bytes()).into_owned();
+        return Some((AwsError::new("UnknownOperationException", 404, format!("Mallee does not have {target}")), Protocol::Json));
+    }
+    let content_type = parts.headers.get(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default();
+    if parts.headers.contains_key("smithy-protocol") || content_type.starts_with("application/cbor") || content_type.starts_with("application/json") {
+        let refused = AwsError::new("UnknownOperationException", 404, format!("Mallee has nothing at {}", parts.uri.path()));
+        return Some((refused, Protocol::Json));
+    }
+    if parts.headers.contains_key("soapaction") || content_type.starts_with("application/soap+xml") {
+        let refused = AwsError::new("Client.Unsupported", 400, "SOAP is not served (yet); use the Query API");
+        return Some((refused, Protocol::Ec2));
+    }
+    let is_query = parts.uri.query().is_some_and(|q| q.split('&').any(|p| p.starts_with("Action=")));
+    let is_form = parts.method == Method::POST && !content_type.starts_with("multipart/");
+    if is_query || is_form || (parts.uri.path() == "/" && parts.method == Method::GET && scope_service(parts).as_deref() != Some("s3")) {
+        return None;
+    }
+    let place = if cloud.config.s3_url.is_empty() { "walrus, on port 8777".to_owned() } else { cloud.config.s3_url.clone() };
+    let refused = AwsError::new("NotImplemented", 501, format!("S3 is not served here but at {place}: set AWS_ENDPOINT_URL_S3"));
+    Some((refused, Protocol::S3))
+}
+
+fn read_params(parts: &Parts, form: &Bytes) -> Result<Params, AwsError> {
+    let mut params = Params::parse(parts.uri.query().unwrap_or_default().as_bytes())?;
+    if parts.method == Method::POST {
+        params.extend(form)?;
+    }
+    Ok(params)
+}
+
+/// The service in a SigV4 scope, from the header or the query string, before anything is verified.
+fn scope_service(parts: &Parts) -> Option<String> {
+    let credential = match parts.headers.get(header::AUTHORIZATION) {
+        Some(value) => value.to_str().ok()?.split("Credential=").nth(1)?.split([',', ' ']).next()?.to_owned(),
+        None => {
+            let query = parts.uri.query()?;
+            let raw = query.split('&').find_map(|p| p.strip_prefix("X-Amz-Credential="))?;
+            raw.replace("%2F", "/").replace("%2f", "/")
+        }
+    };
+    credential.split('/').nth(3).map(str::to_owned)
+}
+
+fn xml(status: StatusCode, text: String, request_id: &str) -> Response<Body> {
+    finish(status, "text/xml;charset=UTF-8", text, request_id)
+}
+
+fn error(refused: &AwsError, protocol: &Protocol, request_id: &str, resource: &str) -> Response<Body> {
+    let rendered = refused.render(protocol, request_id, resource);
+    let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    finish(status, rendered.content_type, rendered.body, request_id)
+}
+
+fn finish(status: StatusCode, content_type: &'static str, text: String, request_id: &str) -> Response<Body> {
+    let mut response = Response::new(body::full(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    headers.insert(header::SERVER, header::HeaderValue::from_static("Mallee"));
+    if let Ok(id) = header::HeaderValue::from_str(request_id) {
+        headers.insert("x-amzn-requestid", id);
+    }
+    response
+}

@@ -1,0 +1,14 @@
+//! The network of the cloud: what its rows say, as content of OVN's northbound database, and the reconciler that makes the
+//! database match.
+//!
+//! A VPC is a logical router, a subnet a logical switch, an interface a logical port, a security group a port group with
+//! ACLs, an elastic IP a `dnat_and_snat`. The rows belong to the pages in `ec2/`; [`wanted`] reads them, [`render`] turns
+//! them into northbound rows without looking at anything else, [`reconcile`] applies the difference.
+
+pub mod cidr;
+pub mod default_vpc;
+pub mod mac;
+pub mod outside;
+
+pub use cidr::Cidr;
+pub use default_vpc::create_default_vpc;
