@@ -118,7 +118,7 @@ impl Vpc {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let address = "169.254.169.254:80".parse().unwrap();
-            let connect = move || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500));
+            let connect = move || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
             let guest = self.guest.clone();
             if let Ok(stream) = tokio::task::spawn_blocking(move || guest.run(connect)).await.unwrap().unwrap() {
                 stream.set_nonblocking(true).unwrap();
@@ -176,6 +176,22 @@ async fn two_vpcs_with_the_same_addresses_are_told_apart_by_their_links() {
     for vpc in &vpcs {
         assert_eq!(vpc.ask().await, format!("{} {GUEST_ADDRESS}", vpc.name));
     }
+
+    // The switch dies under them; sockets and links stay good.
+    for name in ["ovs-vswitchd", "ovsdb"] {
+        let plan = engines.plans().iter().find(|plan| plan.name == name).unwrap();
+        let process = mallee_engines::process::find(plan).unwrap();
+        process.kill();
+        let began = std::time::Instant::now();
+        while mallee_engines::process::find(plan).is_none_or(|new| new.pid() == process.pid()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for vpc in &vpcs {
+            assert_eq!(vpc.ask().await, format!("{} {GUEST_ADDRESS}", vpc.name));
+        }
+        println!("kill -9 {name}: a new connection through the switch after {:.0?}", began.elapsed());
+    }
+    let switch = engines.switch().await;
 
     // A link that was made anew under the same name hears as the first did.
     let link = vpcs[0].link();

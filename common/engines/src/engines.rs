@@ -226,7 +226,11 @@ impl Engines {
         processes.extend(end_inhabitants(&made).await?);
         network::remove(&made).await?;
         for directory in made.directories.iter().rev() {
-            remove_if_empty(directory)?;
+            // Removing a directory takes away what is mounted on it in *other* mount namespaces, such as another cloud's
+            // libvirtd on this machine; whoever still uses it keeps it.
+            if !process::is_mount_point_anywhere(directory) {
+                remove_if_empty(directory)?;
+            }
         }
         // The list of what was made goes last, so that a teardown that failed can be repeated.
         for directory in layout.own_directories().iter().rev() {

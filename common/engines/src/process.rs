@@ -230,6 +230,15 @@ pub(crate) fn inside_netns(path: &Path) -> Vec<i32> {
         .collect()
 }
 
+/// True when some process, in whatever mount namespace, has something mounted there.
+pub(crate) fn is_mount_point_anywhere(path: &Path) -> bool {
+    let wanted = path.to_string_lossy();
+    all_pids().any(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/mountinfo"))
+            .is_ok_and(|mounts| mounts.lines().any(|line| line.split(' ').nth(4) == Some(&*wanted)))
+    })
+}
+
 /// Ends processes that have no plan: SIGTERM, then after `patience` SIGKILL.
 pub(crate) async fn end_all(processes: Vec<Process>, patience: Duration) -> Result<()> {
     for process in &processes {

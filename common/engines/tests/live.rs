@@ -200,4 +200,31 @@ async fn a_machine_comes_up_survives_every_kill_and_leaves_no_trace() {
         (after.difference(&before).collect::<Vec<_>>(), before.difference(&after).collect::<Vec<_>>()),
         (vec![], vec![])
     );
+
+    // A mount point that we made, and that a process of somebody else uses by now in its own mount namespace, stays.
+    Engines::prepare(config()).await.unwrap();
+    let mut other = Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            "mount --bind /tmp /run/openvswitch && exec sleep 60",
+        ])
+        .spawn()
+        .unwrap();
+    let mounted = || {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", other.id())).unwrap();
+        mounts.contains(" /run/openvswitch ")
+    };
+    while !mounted() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Engines::teardown(config()).await.unwrap();
+    assert!(mounted(), "the teardown took away another process's mount");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    // Fails where the directory belongs to an Open vSwitch of the system's own, and then it should stay.
+    let _ = fs::remove_dir("/run/openvswitch");
 }
