@@ -105,7 +105,17 @@ impl Decoder {
 
     /// The decoder a verified request needs; `None` if its body is not aws-chunked.
     pub fn for_request(verified: &Verified, headers: &http::HeaderMap) -> Result<Option<Decoder>, AwsError> {
-        let framing = match (verified.payload, &verified.chunk_key) {
+        Self::for_payload(verified.payload, verified.chunk_key.as_ref(), headers)
+    }
+
+    /// As [`Decoder::for_request`], for a request without credentials whose payload is
+    /// [`crate::signature::anonymous_payload`]; there is no chunk key then.
+    pub fn for_payload(
+        payload: Payload,
+        chunk_key: Option<&ChunkKey>,
+        headers: &http::HeaderMap,
+    ) -> Result<Option<Decoder>, AwsError> {
+        let framing = match (payload, chunk_key) {
             (Payload::UnsignedTrailer, _) => Framing::Unsigned,
             (Payload::SignedChunks, Some(key)) => Framing::Signed(key.clone()),
             (Payload::SignedChunksTrailer, Some(key)) => Framing::SignedWithTrailers(key.clone()),

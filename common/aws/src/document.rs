@@ -172,6 +172,24 @@ mod tests {
     }
 
     #[test]
+    fn lists_may_be_interrupted_and_namespaces_are_no_unknown_field() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Rule {
+            #[serde(rename = "@xmlns", default)]
+            _xmlns: Option<String>,
+            #[serde(rename = "Origin", default)]
+            origin: Vec<String>,
+            #[serde(rename = "Method", default)]
+            method: Vec<String>,
+        }
+        let xml = b"<Rule xmlns=\"x\"><Origin>a</Origin><Method>GET</Method><Origin>b</Origin></Rule>";
+        let rule: Rule = parse(xml, "Rule", Limits::SMALL).unwrap();
+        assert_eq!((rule.origin.len(), rule.method.len()), (2, 1));
+        assert!(parse::<Rule>(b"<Rule><Colour/></Rule>", "Rule", Limits::SMALL).is_err());
+    }
+
+    #[test]
     fn ten_thousand_parts_fit() {
         let xml =
             format!("<Delete>{}</Delete>", "<Object><Key>k</Key><VersionId>v</VersionId></Object>".repeat(10_000));

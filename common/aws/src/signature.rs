@@ -104,6 +104,17 @@ impl Payload {
     }
 }
 
+/// What an anonymous S3 request says about its body. Signed chunks without a signature are refused.
+pub fn anonymous_payload(parts: &http::request::Parts) -> Result<Payload, AwsError> {
+    let line = v4::single(parts, "x-amz-content-sha256")
+        .map_err(|()| Route::S3.malformed_header("x-amz-content-sha256 is given twice."))?;
+    match line.map(|line| v4::parse_payload(line, Route::S3)).transpose()? {
+        Some(Payload::SignedChunks | Payload::SignedChunksTrailer) => Err(AwsError::access_denied()),
+        Some(payload) => Ok(payload),
+        None => Ok(Payload::Unsigned),
+    }
+}
+
 /// Credentials as they were presented: taken apart and well-formed, but nothing about them is believed yet.
 #[derive(Clone)]
 pub struct Presented {
@@ -207,9 +218,9 @@ impl Presented {
         let mut headers = parts.headers.get_all(http::header::AUTHORIZATION).iter();
         let header = headers.next();
         let in_url_v4 = ["X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"].iter().any(|name| query.has(name));
-        let in_url_v2 = query.has_exactly("AWSAccessKeyId") || query.has_exactly("Signature");
-        let in_form_v2 = route != Route::S3
-            && form.is_some_and(|form| form.get("AWSAccessKeyId").is_some() || form.get("Signature").is_some());
+        // Some clients leave AWSAccessKeyId among the parameters of a SigV4 Query request; only a signature is a claim.
+        let in_url_v2 = query.has_exactly("Signature") || (route == Route::S3 && query.has_exactly("AWSAccessKeyId"));
+        let in_form_v2 = route != Route::S3 && form.is_some_and(|form| form.get("Signature").is_some());
         let sets = [header.is_some(), headers.next().is_some(), in_url_v4, in_url_v2, in_form_v2];
         match sets.iter().filter(|present| **present).count() {
             0 => return Ok(None),

@@ -156,3 +156,24 @@ fn signed_trailers_are_bound_to_the_chain() {
         assert!(read(&unsigned, step).is_err());
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_body_panics_or_yields_more_than_announced(
+        body in "([0-9a-f]{1,3}(;chunk-signature=[0-9a-f]{64})?\r\n|\r\n|0\r\n|x-amz-checksum-crc32:a|[a-z]{0,9}|\n){0,12}",
+        length in 0_u64..20,
+        step in 1_usize..9,
+    ) {
+        for framing in [Framing::Unsigned, Framing::Signed(chunk_key(Payload::SignedChunks))] {
+            let mut decoder = Decoder::new(framing, length, vec!["x-amz-checksum-crc32".into()]);
+            let mut data = Vec::new();
+            for piece in body.as_bytes().chunks(step) {
+                let _ = decoder.decode(Bytes::copy_from_slice(piece), &mut data);
+            }
+            proptest::prop_assert!(data.concat().len() as u64 <= length);
+            if decoder.finish().is_ok() {
+                proptest::prop_assert_eq!(data.concat().len() as u64, length);
+            }
+        }
+    }
+}

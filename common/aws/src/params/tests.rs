@@ -175,3 +175,13 @@ fn hostile_input_is_refused_and_never_panics() {
         assert!(run(query).is_err());
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_form_panics(form in "(ImageId|MaxCount|SecurityGroupId|BlockDeviceMapping|Ebs|member|[.&=0-9%+a-zé]){0,40}") {
+        let _ = run(&form);
+        if let Ok(params) = Params::parse(form.as_bytes()) {
+            let _ = from_params::<Run>(&params, Flavor::Query);
+        }
+    }
+}

@@ -301,7 +301,7 @@ pub(super) fn parse_signature(text: &str) -> Option<[u8; 32]> {
     Some(signature)
 }
 
-fn parse_payload(line: &str, route: Route) -> Result<Payload, AwsError> {
+pub(super) fn parse_payload(line: &str, route: Route) -> Result<Payload, AwsError> {
     let hash = || parse_signature(line).filter(|_| !line.bytes().any(|byte| byte.is_ascii_uppercase()));
     match (line, route) {
         ("UNSIGNED-PAYLOAD", Route::S3) => Ok(Payload::Unsigned),
