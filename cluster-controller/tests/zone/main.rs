@@ -1,0 +1,253 @@
+//! What a zone promises, tried over real HTTP with mutual TLS: one cluster-controller, nodes that only remember.
+
+mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use mallee_tiers::*;
+use world::{Cloud, Controller, Machine, Pki, SimNode, ZONE};
+
+struct Zone {
+    pki: Arc<Pki>,
+    _dir: tempfile::TempDir,
+    controller: Controller,
+    cloud: Cloud,
+}
+
+fn zone(lease_ms: u64) -> Zone {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::new(&pki, dir.path(), lease_ms);
+    let cloud = Cloud::new(&pki, &controller);
+    Zone { pki, _dir: dir, controller, cloud }
+}
+
+impl Zone {
+    fn node(&self, name: &str, memory_mib: u64) -> Machine {
+        Machine::start(&self.pki, &self.controller, &SimNode::new(name), memory_mib)
+    }
+}
+
+/// `placement` as it is on the disk.
+fn placements(zone: &Zone) -> Vec<(String, String)> {
+    let path = zone.controller.state.join("store.db");
+    let out = std::process::Command::new("sqlite3").arg(format!("file:{}?mode=ro", path.display())).arg("SELECT instance, node FROM placement").output();
+    let Ok(out) = out else { return vec![] };
+    String::from_utf8_lossy(&out.stdout).lines().filter_map(|l| l.split_once('|')).map(|(a, b)| (a.into(), b.into())).collect()
+}
+
+#[tokio::test]
+async fn an_instance_is_placed_runs_and_is_gone_on_all_levels_after_its_termination() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 512);
+    zone.cloud.send().await.unwrap();
+    let report = zone.cloud.until_observed("i-1", Observed::Running).await;
+    assert_eq!(report.node.as_deref(), Some("n1"));
+    let console = zone.cloud.client.console(&ConsoleAsked { instance: "i-1".into(), bytes: 9 }).await.unwrap();
+    assert_eq!(console.data, "console of i-1");
+    let why = zone.cloud.client.why(&WhyAsked { id: "i-1".into() }).await.unwrap();
+    let text: Vec<&str> = why.lines.iter().map(|l| l.text.as_str()).collect();
+    assert!(text.contains(&"placed on n1: the only node that fits, 1024 MiB of memory free"), "{text:?}");
+    assert_eq!(why.lines.last().unwrap().by, "node n1");
+    let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+    assert_eq!((status.nodes[0].used.memory_mib, status.nodes[0].instances), (512, 1));
+    assert!(status.orphans.is_empty());
+
+    zone.cloud.want("i-1", Desired::Terminated, 512);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Gone).await;
+    zone.cloud.rows.lock().unwrap().clear();
+    zone.cloud.send().await.unwrap();
+    for _ in 0..1000 {
+        if n1.node.memory.lock().unwrap().bodies.is_empty() && zone.cloud.reports().await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("something of i-1 was left");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_waits_with_the_reason_and_starts_when_a_node_joins() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.want("i-1", Desired::Running, 2048);
+    zone.cloud.send().await.unwrap();
+    let report = zone.cloud.until_observed("i-1", Observed::Waiting).await;
+    assert_eq!(report.reason, "no node fits: no node has registered");
+    let _n1 = zone.node("n1", 1024);
+    zone.cloud.until("i-1", "refused by n1", |r| r.reason == "no node fits: 1 node lacks memory").await;
+    let _n2 = zone.node("n2", 4096);
+    let report = zone.cloud.until_observed("i-1", Observed::Running).await;
+    assert_eq!(report.node.as_deref(), Some("n2"));
+}
+
+#[tokio::test]
+async fn freed_capacity_is_given_to_who_waits() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let _n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 1024);
+    zone.cloud.want("i-2", Desired::Running, 1024);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    zone.cloud.until("i-2", "waiting", |r| r.observed == Observed::Waiting && r.reason == "no node fits: 1 node lacks memory").await;
+    zone.cloud.want("i-1", Desired::Terminated, 1024);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-2", Observed::Running).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_never_had_a_place_is_gone_at_once() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.want("i-1", Desired::Running, 64);
+    zone.cloud.want("i-2", Desired::Stopped, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Waiting).await;
+    zone.cloud.until_observed("i-2", Observed::Stopped).await;
+    zone.cloud.want("i-1", Desired::Terminated, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Gone).await;
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_keeps_its_instances_and_is_believed_again_when_it_is_back() {
+    let zone = zone(1_000);
+    zone.cloud.send().await.unwrap();
+    let mut n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 512);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    n1.kill();
+    let _n2 = zone.node("n2", 1024);
+    let report = zone.cloud.until_observed("i-1", Observed::Unreachable).await;
+    assert!(report.reason.starts_with("node n1 does not answer: "), "{}", report.reason);
+    let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+    assert_eq!((status.nodes[0].state.as_str(), status.nodes[0].instances), ("silent", 1));
+    assert!(status.tier.faults.iter().any(|f| f.what.starts_with("node n1 does not answer")));
+    n1.restart(&zone.pki, &zone.controller, 1024);
+    let report = zone.cloud.until_observed("i-1", Observed::Running).await;
+    assert_eq!((report.node.as_deref(), report.reason.as_str()), (Some("n1"), ""));
+    assert!(!_n2.node.has("i-1"));
+}
+
+#[tokio::test]
+async fn a_killed_controller_places_nothing_twice_and_nothing_before_it_is_written() {
+    let mut zone = zone(2_000);
+    zone.cloud.send().await.unwrap();
+    let nodes = [zone.node("n1", 100_000), zone.node("n2", 100_000), zone.node("n3", 100_000)];
+    for round in 0..4 {
+        for i in 0..15 {
+            zone.cloud.want(&format!("i-{round}-{i:02}"), Desired::Running, 64);
+        }
+        zone.cloud.send().await.unwrap();
+        // Somewhere in the middle of placing and sending; a different place every round.
+        tokio::time::sleep(Duration::from_millis(round * 7)).await;
+        zone.controller.kill();
+        let written = placements(&zone);
+        for node in &nodes {
+            for id in &node.node.memory.lock().unwrap().started {
+                assert!(written.is_empty() || written.contains(&(id.clone(), node.node.name.clone())), "{id} on {} was never written", node.node.name);
+            }
+        }
+        zone.controller.start();
+    }
+    for round in 0..4 {
+        for i in 0..15 {
+            zone.cloud.until_observed(&format!("i-{round}-{i:02}"), Observed::Running).await;
+        }
+    }
+    let mut started: Vec<String> = nodes.iter().flat_map(|n| n.node.memory.lock().unwrap().started.clone()).collect();
+    started.sort();
+    assert_eq!(started.len(), 60);
+    started.dedup();
+    assert_eq!(started.len(), 60, "an instance was started on two nodes");
+}
+
+#[tokio::test]
+async fn a_lost_store_learns_from_the_nodes_what_they_run_and_places_nothing_twice() {
+    let mut zone = zone(1_500);
+    zone.cloud.send().await.unwrap();
+    let n1 = zone.node("n1", 4096);
+    zone.cloud.want("i-1", Desired::Running, 512);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    // A bigger node: where i-1 would go if nobody asked n1.
+    let n2 = zone.node("n2", 9999);
+    zone.controller.kill();
+    for file in ["store.db", "store.db-wal", "store.db-shm"] {
+        let _ = std::fs::remove_file(zone.controller.state.join(file));
+    }
+    zone.controller.start();
+    zone.cloud.want("i-2", Desired::Running, 512);
+    zone.cloud.send().await.unwrap();
+    let report = zone.cloud.until("i-1", "found", |r| r.node.is_some()).await;
+    assert_eq!((report.node.as_deref(), report.observed), (Some("n1"), Observed::Running));
+    // n2 never had a list, so it takes the new store's; n1 belongs to the lost one and says so.
+    zone.cloud.until_observed("i-2", Observed::Running).await;
+    assert!(!n2.node.has("i-1") && n2.node.has("i-2") && !n1.node.has("i-2"));
+    let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+    let fault = status.tier.faults.iter().find(|f| f.what.starts_with("node n1 refuses its list")).expect("a fault");
+    assert!(fault.remedy.contains("put that store back"));
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_name_an_instance_makes_an_orphan_and_ends_nothing() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 512);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    n1.node.report("i-stranger", Observed::Running);
+    zone.cloud.rows.lock().unwrap().clear();
+    zone.cloud.send().await.unwrap();
+    for _ in 0..1000 {
+        let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+        if status.orphans == ["i-1", "i-stranger"] {
+            assert!(n1.node.memory.lock().unwrap().bodies["i-1"].desired == Desired::Running);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the orphans were not shown");
+}
+
+#[tokio::test]
+async fn lists_of_another_cloud_are_refused_until_a_person_adopts_it() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let other = Cloud::new(&zone.pki, &zone.controller);
+    other.want("i-1", Desired::Running, 1);
+    assert_eq!(other.send().await.unwrap_err().kind, TierErrorKind::OtherIncarnation);
+    let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+    assert!(status.tier.faults.iter().any(|f| f.remedy.contains("mallee zone adopt")), "{:?}", status.tier.faults);
+    other.client.adopt(&Adopt { sender: other.store }).await.unwrap();
+    other.send().await.unwrap();
+    other.until_observed("i-1", Observed::Waiting).await;
+}
+
+#[tokio::test]
+async fn a_node_cannot_register_as_another_and_a_clock_that_is_off_is_shown() {
+    let zone = zone(15_000);
+    let identity = zone.pki.identity(&Peer::new(Role::NodeController, ZONE, "n1"));
+    let http = mallee_service::TierHttp::new(&identity, &zone.controller.address, Role::ClusterController, ZONE).unwrap();
+    let client = ClusterClient::new(Arc::new(http));
+    let mut registration = NodeRegistration {
+        node: "n2".into(),
+        address: "127.0.0.1:1".into(),
+        capacity: Capacity::default(),
+        hypervisor: "simulated".into(),
+        version: "test".into(),
+        now: 0,
+    };
+    assert_eq!(client.register_node(&registration).await.unwrap_err().kind, TierErrorKind::Refused);
+    registration.node = "n1".into();
+    client.register_node(&registration).await.unwrap();
+    let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
+    assert!(status.tier.faults.iter().any(|f| f.what.starts_with("the clock of node n1 is")));
+    assert_eq!(client.intend(&Intent { sender: uuid::Uuid::new_v4(), generation: Generation::default(), entries: vec![], bodies: vec![] }).await.unwrap_err().kind, TierErrorKind::Forbidden);
+}
