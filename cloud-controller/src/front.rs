@@ -132,7 +132,7 @@ impl Front {
         scope: Option<String>,
         request_id: &str,
     ) -> Outcome<String> {
-        let principal = self.authenticate(parts, form, &params).await?;
+        let principal = self.authenticate(parts, form, &params, signature_route(&route)).await?;
         let served = match route {
             Route::Served(service) => service,
             Route::NotServed { name, .. } => {
@@ -141,12 +141,7 @@ impl Front {
             }
         };
         if route::scope_contradicts(served, scope.as_deref()) {
-            return Err(AwsError::new(
-                "SignatureDoesNotMatch",
-                403,
-                format!("Credential should be scoped to correct service: '{}'.", served.name),
-            )
-            .into());
+            return Err(signature_route(&Route::Served(served)).wrong_service().into());
         }
         let call =
             Call { cloud: self.cloud.clone(), principal, params, request_id: request_id.to_owned(), now: self.cloud.now() };
@@ -154,13 +149,13 @@ impl Front {
     }
 
     /// Who signed the request. Anonymous requests are refused: no Query action is for strangers.
-    async fn authenticate(&self, parts: &Parts, form: &Bytes, params: &Params) -> Outcome<Principal> {
-        let mut rules = Rules::new(SignatureRoute::Query);
+    async fn authenticate(&self, parts: &Parts, form: &Bytes, params: &Params, route: SignatureRoute) -> Outcome<Principal> {
+        let mut rules = Rules::new(route);
         if !self.cloud.config.signature_v2 {
             rules.sigv2 = SigV2::Refused;
         }
         let presented = Presented::from_request(parts, Some(params), &rules)?
-            .ok_or_else(|| AwsError::new("MissingAuthenticationToken", 403, "The request must be signed"))?;
+            .ok_or_else(|| route.missing_credentials())?;
         let signer = self
             .cloud
             .keyring
@@ -172,9 +167,17 @@ impl Front {
         presented.verify(&signer.secret, Some(Sha256::digest(form).into()), now)?;
         if presented.session_token.is_some() {
             // Long-lived keys have no session; a token beside one was never made by us.
-            return Err(AwsError::new("InvalidClientTokenId", 403, "The security token included in the request is invalid").into());
+            return Err(route.wrong_session_token().into());
         }
         Ok(signer.principal.clone())
+    }
+}
+
+/// Whose error codes a wrong signature gets.
+fn signature_route(route: &Route) -> SignatureRoute {
+    match route {
+        Route::Served(service) if service.dialect == Dialect::Ec2 => SignatureRoute::Ec2,
+        _ => SignatureRoute::Query,
     }
 }
 
