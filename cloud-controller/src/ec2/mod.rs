@@ -1,9 +1,14 @@
 //! EC2: one file per resource, each with its table of actions, its rules, its rows and its SQL.
 
 pub mod client_token;
+pub mod image;
+pub mod instance;
+pub mod instance_type;
 pub mod key_pair;
+pub mod region;
 pub mod resource;
 pub mod tag;
+pub mod volume;
 
 use mallee_aws::AwsError;
 use mallee_store::{Error as StoreError, FromValue, ToValue, Value};
@@ -14,7 +19,12 @@ use crate::{
 };
 
 /// The service, resource by resource.
-pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, tables: &[key_pair::ACTIONS, tag::ACTIONS] };
+pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, tables: &[
+    instance_type::ACTIONS,
+    key_pair::ACTIONS,
+    region::ACTIONS,
+    tag::ACTIONS,
+] };
 
 /// Ends a transaction that would have succeeded: `DryRun` is checked last, so that it also finds what is wrong.
 pub fn unless_dry_run(dry_run: Option<bool>) -> Result<(), Refusal> {

@@ -14,8 +14,14 @@ struct Kind {
 }
 
 /// Every taggable kind. Tables have columns `id` and `account`.
-const KINDS: &[Kind] =
-    &[Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" }];
+const KINDS: &[Kind] = &[
+    Kind { prefix: "ami-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
+    Kind { prefix: "aki-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
+    Kind { prefix: "ari-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
+    Kind { prefix: "i-", name: "instance", table: "instance", not_found: "InvalidInstanceID.NotFound" },
+    Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" },
+    Kind { prefix: "vol-", name: "volume", table: "volume", not_found: "InvalidVolume.NotFound" },
+];
 
 fn of(id: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|k| id.starts_with(k.prefix))

@@ -8,6 +8,3 @@ pub mod generation;
 pub mod registry;
 
 pub use registry::Tiers;
-
-/// Tables of this folder; each is named only in its own file.
-pub const TABLES: &[&str] = &[registry::TABLES, generation::TABLES, event::TABLES];

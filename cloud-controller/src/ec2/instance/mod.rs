@@ -5,4 +5,4 @@
 
 mod row;
 
-pub use row::{Instance, TABLES, counts, touch};
+pub use row::{Instance, TABLES, count, touch, unword, word};

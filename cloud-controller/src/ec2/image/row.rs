@@ -1,0 +1,294 @@
+//! An image's row: what was registered, and what its import found. Its SQL is here and nowhere else.
+
+use std::collections::BTreeMap;
+
+use mallee_aws::id::ImageId;
+use mallee_store::{Error as StoreError, Row, Tx, params};
+use mallee_tiers::{Blob, DiskFormat};
+use serde::{Deserialize, Serialize};
+
+use crate::ec2::{
+    Id,
+    instance::{unword, word},
+};
+
+pub const TABLES: &str = "
+CREATE TABLE image (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    name TEXT NOT NULL,
+    name_key TEXT UNIQUE,
+    location TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    architecture TEXT NOT NULL,
+    description TEXT,
+    kernel TEXT,
+    ramdisk TEXT,
+    root_device TEXT NOT NULL,
+    tokens_required BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    progress BIGINT NOT NULL,
+    proof TEXT NOT NULL,
+    digest TEXT,
+    size BIGINT NOT NULL,
+    created BIGINT NOT NULL
+);
+CREATE INDEX image_of ON image (account, id);
+CREATE INDEX image_state ON image (state);
+CREATE INDEX image_blob ON image (digest);
+CREATE TABLE image_launch_permission (
+    image TEXT NOT NULL,
+    who TEXT NOT NULL,
+    PRIMARY KEY (image, who)
+);
+CREATE INDEX image_permitted ON image_launch_permission (who);
+";
+
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Machine,
+    Kernel,
+    Ramdisk,
+}
+
+/// `pending → available | failed`, and `deregistered` from any of them: the row stays while anything boots from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Pending,
+    Available,
+    Failed,
+    Deregistered,
+}
+
+/// What the manifest's signature said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// The import has not looked yet.
+    Unknown,
+    /// Signed by a certificate of the account.
+    Signed,
+    /// Not signed at all, and the operator allows that.
+    Unsigned,
+}
+
+/// The `who` of a launch permission that means everybody.
+pub const EVERYBODY: &str = "all";
+
+/// An image as its row is.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub id: ImageId,
+    pub account: String,
+    pub name: String,
+    /// `bucket/key` of its manifest.
+    pub location: String,
+    pub kind: Kind,
+    pub architecture: String,
+    pub description: Option<String>,
+    pub kernel: Option<String>,
+    pub ramdisk: Option<String>,
+    pub root_device: String,
+    /// Instances of it get IMDSv2 only, unless they are told otherwise (`ImdsSupport=v2.0`).
+    pub tokens_required: bool,
+    pub state: State,
+    /// Why it failed, or what its import waits for.
+    pub reason: String,
+    /// Percent of the import.
+    pub progress: u32,
+    pub proof: Proof,
+    /// SHA-256 of the plain image; None until it is available.
+    pub digest: Option<String>,
+    /// Bytes of the plain image.
+    pub size: u64,
+    pub created: i64,
+}
+
+impl Image {
+    /// The plain bytes, once they are there. A bundle holds a raw disk, whatever it looks like: it is never probed.
+    pub fn blob(&self) -> Option<Blob> {
+        let digest = self.digest.clone()?;
+        Some(Blob { digest, size: self.size, format: DiskFormat::Raw })
+    }
+}
+
+const COLUMNS: &str = "i.id, i.account, i.name, i.location, i.kind, i.architecture, i.description, i.kernel, i.ramdisk, \
+     i.root_device, i.tokens_required, i.state, i.reason, i.progress, i.proof, i.digest, i.size, i.created";
+
+fn read(row: &Row<'_>) -> Result<Image, StoreError> {
+    Ok(Image {
+        id: row.get::<Id<_>>(0)?.0,
+        account: row.get(1)?,
+        name: row.get(2)?,
+        location: row.get(3)?,
+        kind: unword(row.get(4)?)?,
+        architecture: row.get(5)?,
+        description: row.get(6)?,
+        kernel: row.get(7)?,
+        ramdisk: row.get(8)?,
+        root_device: row.get(9)?,
+        tokens_required: row.get(10)?,
+        state: unword(row.get(11)?)?,
+        reason: row.get(12)?,
+        progress: row.get(13)?,
+        proof: unword(row.get(14)?)?,
+        digest: row.get(15)?,
+        size: row.get(16)?,
+        created: row.get(17)?,
+    })
+}
+
+/// A registered image keeps its name to itself within its account; `name_key` is what makes it so.
+pub fn insert(tx: &mut Tx<'_>, image: &Image) -> Result<(), StoreError> {
+    let name_key = format!("{} {}", image.account, image.name);
+    tx.execute(
+        "INSERT INTO image (id, account, name, name_key, location, kind, architecture, description, kernel, ramdisk, root_device,
+             tokens_required, state, reason, progress, proof, digest, size, created)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+        params![
+            image.id.as_str(),
+            image.account,
+            image.name,
+            name_key,
+            image.location,
+            word(image.kind),
+            image.architecture,
+            image.description,
+            image.kernel,
+            image.ramdisk,
+            image.root_device,
+            image.tokens_required,
+            word(image.state),
+            image.reason,
+            image.progress,
+            word(image.proof),
+            image.digest,
+            image.size,
+            image.created,
+        ],
+    )
+    .map(|_| ())
+}
+
+/// The images an account may see: its own, and those it or everybody may launch.
+pub fn visible_to(tx: &mut Tx<'_>, account: &str) -> Result<Vec<Image>, StoreError> {
+    tx.query(
+        &format!(
+            "SELECT {COLUMNS} FROM image i WHERE i.state <> 'deregistered' AND (i.account = ?1 OR EXISTS
+                 (SELECT 1 FROM image_launch_permission p WHERE p.image = i.id AND p.who IN (?1, '{EVERYBODY}')))
+             ORDER BY i.id"
+        ),
+        params![account],
+        read,
+    )
+}
+
+/// An image this account may see.
+pub fn get(tx: &mut Tx<'_>, account: &str, id: &str) -> Result<Option<Image>, StoreError> {
+    tx.query_opt(
+        &format!(
+            "SELECT {COLUMNS} FROM image i WHERE i.id = ?2 AND i.state <> 'deregistered' AND (i.account = ?1 OR EXISTS
+                 (SELECT 1 FROM image_launch_permission p WHERE p.image = i.id AND p.who IN (?1, '{EVERYBODY}')))"
+        ),
+        params![account, id],
+        read,
+    )
+}
+
+/// An image whosever it is and in whatever state: for what the cloud does by itself.
+pub fn any(tx: &mut Tx<'_>, id: &str) -> Result<Option<Image>, StoreError> {
+    tx.query_opt(&format!("SELECT {COLUMNS} FROM image i WHERE i.id = ?1"), params![id], read)
+}
+
+/// Every image in this state.
+pub fn in_state(tx: &mut Tx<'_>, state: State) -> Result<Vec<Image>, StoreError> {
+    tx.query(&format!("SELECT {COLUMNS} FROM image i WHERE i.state = ?1 ORDER BY i.created, i.id"), params![word(state)], read)
+}
+
+/// Every image that has bytes, by id: what lists of instances are rendered with.
+pub fn with_bytes(tx: &mut Tx<'_>) -> Result<BTreeMap<String, Image>, StoreError> {
+    let images = tx.query(&format!("SELECT {COLUMNS} FROM image i WHERE i.digest IS NOT NULL"), params![], read)?;
+    Ok(images.into_iter().map(|image| (image.id.to_string(), image)).collect())
+}
+
+pub fn set_progress(tx: &mut Tx<'_>, id: &str, progress: u32, reason: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE image SET progress = ?2, reason = ?3 WHERE id = ?1 AND state = 'pending'",
+        params![id, progress, reason],
+    )
+    .map(|_| ())
+}
+
+/// The import is through. False: somebody deregistered it meanwhile, and its bytes may have to go.
+pub fn set_available(tx: &mut Tx<'_>, id: &str, proof: Proof, digest: &str, size: u64) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE image SET state = 'available', reason = '', progress = 100, proof = ?2, digest = ?3, size = ?4
+         WHERE id = ?1 AND state = 'pending'",
+        params![id, word(proof), digest, size],
+    )?;
+    Ok(changed > 0)
+}
+
+pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE image SET state = 'failed', reason = ?2 WHERE id = ?1 AND state = 'pending'", params![id, reason])
+        .map(|_| ())
+}
+
+/// Nobody sees it any more, and its name is free.
+pub fn set_deregistered(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE image SET state = 'deregistered', name_key = NULL WHERE id = ?1", params![id])?;
+    tx.execute("DELETE FROM image_launch_permission WHERE image = ?1", params![id]).map(|_| ())
+}
+
+pub fn set_description(tx: &mut Tx<'_>, id: &str, description: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE image SET description = ?2 WHERE id = ?1", params![id, description]).map(|_| ())
+}
+
+/// Whether another image has the same plain bytes.
+pub fn shares_bytes(tx: &mut Tx<'_>, image: &Image) -> Result<bool, StoreError> {
+    let Some(digest) = &image.digest else { return Ok(false) };
+    let others = tx.query(
+        "SELECT 1 FROM image WHERE digest = ?1 AND id <> ?2 LIMIT 1",
+        params![digest, image.id.as_str()],
+        |row| row.get::<i64>(0),
+    )?;
+    Ok(!others.is_empty())
+}
+
+pub fn remove(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM image WHERE id = ?1 AND state = 'deregistered'", params![id]).map(|_| ())
+}
+
+/// Who may launch it, besides its owner.
+pub fn permissions(tx: &mut Tx<'_>, id: &str) -> Result<Vec<String>, StoreError> {
+    tx.query("SELECT who FROM image_launch_permission WHERE image = ?1 ORDER BY who", params![id], |row| row.get(0))
+}
+
+/// (image, who) of every permission that concerns the images this account sees.
+pub fn permissions_seen_by(tx: &mut Tx<'_>, account: &str) -> Result<Vec<(String, String)>, StoreError> {
+    tx.query(
+        &format!(
+            "SELECT p.image, p.who FROM image_launch_permission p JOIN image i ON i.id = p.image
+             WHERE i.account = ?1 OR p.who IN (?1, '{EVERYBODY}')"
+        ),
+        params![account],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+pub fn permit(tx: &mut Tx<'_>, id: &str, who: &str) -> Result<(), StoreError> {
+    tx.execute("INSERT INTO image_launch_permission (image, who) VALUES (?1, ?2) ON CONFLICT DO NOTHING", params![id, who])
+        .map(|_| ())
+}
+
+pub fn forbid(tx: &mut Tx<'_>, id: &str, who: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM image_launch_permission WHERE image = ?1 AND who = ?2", params![id, who]).map(|_| ())
+}
+
+pub fn forbid_all(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM image_launch_permission WHERE image = ?1", params![id]).map(|_| ())
+}
