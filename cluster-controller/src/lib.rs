@@ -39,7 +39,8 @@ pub enum Error {
     Io(#[from] std::io::Error),
 }
 
-const MIGRATIONS: &[Migration] = &[
+/// The tables of a cluster-controller's store.
+pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "intent", sql: INTENT_TABLES },
     Migration { version: 2, name: "node", sql: node::TABLES },
     Migration { version: 3, name: "instance", sql: instance::TABLES },

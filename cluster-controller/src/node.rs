@@ -380,11 +380,16 @@ pub(crate) async fn ask_status(zone: &Zone, node: &Node) -> Option<NodeStatus> {
 async fn observe_forever(zone: Arc<Zone>, node: Arc<Node>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let since = lock(&node.live).seen;
-        let ask = Observe { since, wait_ms: WAIT.as_millis() as u64 };
+        let (since, failing) = {
+            let live = lock(&node.live);
+            (live.seen, live.failing.is_some())
+        };
+        // After a failure the first answer is wanted at once: a call that hangs says nothing about the node.
+        let wait = if failing { Duration::ZERO } else { WAIT };
+        let ask = Observe { since, wait_ms: wait.as_millis() as u64 };
         let call = async { node.client(&zone.identity)?.observe(&ask).await };
         let answer = tokio::select! {
-            answer = tokio::time::timeout(WAIT + GRACE, call) => {
+            answer = tokio::time::timeout(wait + GRACE, call) => {
                 answer.unwrap_or_else(|_| Err(TierError::unreachable("it took a call and never answered it")))
             }
             // It registered after it had been away: what hangs is on a connection to its past.

@@ -28,12 +28,12 @@ impl Zone {
     }
 }
 
-/// `placement` as it is on the disk.
-fn placements(zone: &Zone) -> Vec<(String, String)> {
-    let path = zone.controller.state.join("store.db");
-    let out = std::process::Command::new("sqlite3").arg(format!("file:{}?mode=ro", path.display())).arg("SELECT instance, node FROM placement").output();
-    let Ok(out) = out else { return vec![] };
-    String::from_utf8_lossy(&out.stdout).lines().filter_map(|l| l.split_once('|')).map(|(a, b)| (a.into(), b.into())).collect()
+/// `placement` as it is on the disk, while nobody has the store open.
+async fn placements(zone: &Zone) -> Vec<(String, String)> {
+    let config = mallee_store::Config::Sqlite { path: zone.controller.state.join("store.db") };
+    let store = mallee_store::Store::open(&config, mallee_cluster_controller::MIGRATIONS).unwrap();
+    let sql = "SELECT instance, node FROM placement";
+    store.read("test", move |tx| tx.query(sql, &[], |row| Ok::<_, mallee_store::Error>((row.get(0)?, row.get(1)?)))).await.unwrap()
 }
 
 #[tokio::test]
@@ -147,10 +147,10 @@ async fn a_killed_controller_places_nothing_twice_and_nothing_before_it_is_writt
         // Somewhere in the middle of placing and sending; a different place every round.
         tokio::time::sleep(Duration::from_millis(round * 7)).await;
         zone.controller.kill();
-        let written = placements(&zone);
+        let written = placements(&zone).await;
         for node in &nodes {
             for id in &node.node.memory.lock().unwrap().started {
-                assert!(written.is_empty() || written.contains(&(id.clone(), node.node.name.clone())), "{id} on {} was never written", node.node.name);
+                assert!(written.contains(&(id.clone(), node.node.name.clone())), "{id} on {} was never written", node.node.name);
             }
         }
         zone.controller.start();

@@ -128,7 +128,13 @@ impl Cloud {
     pub async fn send(&self) -> Result<(), TierError> {
         let generation = self.next();
         let rows: Vec<Instance> = self.rows.lock().unwrap().values().cloned().collect();
-        self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await
+        loop {
+            match self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await {
+                // The connection of before a restart, mostly: the real one comes again, too.
+                Err(e) if e.kind == TierErrorKind::Unreachable => tokio::time::sleep(Duration::from_millis(10)).await,
+                outcome => return outcome,
+            }
+        }
     }
 
     pub async fn reports(&self) -> BTreeMap<String, InstanceReport> {
