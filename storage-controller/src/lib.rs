@@ -1,1 +1,104 @@
-//! Not yet.
+//! The storage-controller: one per availability zone. It owns the zone's volumes: their bytes, and who they are served to.
+//! It knows no AWS and no accounts.
+//!
+//! The cloud-controller sends the whole list of volumes wanted here; [`volume`] takes each there, step by step, by a
+//! [`backend`] that keeps bytes and an [`export`] that serves them.
+
+pub mod backend;
+mod config;
+pub mod export;
+mod tier;
+pub mod volume;
+
+use std::{sync::Arc, time::Duration};
+
+use mallee_service::{Clock, Faults, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, register, tiers::TierOnly};
+use mallee_store::{Migration, Store};
+use mallee_tiers::{Peer, Reports, Role, StorageServer, TierError, Volume, VolumeReport};
+use tokio::sync::watch;
+
+pub use config::Config;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Config(String),
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    #[error(transparent)]
+    Store(#[from] mallee_store::Error),
+    #[error(transparent)]
+    Tls(#[from] mallee_service::tls::TlsError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// The tables of a storage-controller's store.
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "intent", sql: INTENT_TABLES },
+    Migration { version: 2, name: "volume", sql: volume::TABLES },
+];
+
+/// Everything a storage-controller has.
+pub(crate) struct Storage {
+    pub store: Store,
+    pub clock: Clock,
+    pub about: About,
+    pub book: IntentBook<Volume>,
+    pub reports: Reports<VolumeReport>,
+    pub backend: Arc<dyn backend::Backend>,
+    pub exports: export::Exports,
+    /// Set after the first pass.
+    pub ready: watch::Sender<bool>,
+}
+
+/// A storage-controller that serves. It ends with the runtime it was started on; its export daemons do not.
+pub struct Running {
+    /// `host:port` as told to the other tiers.
+    pub address: String,
+    pub peer: Peer,
+}
+
+/// Starts a storage-controller on the current runtime: joins the cloud if it has to, opens its store, serves.
+pub async fn start(config: Config) -> Result<Running, Error> {
+    let clock = Clock::System;
+    let faults = Faults::new(clock.clone());
+    let state = config.daemon.state.clone();
+    std::fs::create_dir_all(&state)?;
+    let sockets = config.sockets()?;
+    let identity = join::identity(&config.daemon).await?;
+    let peer = identity.peer()?;
+    if peer.role != Role::StorageController || peer.zone != config.daemon.zone {
+        let uri = peer.uri();
+        return Err(Error::Config(format!("the certificate is that of {uri}, the configuration that of a storage-controller of zone {:?}", config.daemon.zone)));
+    }
+    // Opening blocks: a migration may take its time.
+    let store_config = config.daemon.store_config();
+    let store = tokio::task::spawn_blocking(move || Store::open(&store_config, MIGRATIONS))
+        .await
+        .map_err(|e| Error::Config(e.to_string()))??;
+    let server = Server::bind(&config.daemon.listen, Some(&identity)).await?;
+    let bound = server.addresses().first().map(ToString::to_string).unwrap_or_default();
+    let address = config.daemon.announce.clone().unwrap_or(bound);
+    let about = About::new(peer.clone(), env!("CARGO_PKG_VERSION"), address.clone(), clock.clone(), faults.clone());
+    let poke = Poke::default();
+    let storage = Arc::new(Storage {
+        book: IntentBook::new(store.clone(), poke.clone()),
+        store,
+        clock,
+        about: about.clone(),
+        reports: Reports::default(),
+        backend: Arc::new(backend::Files::open(config.volumes())?),
+        exports: export::Exports::open(sockets, &state, poke.clone())?,
+        ready: watch::channel(false).0,
+    });
+    let volumes = Arc::new(volume::Volumes { storage: storage.clone(), surveyed: Default::default() });
+    drive(volumes, poke, Duration::from_secs(30));
+    server.serve(Arc::new(TierOnly(Arc::new(StorageServer(Arc::new(tier::Front(storage)))))));
+    if !config.daemon.cloud_controller.is_empty() {
+        let cloud = TierHttp::new(&identity, &config.daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
+        register::keep_registered(cloud.clone(), about);
+        join::keep_renewed(identity, cloud, faults);
+    }
+    Ok(Running { address, peer })
+}

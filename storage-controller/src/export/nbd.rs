@@ -1,0 +1,252 @@
+//! Exports by NBD: one `qemu-storage-daemon` per exported volume, on a unix socket.
+//!
+//! The daemon is a process of its own: it outlives the storage-controller and is found again by it. One that is killed is
+//! started again at once with the same socket and the same export name, because the guest's QEMU waits for exactly these
+//! (libvirt's `<reconnect>`). The export's name is random per attachment, so an instance that had the volume before
+//! cannot come back to it. The daemon's command line names the attachment, so that a new store can tell whose it is.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mallee_engines::{Plan, Ready, Stop, process};
+use mallee_service::Poke;
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::volume::VolumeId;
+
+const PROGRAM: &str = "qemu-storage-daemon";
+/// A daemon that lived so long did not die of its own start.
+const HEALTHY_LIFE: Duration = Duration::from_secs(5);
+const SLOWEST_RESTART: Duration = Duration::from_secs(10);
+/// It flushes when it is asked to end; then it is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One export, as its row says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    pub volume: VolumeId,
+    pub attachment: String,
+    /// Random per attachment.
+    pub name: String,
+}
+
+/// How an export's daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    Starting,
+    Ready { pid: i32 },
+    /// It ended, why, and it is being started again.
+    Down(String),
+}
+
+/// The daemons of all exports.
+pub struct Exports {
+    sockets: PathBuf,
+    /// Who each daemon is.
+    records: PathBuf,
+    logs: PathBuf,
+    /// Poked when a daemon came up or went down.
+    changed: Poke,
+    kept: Mutex<BTreeMap<VolumeId, Kept>>,
+}
+
+struct Kept {
+    served: Served,
+    phase: watch::Receiver<Phase>,
+    end: watch::Sender<bool>,
+    task: JoinHandle<Result<(), mallee_engines::Error>>,
+}
+
+/// A daemon on one of our sockets that is running, whoever started it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    pub served: Served,
+    command: Vec<String>,
+}
+
+impl Exports {
+    pub fn open(sockets: PathBuf, state: &Path, changed: Poke) -> std::io::Result<Self> {
+        let (records, logs) = (state.join("exports"), state.join("log"));
+        for dir in [&sockets, &records, &logs] {
+            fs::create_dir_all(dir)?;
+        }
+        // Whoever may connect to a socket may read and write the volume, if it knows the name.
+        fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700))?;
+        Ok(Self { sockets, records, logs, changed, kept: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn socket(&self, volume: &VolumeId) -> PathBuf {
+        self.sockets.join(format!("{volume}.sock"))
+    }
+
+    fn plan(&self, served: &Served, command: Vec<String>) -> Plan {
+        let name = format!("{}-{}", served.volume, served.name);
+        let ready = Ready::Unix { socket: self.socket(&served.volume) };
+        let mut plan = Plan::new(&name, &self.records, &self.logs, command, ready);
+        plan.stop = Stop { control: None, patience: PATIENCE };
+        // Guests wait for it: the kernel should end something else.
+        plan.oom_score = Some(-900);
+        plan
+    }
+
+    fn command(&self, served: &Served, mut blockdev: Value) -> Vec<String> {
+        blockdev["node-name"] = json!("volume");
+        // No limit to connections: QEMU comes back while its old connection is still half open.
+        let server = json!({ "addr": { "type": "unix", "path": self.socket(&served.volume) }, "max-connections": 0 });
+        let export = json!({
+            "type": "nbd", "id": "volume", "node-name": "volume", "name": served.name,
+            "description": served.attachment, "writable": true,
+        });
+        let words = [PROGRAM, "--blockdev", &blockdev.to_string(), "--nbd-server", &server.to_string(), "--export", &export.to_string()];
+        words.map(str::to_owned).to_vec()
+    }
+
+    /// Sees to it that the export is served from now on, and says how it is.
+    pub fn serve(&self, served: &Served, blockdev: Value) -> Phase {
+        let mut kept = self.lock();
+        if let Some(k) = kept.get(&served.volume).filter(|k| k.served == *served && !k.task.is_finished()) {
+            return k.phase.borrow().clone();
+        }
+        let plan = self.plan(served, self.command(served, blockdev));
+        let (tell, phase) = watch::channel(Phase::Starting);
+        let (end, ending) = watch::channel(false);
+        let task = tokio::spawn(keep(plan, tell, ending, self.changed.clone()));
+        kept.insert(served.volume.clone(), Kept { served: served.clone(), phase, end, task });
+        Phase::Starting
+    }
+
+    /// Ends whatever serves this volume, known or not, and removes its socket. Done when nothing of it is left.
+    pub async fn end(&self, volume: &VolumeId) -> Result<(), mallee_engines::Error> {
+        let kept = self.lock().remove(volume);
+        if let Some(kept) = kept {
+            kept.end.send_replace(true);
+            // A task that panicked stopped nothing; what it kept is found below.
+            if let Ok(outcome) = kept.task.await {
+                outcome?;
+            }
+        }
+        for running in self.running().into_iter().filter(|r| r.served.volume == *volume) {
+            process::stop(&self.plan(&running.served, running.command.clone())).await?;
+        }
+        let _ = fs::remove_file(self.socket(volume));
+        let prefix = format!("{volume}-");
+        for dir in [&self.records, &self.logs] {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every daemon on one of our sockets, from /proc.
+    pub fn running(&self) -> Vec<Running> {
+        let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter_map(|pid| self.read_command(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)).collect()
+    }
+
+    fn read_command(&self, cmdline: &[u8]) -> Option<Running> {
+        let text = std::str::from_utf8(cmdline).ok()?;
+        let words: Vec<String> = text.trim_end_matches('\0').split('\0').map(str::to_owned).collect();
+        if words.first().is_none_or(|w| w != PROGRAM) {
+            return None;
+        }
+        let after = |option: &str| -> Option<Value> {
+            let at = words.iter().position(|w| w == option)?;
+            serde_json::from_str(words.get(at + 1)?).ok()
+        };
+        let (server, export) = (after("--nbd-server")?, after("--export")?);
+        let socket = Path::new(server["addr"]["path"].as_str()?);
+        let name = socket.file_name()?.to_str()?.strip_suffix(".sock")?;
+        if socket.parent()? != self.sockets {
+            return None;
+        }
+        let text = |key: &str| export[key].as_str().map(str::to_owned);
+        let served = Served { volume: VolumeId::parse(name)?, attachment: text("description")?, name: text("name")? };
+        Some(Running { served, command: words })
+    }
+}
+
+/// Nobody who could tell is nobody who told: a controller that ends leaves its daemons running.
+async fn told_to_end(ending: &mut watch::Receiver<bool>) {
+    if ending.wait_for(|end| *end).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Keeps one daemon running until it is told to end it.
+async fn keep(plan: Plan, tell: watch::Sender<Phase>, mut ending: watch::Receiver<bool>, changed: Poke) -> Result<(), mallee_engines::Error> {
+    let mut early_deaths: u32 = 0;
+    loop {
+        let began = Instant::now();
+        let found = process::find(&plan);
+        let adopted = found.is_some();
+        let outcome = match found {
+            Some(process) => Ok(process),
+            None => process::start(&plan),
+        };
+        let why = match outcome {
+            Err(e) => e.to_string(),
+            Ok(mut process) => {
+                let pid = process.pid();
+                tracing::info!(export = plan.name, pid, adopted, "export daemon");
+                let becoming_ready = async {
+                    while plan.ready.probe(pid).await.is_err() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    tell.send_replace(Phase::Ready { pid });
+                    changed.poke();
+                    std::future::pending::<()>().await
+                };
+                let ended = tokio::select! {
+                    ended = process.exited() => Some(ended),
+                    () = becoming_ready => None,
+                    () = told_to_end(&mut ending) => None,
+                };
+                let Some(ended) = ended else { return process.stop(&plan).await };
+                let words = process::last_words(&plan, &process);
+                let ended = ended.unwrap_or_else(|e| e.to_string());
+                if words.is_empty() { ended } else { format!("{ended}; it last said: {words}") }
+            }
+        };
+        early_deaths = if began.elapsed() >= HEALTHY_LIFE { 0 } else { early_deaths + 1 };
+        tracing::error!(export = plan.name, why, "an export daemon ended; starting it again");
+        tell.send_replace(Phase::Down(why));
+        changed.poke();
+        // The first time at once: a guest's disk stands still.
+        let pause = if early_deaths <= 1 { Duration::ZERO } else { SLOWEST_RESTART.min(Duration::from_millis(50) * 2u32.saturating_pow(early_deaths.min(16))) };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = told_to_end(&mut ending) => return process::stop(&plan).await.map(drop),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_known_by_its_own_command_line_and_another_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
+        let served = Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
+        let command = exports.command(&served, json!({ "driver": "null-co" }));
+        let line = command.join("\0") + "\0";
+        assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
+        assert_eq!(exports.read_command(line.replace("/s/", "/t/").as_bytes()), None);
+        assert_eq!(exports.read_command(line.replace(PROGRAM, "qemu-nbd").as_bytes()), None);
+    }
+}

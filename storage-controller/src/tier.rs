@@ -1,0 +1,82 @@
+//! What the storage-controller answers to the other tiers.
+
+use std::{sync::Arc, time::Duration};
+
+use mallee_tiers::{
+    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, StatusAsked, StorageController, TierError, TierErrorKind, TierStatus, Volume,
+    VolumeReport, WhyAnswer, WhyAsked, WhyLine,
+};
+
+use crate::Storage;
+
+/// The storage-controller as the other tiers see it.
+pub(crate) struct Front(pub Arc<Storage>);
+
+#[async_trait::async_trait]
+impl StorageController for Front {
+    async fn intend(&self, _: &Peer, intent: Intent<Volume>) -> Result<IntentAnswer, TierError> {
+        let faults = &self.0.about.faults;
+        let outcome = self.0.book.take(intent).await;
+        match &outcome {
+            Ok(_) => faults.clear("list"),
+            Err(e) => {
+                let remedy = match e.kind {
+                    TierErrorKind::OtherIncarnation => "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`",
+                    TierErrorKind::Stale => "the cloud-controller's store was put back to an older state: raise its epoch",
+                    _ => "see this tier's log",
+                };
+                faults.raise("list", format!("a list of the cloud-controller was refused: {}", e.message), remedy);
+            }
+        }
+        outcome
+    }
+
+    async fn observe(&self, _: &Peer, ask: Observe) -> Result<Observation<VolumeReport>, TierError> {
+        // Before the first pass a report would say that volumes are missing.
+        let mut ready = self.0.ready.subscribe();
+        let _ = tokio::time::timeout(Duration::from_secs(20), ready.wait_for(|ready| *ready)).await;
+        Ok(self.0.reports.observe(&ask).await)
+    }
+
+    async fn why(&self, _: &Peer, ask: WhyAsked) -> Result<WhyAnswer, TierError> {
+        let storage = &self.0;
+        let failed = |e: mallee_store::Error| TierError::internal(e.to_string());
+        let now = storage.clock.now_ms();
+        let by = format!("storage of {}", storage.about.peer.zone);
+        let line = |kind: &str, at: i64, text: String| WhyLine { by: by.clone(), kind: kind.into(), at, text };
+        let mut lines = Vec::new();
+        if let Some(wish) = storage.book.get(&ask.id).await.map_err(failed)? {
+            let to = wish.body.export_for.as_ref().map(|a| format!(", served to {a}")).unwrap_or_default();
+            let orphan = if wish.listed { "" } else { "; the last list does not name it" };
+            let generation = wish.body.generation;
+            let wanted = format!("{:?}", wish.body.desired).to_lowercase();
+            let text = format!("{wanted}, {} GiB{to} (generation {}.{}){orphan}", wish.body.size_gib, generation.epoch, generation.counter);
+            lines.push(line("asked", now, text));
+        }
+        let (row, export) = storage.rows(&ask.id).await.map_err(failed)?;
+        if let Some(row) = row {
+            let reason = if row.reason.is_empty() { String::new() } else { format!(": {}", row.reason) };
+            lines.push(line("decided", row.changed, format!("{:?}{reason}", row.state).to_lowercase()));
+        }
+        if let Some(export) = export {
+            lines.push(line("decided", export.made, format!("exported to {}", export.attachment)));
+        }
+        if let Some(report) = storage.reports.get(&ask.id) {
+            let reason = if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) };
+            let served = if report.export.is_some() { ", served" } else { "" };
+            let text = format!("{:?}{served}, {} MiB on the disk{reason}", report.observed, report.allocated >> 20);
+            lines.push(line("observed", now, text.to_lowercase()));
+        }
+        Ok(WhyAnswer { lines })
+    }
+
+    async fn status(&self, _: &Peer, _: StatusAsked) -> Result<TierStatus, TierError> {
+        Ok(self.0.about.status())
+    }
+
+    async fn adopt(&self, _: &Peer, adopt: Adopt) -> Result<Done, TierError> {
+        self.0.book.adopt(adopt.sender).await.map_err(|e| TierError::internal(e.to_string()))?;
+        self.0.about.faults.clear("list");
+        Ok(Done {})
+    }
+}

@@ -1,0 +1,498 @@
+//! Volumes: what is wanted of each, how far it is, and to whom it is served.
+//!
+//! ```text
+//! (no row) ──create──▶ creating ──made──▶ ready ──deleted──▶ gone ──unlisted──▶ (no row)
+//!                          └──no room──▶ failed ──deleted────▲
+//! ```
+//! An export is a row of its own, written before its daemon is started, so that a daemon started by a process that was killed
+//! is known. A volume has one export at most: that of its row, for one attachment.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use mallee_service::{PassReport, Reconciler, intent::Listed};
+use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
+use mallee_tiers::{Export, ExportAddress, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+
+use crate::{
+    Storage,
+    backend::{BackendError, Space},
+    export::{Phase, Served},
+};
+
+pub(crate) const TABLES: &str = "
+CREATE TABLE volume (id TEXT PRIMARY KEY, size_gib BIGINT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, changed BIGINT NOT NULL);
+CREATE TABLE export (volume TEXT PRIMARY KEY, attachment TEXT NOT NULL, name TEXT NOT NULL UNIQUE, served BIGINT NOT NULL, made BIGINT NOT NULL);
+";
+
+const GIB: u64 = 1 << 30;
+/// Volumes that are worked on at the same time.
+const AT_ONCE: usize = 8;
+/// Disk space and leftovers are looked at so often.
+const SURVEY: Duration = Duration::from_secs(60);
+
+/// `vol-…`: letters, digits and dashes, so that it can be the name of a folder, a socket and a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeId(String);
+
+impl VolumeId {
+    pub fn parse(text: &str) -> Option<Self> {
+        let tail = text.strip_prefix("vol-")?;
+        let fine = !tail.is_empty() && tail.len() <= 17 && tail.bytes().all(|b| b.is_ascii_alphanumeric());
+        fine.then(|| Self(text.to_owned()))
+    }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Creating,
+    Ready,
+    Failed,
+    Gone,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            State::Creating => "creating",
+            State::Ready => "ready",
+            State::Failed => "failed",
+            State::Gone => "gone",
+        }
+    }
+}
+
+impl FromValue for State {
+    fn from_value(value: Value<'_>) -> Result<Self, String> {
+        let text = String::from_value(value)?;
+        let all = [State::Creating, State::Ready, State::Failed, State::Gone];
+        all.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is no state of a volume"))
+    }
+}
+
+/// A volume's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub state: State,
+    pub size_gib: u64,
+    pub reason: String,
+    pub changed: i64,
+}
+
+/// An export's row. `served` says that it once answered: from then on it is reported, whatever happens to its daemon,
+/// because a guest may be waiting for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExportRow {
+    pub attachment: String,
+    pub name: String,
+    pub served: bool,
+    pub made: i64,
+}
+
+/// What is next for a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    Create,
+    EndExport,
+    /// Write the row of an export for this attachment.
+    MakeExport(String),
+    Serve,
+    RemoveBytes,
+    /// Nobody lists it and nothing of it is left.
+    Forget,
+}
+
+/// The next step towards what is wanted; none when it is so. One at a time: each changes a row and is looked at again.
+pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<Volume>) -> Option<Step> {
+    let state = row.map(|r| r.state);
+    match wish.body.desired {
+        VolumeDesired::Deleted if export.is_some() => Some(Step::EndExport),
+        // Also without a row: a store that was lost does not mean that the bytes are.
+        VolumeDesired::Deleted if state != Some(State::Gone) => Some(Step::RemoveBytes),
+        VolumeDesired::Deleted if !wish.listed => Some(Step::Forget),
+        VolumeDesired::Deleted => None,
+        // What no list names is kept as it is, and so is a wish of a later release.
+        _ if !wish.listed => export.map(|_| Step::Serve),
+        VolumeDesired::Unknown => export.map(|_| Step::Serve),
+        VolumeDesired::Present => match (state, export, &wish.body.export_for) {
+            (None | Some(State::Creating), ..) => Some(Step::Create),
+            (Some(State::Failed | State::Gone), ..) => None,
+            (_, Some(e), Some(a)) if e.attachment == *a => Some(Step::Serve),
+            (_, Some(_), _) => Some(Step::EndExport),
+            (_, None, Some(a)) => Some(Step::MakeExport(a.clone())),
+            (_, None, None) => None,
+        },
+    }
+}
+
+fn read_volume(tx: &mut Tx<'_>, id: &str) -> Result<Option<Row>, StoreError> {
+    tx.query_opt("SELECT state, size_gib, reason, changed FROM volume WHERE id = ?1", params![id], |row| {
+        Ok(Row { state: row.get(0)?, size_gib: row.get(1)?, reason: row.get(2)?, changed: row.get(3)? })
+    })
+}
+
+fn read_export(tx: &mut Tx<'_>, id: &str) -> Result<Option<ExportRow>, StoreError> {
+    tx.query_opt("SELECT attachment, name, served, made FROM export WHERE volume = ?1", params![id], |row| {
+        Ok(ExportRow { attachment: row.get(0)?, name: row.get(1)?, served: row.get(2)?, made: row.get(3)? })
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("export: {0}")]
+    Engine(#[from] mallee_engines::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+pub(crate) struct Volumes {
+    pub storage: Arc<Storage>,
+    pub surveyed: Mutex<Option<Instant>>,
+}
+
+#[async_trait::async_trait]
+impl Reconciler for Volumes {
+    fn name(&self) -> &'static str {
+        "volumes"
+    }
+
+    async fn pass(&self) -> PassReport {
+        let mut report = PassReport::default();
+        let storage = &self.storage;
+        let wishes = match storage.book.all().await {
+            Ok(wishes) => wishes,
+            Err(e) => {
+                report.error(e);
+                return report;
+            }
+        };
+        let work: Vec<_> = wishes.iter().map(|wish| storage.bring(wish)).collect();
+        let outcomes: Vec<_> = stream::iter(work).buffer_unordered(AT_ONCE).collect().await;
+        for outcome in outcomes {
+            match outcome {
+                Ok(steps) => report.changed += steps,
+                Err(e) => report.error(e),
+            }
+        }
+        storage.ready.send_replace(true);
+        let due = {
+            let mut at = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = at.is_none_or(|at| at.elapsed() > SURVEY) || report.changed > 0;
+            if due {
+                *at = Some(Instant::now());
+            }
+            due
+        };
+        if due && let Err(e) = storage.survey(&wishes).await {
+            report.error(e);
+        }
+        report
+    }
+}
+
+impl Storage {
+    pub(crate) async fn rows(&self, id: &str) -> Result<(Option<Row>, Option<ExportRow>), StoreError> {
+        let id = id.to_owned();
+        self.store.read("read a volume", move |tx| Ok((read_volume(tx, &id)?, read_export(tx, &id)?))).await
+    }
+
+    /// Takes one volume to where it is wanted, and reports it; how many steps that took.
+    async fn bring(&self, wish: &Listed<Volume>) -> Result<u64, Trouble> {
+        let Some(id) = VolumeId::parse(&wish.body.id) else {
+            self.reports.put(report_of(&wish.body, VolumeObserved::Failed, "this is no id of a volume"));
+            return Ok(0);
+        };
+        let mut steps = 0;
+        loop {
+            let (row, export) = self.rows(id.as_str()).await?;
+            let step = next(row.as_ref(), export.as_ref(), wish);
+            let outcome = match &step {
+                None | Some(Step::Serve) => {
+                    self.report(&id, wish, row.as_ref(), export).await?;
+                    return Ok(steps);
+                }
+                Some(Step::Forget) => {
+                    self.forget(&id).await?;
+                    return Ok(steps + 1);
+                }
+                Some(Step::Create) => self.create(&id, &wish.body).await,
+                Some(Step::EndExport) => self.end_export(&id).await,
+                Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment).await,
+                Some(Step::RemoveBytes) => self.remove_bytes(&id, &wish.body).await,
+            };
+            if let Err(e) = outcome {
+                // It will be tried again; meanwhile the tier above should know what it waits for.
+                let observed = if row.is_some_and(|r| r.state == State::Ready) { VolumeObserved::Ready } else { VolumeObserved::Creating };
+                self.reports.put(report_of(&wish.body, observed, e.to_string()));
+                return Err(Trouble::Other(format!("{id}: {e}")));
+            }
+            steps += 1;
+        }
+    }
+
+    /// Runs a blocking call of the backend on a thread for such.
+    async fn backend<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn crate::backend::Backend) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let backend = self.backend.clone();
+        let done = tokio::task::spawn_blocking(move || call(backend.as_ref())).await;
+        done.map_err(|e| Trouble::Other(e.to_string()))?.map_err(Trouble::from)
+    }
+
+    async fn write_state(&self, id: &VolumeId, size_gib: u64, state: State, reason: String) -> Result<(), StoreError> {
+        let (id, now) = (id.clone(), self.clock.now_ms());
+        self.store
+            .write("write a volume", move |tx| {
+                tx.execute(
+                    "INSERT INTO volume (id, size_gib, state, reason, changed) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (id) DO UPDATE SET state = ?3, reason = ?4, changed = ?5",
+                    params![id.as_str(), size_gib, state.as_str(), reason, now],
+                )
+                .map(|_| ())
+            })
+            .await
+    }
+
+    async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+        let size_gib = wish.size_gib;
+        self.write_state(id, size_gib, State::Creating, String::new()).await?;
+        let made = id.clone();
+        match self.backend(move |b| b.create(&made, size_gib.saturating_mul(GIB))).await {
+            Ok(()) => self.write_state(id, size_gib, State::Ready, String::new()).await?,
+            Err(Trouble::Backend(BackendError::NoRoom(why))) => {
+                let half = id.clone();
+                self.backend(move |b| b.remove(&half)).await?;
+                self.write_state(id, size_gib, State::Failed, why).await?;
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// The row goes last: while it is there, the daemon it speaks of is looked for.
+    async fn end_export(&self, id: &VolumeId) -> Result<(), Trouble> {
+        self.exports.end(id).await?;
+        let id = id.clone();
+        self.store
+            .write("end an export", move |tx| tx.execute("DELETE FROM export WHERE volume = ?1", params![id.as_str()]).map(|_| ()))
+            .await?;
+        Ok(())
+    }
+
+    async fn make_export(&self, id: &VolumeId, attachment: &str) -> Result<(), Trouble> {
+        // A store that was lost may have left the daemon of this very attachment, with a guest on it.
+        let left = self.exports.running().into_iter().find(|r| r.served.volume == *id && r.served.attachment == attachment);
+        let name = match left {
+            Some(running) => running.served.name,
+            None => {
+                self.exports.end(id).await?;
+                hex::encode(rand::random::<[u8; 16]>())
+            }
+        };
+        let (id, attachment, now) = (id.clone(), attachment.to_owned(), self.clock.now_ms());
+        self.store
+            .write("make an export", move |tx| {
+                tx.execute(
+                    "INSERT INTO export (volume, attachment, name, served, made) VALUES (?1, ?2, ?3, 0, ?4)",
+                    params![id.as_str(), attachment, name, now],
+                )
+                .map(|_| ())
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn remove_bytes(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+        // Whatever serves it still, of which no row is left.
+        self.exports.end(id).await?;
+        let removed = id.clone();
+        self.backend(move |b| b.remove(&removed)).await?;
+        self.write_state(id, wish.size_gib, State::Gone, String::new()).await?;
+        Ok(())
+    }
+
+    async fn forget(&self, id: &VolumeId) -> Result<(), Trouble> {
+        let row = id.clone();
+        self.store
+            .write("forget a volume", move |tx| tx.execute("DELETE FROM volume WHERE id = ?1", params![row.as_str()]).map(|_| ()))
+            .await?;
+        self.book.forget(id.as_str()).await?;
+        self.reports.forget(id.as_str());
+        Ok(())
+    }
+
+    /// Reports a volume that needs no more steps; its export is kept up on the way.
+    async fn report(&self, id: &VolumeId, wish: &Listed<Volume>, row: Option<&Row>, export: Option<ExportRow>) -> Result<(), Trouble> {
+        let body = &wish.body;
+        let Some(row) = row else {
+            if wish.listed {
+                self.reports.put(report_of(body, VolumeObserved::Creating, "what is wanted of it is of a later release"));
+            }
+            return Ok(());
+        };
+        match row.state {
+            State::Gone => return Ok(self.reports.put(report_of(body, VolumeObserved::Gone, ""))),
+            State::Failed => return Ok(self.reports.put(report_of(body, VolumeObserved::Failed, row.reason.as_str()))),
+            State::Creating | State::Ready => {}
+        }
+        let looked = id.clone();
+        let Some(found) = self.backend(move |b| b.find(&looked)).await? else {
+            self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
+            self.about.faults.raise(&format!("bytes {id}"), format!("the bytes of {id} are gone from the disk"), "put its file back; an empty one is never made in its place");
+            return Ok(());
+        };
+        self.about.faults.clear(&format!("bytes {id}"));
+        let mut report = report_of(body, VolumeObserved::Ready, "");
+        // To the MiB: what the guest writes should not make a report of every block.
+        report.allocated = found.allocated.next_multiple_of(1 << 20);
+        if body.size_gib > row.size_gib {
+            report.reason = format!("it keeps its {} GiB: this release does not grow volumes", row.size_gib);
+        }
+        if let Some(export) = export {
+            let served = Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
+            let described = id.clone();
+            let blockdev = self.backend(move |b| b.blockdev(&described, "volume")).await?;
+            let phase = self.exports.serve(&served, blockdev);
+            if let Phase::Down(why) = &phase {
+                report.reason = format!("its export ended and is started again: {why}");
+            }
+            let up = matches!(phase, Phase::Ready { .. });
+            if up && !export.served {
+                let id = id.clone();
+                self.store
+                    .write("an export answers", move |tx| {
+                        tx.execute("UPDATE export SET served = 1 WHERE volume = ?1", params![id.as_str()]).map(|_| ())
+                    })
+                    .await?;
+            }
+            if up || export.served {
+                let address = ExportAddress::Unix(self.exports.socket(id).display().to_string());
+                report.export = Some(Export { attachment: export.attachment, name: export.name, address });
+            }
+        }
+        self.reports.put(report);
+        Ok(())
+    }
+
+    /// Looks for what is there and belongs to nothing, and for a disk that fills. Shows it; removes nothing.
+    async fn survey(&self, wishes: &[Listed<Volume>]) -> Result<(), Trouble> {
+        let (names, space) = self.backend(|b| Ok((b.list()?, b.space()?))).await?;
+        let (rows, exports): (Vec<(String, u64)>, Vec<String>) = self
+            .store
+            .read("survey the volumes", |tx| {
+                let rows = tx.query("SELECT id, size_gib FROM volume WHERE state <> 'gone'", params![], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                let exports = tx.query("SELECT name FROM export", params![], |row| row.get(0))?;
+                Ok::<_, StoreError>((rows, exports))
+            })
+            .await?;
+        let known: BTreeSet<&str> = rows.iter().map(|(id, _)| id.as_str()).collect();
+        let mut orphans: Vec<String> = names.into_iter().filter(|n| !known.contains(n.as_str())).map(|n| format!("the folder {n}")).collect();
+        let unlisted = wishes.iter().filter(|w| !w.listed && w.body.desired != VolumeDesired::Deleted && known.contains(w.body.id.as_str()));
+        orphans.extend(unlisted.map(|w| w.body.id.clone()));
+        let strays = self.exports.running().into_iter().filter(|r| !exports.contains(&r.served.name));
+        orphans.extend(strays.map(|r| format!("an export of {} for {}", r.served.volume, r.served.attachment)));
+        if orphans.is_empty() {
+            self.about.faults.clear("orphans");
+        } else {
+            let what = format!("here and in no list of the cloud-controller: {}", orphans.join(", "));
+            self.about.faults.raise("orphans", what, "they are kept; remove them by hand if they are not needed");
+        }
+        self.show_space(space, rows.iter().map(|(_, gib)| gib * GIB).sum());
+        Ok(())
+    }
+
+    fn show_space(&self, space: Space, promised: u64) {
+        let faults = &self.about.faults;
+        if space.free < space.total / 20 {
+            faults.raise("disk", format!("less than 5 % of the disk of volumes is free: {} MiB", space.free >> 20), "delete volumes or add disk");
+        } else {
+            faults.clear("disk");
+        }
+        if promised > space.total {
+            let what = format!("volumes of {} GiB in all are promised, the disk has {} GiB", promised / GIB, space.total / GIB);
+            faults.raise("promised", what, "add disk before they are written full");
+        } else {
+            faults.clear("promised");
+        }
+    }
+}
+
+fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl Into<String>) -> VolumeReport {
+    VolumeReport { id: wish.id.clone(), generation: wish.generation, observed, reason: reason.into(), export: None, allocated: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use mallee_tiers::Generation;
+
+    use super::*;
+
+    fn wish(desired: VolumeDesired, export_for: Option<&str>, listed: bool) -> Listed<Volume> {
+        let body = Volume { id: "vol-1".into(), generation: Generation::default(), desired, size_gib: 1, export_for: export_for.map(Into::into) };
+        Listed { body, listed }
+    }
+
+    #[test]
+    fn the_next_step_follows_from_the_rows_and_the_wish_alone() {
+        use State::*;
+        use VolumeDesired::*;
+        let make = |a: &str| Some(Step::MakeExport(a.into()));
+        #[rustfmt::skip]
+        let table: &[(VolumeDesired, Option<&str>, bool, Option<State>, Option<&str>, Option<Step>)] = &[
+            // desired, export for,  listed, state,      export of,  next
+            (Present,   None,        true,   None,           None,       Some(Step::Create)),
+            (Present,   Some("a"),   true,   Some(Creating), None,       Some(Step::Create)),
+            (Present,   None,        true,   Some(Ready),    None,       None),
+            (Present,   Some("a"),   true,   Some(Ready),    None,       make("a")),
+            (Present,   Some("a"),   true,   Some(Ready),    Some("a"),  Some(Step::Serve)),
+            (Present,   Some("b"),   true,   Some(Ready),    Some("a"),  Some(Step::EndExport)),
+            (Present,   None,        true,   Some(Ready),    Some("a"),  Some(Step::EndExport)),
+            (Present,   Some("a"),   true,   Some(Failed),   None,       None),
+            (Present,   None,        true,   Some(Gone),     None,       None),
+            (Present,   None,        false,  None,           None,       None),
+            (Present,   None,        false,  Some(Ready),    Some("a"),  Some(Step::Serve)),
+            (Unknown,   None,        true,   Some(Ready),    Some("a"),  Some(Step::Serve)),
+            (Unknown,   Some("a"),   true,   None,           None,       None),
+            (Deleted,   None,        true,   Some(Ready),    Some("a"),  Some(Step::EndExport)),
+            (Deleted,   None,        true,   Some(Ready),    None,       Some(Step::RemoveBytes)),
+            (Deleted,   None,        true,   None,           None,       Some(Step::RemoveBytes)),
+            (Deleted,   None,        true,   Some(Failed),   None,       Some(Step::RemoveBytes)),
+            (Deleted,   None,        true,   Some(Gone),     None,       None),
+            (Deleted,   None,        false,  Some(Ready),    None,       Some(Step::RemoveBytes)),
+            (Deleted,   None,        false,  Some(Gone),     None,       Some(Step::Forget)),
+        ];
+        for (desired, export_for, listed, state, export, expected) in table {
+            let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0 });
+            let export = export.map(|a| ExportRow { attachment: a.into(), name: "n".into(), served: true, made: 0 });
+            let got = next(row.as_ref(), export.as_ref(), &wish(*desired, *export_for, *listed));
+            assert_eq!(got, *expected, "{desired:?} for {export_for:?}, listed {listed}, {state:?}, {export:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_would_lead_out_of_its_folder_is_none() {
+        for bad in ["vol-", "vol-../x", "vol-a/b", "snap-1", "vol-a b", "vol-0123456789abcdef01", ""] {
+            assert_eq!(VolumeId::parse(bad), None, "{bad}");
+        }
+        assert!(VolumeId::parse("vol-0123456789abcdef0").is_some());
+    }
+}

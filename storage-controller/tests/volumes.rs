@@ -1,0 +1,331 @@
+//! What a storage-controller promises, tried over mutual TLS and with the real `qemu-storage-daemon`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use mallee_service::{Identity, IntentSender, TierHttp, pki};
+use mallee_storage_controller::{Config, start};
+use mallee_tiers::*;
+use uuid::Uuid;
+
+const ZONE: &str = "mallee-1a";
+
+struct Zone {
+    runtime: Option<tokio::runtime::Runtime>,
+    dir: tempfile::TempDir,
+    config: Config,
+    client: StorageClient,
+    store: Uuid,
+    sender: IntentSender,
+    counter: Mutex<i64>,
+    rows: Mutex<BTreeMap<String, Volume>>,
+}
+
+fn issue(ca: &pki::Ca, key: &str, peer: &Peer, dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("ca.pem"), &ca.certificate_pem).unwrap();
+    std::fs::write(dir.join("key.pem"), key).unwrap();
+    std::fs::write(dir.join("cert.pem"), ca.sign(peer, &pki::signing_request(key).unwrap()).unwrap()).unwrap();
+}
+
+fn client(dir: &Path, address: &str) -> StorageClient {
+    let identity = Identity::load(&dir.join("cloud")).unwrap();
+    StorageClient::new(Arc::new(TierHttp::new(&identity, address, Role::StorageController, ZONE).unwrap()))
+}
+
+impl Zone {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = pki::Ca::open_or_create(&dir.path().join("ca"), "test").unwrap();
+        let key = pki::new_key_pem().unwrap();
+        let state = dir.path().join("s");
+        issue(&ca, &key, &Peer::new(Role::StorageController, ZONE, ZONE), &state.join("tls"));
+        issue(&ca, &key, &Peer::new(Role::CloudController, "", "cloud-controller"), &dir.path().join("cloud"));
+        let text = format!("name = {ZONE:?}\nzone = {ZONE:?}\nstate = {:?}\nlisten = [\"127.0.0.1:0\"]\n", state.display().to_string());
+        std::fs::write(state.join("storage.toml"), text).unwrap();
+        let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
+        let client = client(dir.path(), "127.0.0.1:1");
+        let mut zone = Self {
+            runtime: None,
+            dir,
+            config,
+            client,
+            store: Uuid::new_v4(),
+            sender: IntentSender::default(),
+            counter: Mutex::new(0),
+            rows: Mutex::default(),
+        };
+        zone.start();
+        zone
+    }
+
+    fn start(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (config, handle) = (self.config.clone(), runtime.handle().clone());
+        let running = std::thread::spawn(move || handle.block_on(start(config))).join().unwrap().unwrap();
+        self.client = client(self.dir.path(), &running.address);
+        self.runtime = Some(runtime);
+    }
+
+    /// Everything it was doing stops where it is.
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
+        }
+    }
+
+    fn lose_store(&self) {
+        for file in ["store.db", "store.db-wal", "store.db-shm"] {
+            let _ = std::fs::remove_file(self.config.daemon.state.join(file));
+        }
+    }
+
+    fn next(&self) -> Generation {
+        let mut counter = self.counter.lock().unwrap();
+        *counter += 1;
+        Generation { epoch: 1, counter: *counter }
+    }
+
+    /// Writes a wish and sends the whole list.
+    async fn want(&self, id: &str, desired: VolumeDesired, size_gib: u64, export_for: Option<&str>) {
+        let volume = Volume { id: id.into(), generation: self.next(), desired, size_gib, export_for: export_for.map(Into::into) };
+        self.rows.lock().unwrap().insert(id.into(), volume);
+        self.send().await.unwrap();
+    }
+
+    async fn send(&self) -> Result<(), TierError> {
+        let (generation, rows): (_, Vec<Volume>) = (self.next(), self.rows.lock().unwrap().values().cloned().collect());
+        self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await
+    }
+
+    async fn until(&self, id: &str, what: &str, wanted: impl Fn(&VolumeReport) -> bool) -> VolumeReport {
+        let begun = Instant::now();
+        loop {
+            let all = self.client.observe(&Observe::default()).await.unwrap();
+            let last = all.changed.into_iter().find(|r| r.id == id);
+            if let Some(report) = last.clone().filter(&wanted) {
+                return report;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{id} was not {what} in 30 s: {last:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn until_served(&self, id: &str, attachment: &str) -> Export {
+        let served = self.until(id, "served", |r| r.export.as_ref().is_some_and(|e| e.attachment == attachment) && r.reason.is_empty()).await;
+        served.export.unwrap()
+    }
+
+    async fn faults(&self) -> Vec<String> {
+        self.client.status(&StatusAsked {}).await.unwrap().faults.into_iter().map(|f| f.what).collect()
+    }
+
+    fn folder(&self, id: &str) -> PathBuf {
+        self.config.volumes().join(id)
+    }
+
+    /// Pids of the daemons on this zone's sockets.
+    fn daemons(&self) -> Vec<i32> {
+        let sockets = self.config.sockets().unwrap().display().to_string();
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.starts_with("qemu-storage-daemon") && line.contains(&sockets) {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        self.kill();
+        for pid in self.daemons() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+fn url(export: &Export) -> String {
+    let ExportAddress::Unix(socket) = &export.address else { panic!("{export:?}") };
+    format!("nbd+unix:///{}?socket={socket}", export.name)
+}
+
+/// Runs a command of `qemu-io` through the export.
+fn io(export: &Export, command: &str) -> Result<String, String> {
+    let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url(export)]).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
+}
+
+#[tokio::test]
+async fn a_volume_is_made_served_written_and_leaves_nothing_when_it_is_deleted() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, None).await;
+    let made = zone.until("vol-1", "ready", |r| r.observed == VolumeObserved::Ready).await;
+    assert_eq!((made.export, made.allocated), (None, 0));
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    let info = Command::new("qemu-img").args(["info", &url(&export)]).output().unwrap();
+    assert!(String::from_utf8_lossy(&info.stdout).contains("(1073741824 bytes)"));
+    io(&export, "write -P 0x5a 1M 2M").unwrap();
+    io(&export, "read -P 0x5a 1M 2M").unwrap();
+    let why = zone.client.why(&WhyAsked { id: "vol-1".into() }).await.unwrap();
+    assert!(why.lines.iter().any(|l| l.text == "exported to vattach-a"), "{why:?}");
+
+    zone.want("vol-1", VolumeDesired::Deleted, 1, None).await;
+    zone.until("vol-1", "gone", |r| r.observed == VolumeObserved::Gone).await;
+    assert!(!zone.folder("vol-1").exists() && zone.daemons().is_empty());
+    zone.rows.lock().unwrap().clear();
+    zone.send().await.unwrap();
+    for _ in 0..1000 {
+        if zone.client.observe(&Observe::default()).await.unwrap().present.is_empty() {
+            let left = ["sockets", "exports", "log"].map(|d| std::fs::read_dir(zone.config.daemon.state.join(d)).unwrap().count());
+            assert_eq!(left, [0, 0, 0]);
+            assert_eq!(zone.faults().await, Vec::<String>::new());
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the volume was not forgotten");
+}
+
+#[tokio::test]
+async fn a_killed_daemon_is_back_with_the_same_name_and_the_same_bytes() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    io(&export, "write -P 0x77 0 64k").unwrap();
+    for round in 0..3 {
+        let old = zone.daemons();
+        assert_eq!(old.len(), 1);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(old[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let begun = Instant::now();
+        while io(&export, "read -P 0x77 0 64k").is_err() || zone.daemons() == old {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the export did not come back in round {round}");
+        }
+        println!("round {round}: back after {:?}", begun.elapsed());
+        // The address of an export that once answered is told all the while.
+        let report = zone.until("vol-1", "reported", |_| true).await;
+        assert_eq!(report.export.as_ref(), Some(&export));
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_controller_finds_its_daemons_and_leaves_them_running() {
+    let mut zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    let pids = zone.daemons();
+    zone.kill();
+    io(&export, "write -P 0x11 0 64k").unwrap();
+    zone.start();
+    assert_eq!(zone.until_served("vol-1", "vattach-a").await, export);
+    assert_eq!(zone.daemons(), pids);
+    // It is watched again, although it is no child of the new controller.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pids[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let begun = Instant::now();
+    while io(&export, "read -P 0x11 0 64k").is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+    zone.kill();
+    let pid = zone.daemons()[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    zone.start();
+    assert_eq!(zone.until_served("vol-1", "vattach-a").await, export, "one that died meanwhile has the same name again");
+    io(&export, "read -P 0x11 0 64k").unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_serves_one_attachment_and_the_old_name_opens_nothing() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let old = zone.until_served("vol-1", "vattach-a").await;
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-b")).await;
+    let new = zone.until_served("vol-1", "vattach-b").await;
+    assert_ne!(old.name, new.name);
+    assert_eq!(zone.daemons().len(), 1);
+    io(&old, "read 0 4k").unwrap_err();
+    io(&new, "read 0 4k").unwrap();
+    zone.want("vol-1", VolumeDesired::Present, 1, None).await;
+    zone.until("vol-1", "served to nobody", |r| r.export.is_none()).await;
+    assert!(zone.daemons().is_empty());
+    io(&new, "read 0 4k").unwrap_err();
+}
+
+#[tokio::test]
+async fn a_lost_store_costs_no_bytes_and_disturbs_no_guest() {
+    let mut zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    io(&export, "write -P 0x42 0 64k").unwrap();
+    let pids = zone.daemons();
+    zone.kill();
+    zone.lose_store();
+    zone.start();
+    let faults = zone.faults().await.join(" ");
+    // The survey may come a moment after the tier serves.
+    if !faults.is_empty() {
+        assert!(faults.contains("the folder vol-1"), "{faults}");
+    }
+    zone.send().await.unwrap();
+    assert_eq!(zone.until_served("vol-1", "vattach-a").await, export);
+    assert_eq!(zone.daemons(), pids);
+    io(&export, "read -P 0x42 0 64k").unwrap();
+}
+
+#[tokio::test]
+async fn absence_destroys_nothing_and_is_shown() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    zone.rows.lock().unwrap().clear();
+    zone.want("vol-2", VolumeDesired::Present, 1, None).await;
+    zone.until("vol-2", "ready", |r| r.observed == VolumeObserved::Ready).await;
+    io(&export, "read 0 4k").unwrap();
+    for _ in 0..1000 {
+        if zone.faults().await.iter().any(|f| f.contains("in no list of the cloud-controller: vol-1")) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the orphan was not shown: {:?}", zone.faults().await);
+}
+
+#[tokio::test]
+async fn what_cannot_fit_fails_with_the_reason_and_can_be_deleted() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1 << 40, None).await;
+    let report = zone.until("vol-1", "failed", |r| r.observed == VolumeObserved::Failed).await;
+    assert!(report.reason.contains("do not fit"), "{}", report.reason);
+    zone.want("vol-1", VolumeDesired::Deleted, 1, None).await;
+    zone.until("vol-1", "gone", |r| r.observed == VolumeObserved::Gone).await;
+}
+
+#[tokio::test]
+async fn a_controller_killed_again_and_again_brings_every_volume_where_it_is_wanted() {
+    let mut zone = Zone::new();
+    for n in 0..6u64 {
+        let id = format!("vol-{n}");
+        let _ = zone.send().await;
+        zone.want(&id, VolumeDesired::Present, 1, Some("vattach-a")).await;
+        tokio::time::sleep(Duration::from_millis(n * 11)).await;
+        zone.kill();
+        zone.start();
+    }
+    zone.send().await.unwrap();
+    for n in 0..6 {
+        let export = zone.until_served(&format!("vol-{n}"), "vattach-a").await;
+        io(&export, "write -P 1 0 4k").unwrap();
+    }
+    assert_eq!(zone.daemons().len(), 6);
+    assert_eq!(zone.faults().await, Vec::<String>::new());
+}
