@@ -1,0 +1,250 @@
+//! An instance as a libvirt domain: a pure renderer.
+//!
+//! - Fixed devices sit on the root bus at fixed slots, so that the root disk is always the first and a disk's place never
+//!   depends on what was attached when; every volume gets one of the root ports, which exist for that from the start.
+//! - SMBIOS says Amazon EC2 with a uuid and serial that begin with `ec2`: cloud-init looks for nothing else (plumbing.md §2).
+//! - The console goes to a file through virtlogd and is appended to, so a reboot keeps what was said before.
+//! - A root disk is cached by the host (`writeback`). With `unsafe` a guest's flush means nothing if the machine loses power;
+//!   measured on the mini guest it saves nothing: see docs of [`ROOT_CACHE`].
+
+use std::{fmt::Write, path::PathBuf};
+
+use mallee_tiers::ExportAddress;
+use uuid::Uuid;
+
+use super::VolumeDisk;
+
+/// Cache mode of the root disk: `writeback`, the guest's flushes are honoured.
+pub const ROOT_CACHE: &str = "writeback";
+/// How many volumes can be attached at once: `/dev/sdf` to `/dev/sdp` and a few.
+pub const VOLUME_PORTS: u32 = 12;
+/// How long a guest's requests wait for a storage daemon that went away, in seconds.
+const RECONNECT_S: u32 = 120;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, Clone)]
+pub struct DomainSpec {
+    /// The instance's id.
+    pub name: String,
+    pub uuid: Uuid,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub accelerator: Accelerator,
+    /// None: the root is a whole disk with a boot loader.
+    pub kernel: Option<Kernel>,
+    /// The instance's own qcow2 overlay.
+    pub root: PathBuf,
+    pub bridge: String,
+    pub nics: Vec<Nic>,
+    pub volumes: Vec<VolumeDisk>,
+    pub console: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// A bzImage or a PVH vmlinux.
+    pub image: PathBuf,
+    pub ramdisk: Option<PathBuf>,
+    pub command_line: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Nic {
+    pub mac: String,
+    /// The logical port it is bound to.
+    pub port: Uuid,
+    /// At most 15 characters.
+    pub tap: String,
+}
+
+/// Text as XML content or attribute; characters XML cannot hold at all are left out.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&apos;"),
+            '"' => out.push_str("&quot;"),
+            c if c < ' ' && !matches!(c, '\t' | '\n') => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+impl DomainSpec {
+    pub fn to_xml(&self) -> String {
+        let (kind, cpu) = match self.accelerator {
+            Accelerator::Kvm => ("kvm", "host-passthrough"),
+            Accelerator::Tcg => ("qemu", "maximum"),
+        };
+        let mut xml = format!(
+            "<domain type='{kind}'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  <memory unit='MiB'>{memory}</memory>\n  \
+             <vcpu>{vcpus}</vcpu>\n  <sysinfo type='smbios'>\n    <bios><entry name='vendor'>Amazon EC2</entry></bios>\n    \
+             <system><entry name='manufacturer'>Amazon EC2</entry><entry name='serial'>{uuid}</entry>\
+             <entry name='uuid'>{uuid}</entry></system>\n    <baseBoard><entry name='manufacturer'>Amazon EC2</entry>\
+             <entry name='asset'>{name}</entry></baseBoard>\n    <chassis><entry name='asset'>Amazon EC2</entry></chassis>\n  \
+             </sysinfo>\n  <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n{boot}    <smbios mode='sysinfo'/>\n  </os>\n  \
+             <features><acpi/><apic/></features>\n  <cpu mode='{cpu}'/>\n  <on_poweroff>destroy</on_poweroff>\n  \
+             <on_reboot>restart</on_reboot>\n  <on_crash>destroy</on_crash>\n  <devices>\n    \
+             <emulator>/usr/bin/qemu-system-x86_64</emulator>\n    <controller type='pci' index='0' model='pcie-root'/>\n",
+            name = escape(&self.name),
+            uuid = self.uuid,
+            memory = self.memory_mib,
+            vcpus = self.vcpus,
+            boot = self.boot(),
+        );
+        for _ in 0..VOLUME_PORTS {
+            xml.push_str("    <controller type='pci' model='pcie-root-port'/>\n");
+        }
+        let _ = write!(
+            xml,
+            "    <controller type='usb' model='none'/>\n    <disk type='file' device='disk'>\n      \
+             <driver name='qemu' type='qcow2' cache='{ROOT_CACHE}' discard='unmap'/>\n      <source file='{root}'/>\n      \
+             <target dev='vda' bus='virtio'/>\n      {address}\n    </disk>\n",
+            root = escape(&self.root.to_string_lossy()),
+            address = root_bus(0x10),
+        );
+        for volume in &self.volumes {
+            xml.push_str(&volume.to_xml());
+        }
+        for (slot, nic) in (0x11..).zip(&self.nics) {
+            xml.push_str(&self.nic_xml(nic, slot));
+        }
+        let _ = write!(
+            xml,
+            "    <serial type='pty'><log file='{console}' append='on'/><target type='isa-serial' port='0'/></serial>\n    \
+             <video><model type='none'/></video>\n    <memballoon model='virtio'><stats period='10'/>{balloon}</memballoon>\n  \
+             </devices>\n</domain>\n",
+            console = escape(&self.console.to_string_lossy()),
+            balloon = root_bus(0x1e),
+        );
+        xml
+    }
+
+    fn boot(&self) -> String {
+        let Some(kernel) = &self.kernel else {
+            return "    <boot dev='hd'/>\n".into();
+        };
+        let mut xml = format!("    <kernel>{}</kernel>\n", escape(&kernel.image.to_string_lossy()));
+        if let Some(ramdisk) = &kernel.ramdisk {
+            let _ = writeln!(xml, "    <initrd>{}</initrd>", escape(&ramdisk.to_string_lossy()));
+        }
+        let _ = writeln!(xml, "    <cmdline>{}</cmdline>", escape(&kernel.command_line));
+        xml
+    }
+
+    /// The userspace datapath never fills in a checksum that was left to the hardware, so nothing is left to it
+    /// (engines.md §5).
+    fn nic_xml(&self, nic: &Nic, slot: u8) -> String {
+        format!(
+            "    <interface type='bridge'>\n      <mac address='{mac}'/>\n      <source bridge='{bridge}'/>\n      \
+             <virtualport type='openvswitch'><parameters interfaceid='{port}'/></virtualport>\n      <target dev='{tap}'/>\n      \
+             <model type='virtio'/>\n      <driver name='qemu'>\
+             <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>\
+             <guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>\n      <rom enabled='no'/>\n      {address}\n    \
+             </interface>\n",
+            mac = escape(&nic.mac),
+            bridge = escape(&self.bridge),
+            port = nic.port,
+            tap = escape(&nic.tap),
+            address = root_bus(slot),
+        )
+    }
+}
+
+fn root_bus(slot: u8) -> String {
+    format!("<address type='pci' domain='0x0000' bus='0x00' slot='{slot:#04x}' function='0x0'/>")
+}
+
+impl VolumeDisk {
+    pub fn to_xml(&self) -> String {
+        let (tls, host) = match &self.address {
+            ExportAddress::Unix(path) => ("", format!("<host transport='unix' socket='{}'/>", escape(path))),
+            ExportAddress::Tcp(place) => {
+                let (name, port) = place.rsplit_once(':').unwrap_or((place.as_str(), "10809"));
+                (" tls='yes'", format!("<host name='{}' port='{}'/>", escape(name.trim_matches(['[', ']'])), escape(port)))
+            }
+        };
+        format!(
+            "    <disk type='network' device='disk'>\n      <driver name='qemu' type='raw' cache='none' discard='unmap'/>\n      \
+             <source protocol='nbd' name='{export}'{tls}>{host}<reconnect delay='{RECONNECT_S}'/></source>\n      \
+             <target dev='{target}' bus='virtio'/>\n      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n    </disk>\n",
+            export = escape(&self.export),
+            target = escape(&self.target),
+            serial = escape(&self.serial),
+            alias = escape(&self.alias()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> DomainSpec {
+        DomainSpec {
+            name: "i-0123456789abcdef0".into(),
+            uuid: "ec2f0000-0000-5000-8000-000000000001".parse().unwrap(),
+            vcpus: 2,
+            memory_mib: 512,
+            accelerator: Accelerator::Tcg,
+            kernel: Some(Kernel {
+                image: "/img/k".into(),
+                ramdisk: Some("/img/r".into()),
+                command_line: "root=/dev/vda a<b&'c'".into(),
+            }),
+            root: "/inst/i-0123456789abcdef0/root.qcow2".into(),
+            bridge: "br-int".into(),
+            nics: vec![Nic { mac: "0e:00:00:00:00:01".into(), port: Uuid::nil(), tap: "tap0123456789ab".into() }],
+            volumes: vec![VolumeDisk {
+                serial: "vol0123".into(),
+                target: "vdf".into(),
+                export: "x1".into(),
+                address: ExportAddress::Unix("/run/v.sock".into()),
+            }],
+            console: "/inst/i-0123456789abcdef0/console.log".into(),
+        }
+    }
+
+    #[test]
+    fn a_domain_is_rendered_as_it_was_proven() {
+        let golden = include_str!("domain.golden.xml");
+        let xml = spec().to_xml();
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/hypervisor/domain.golden.xml"), &xml).unwrap();
+        } else {
+            assert_eq!(xml, golden, "UPDATE_GOLDEN=1 writes it anew");
+        }
+    }
+
+    #[test]
+    fn a_whole_disk_boots_by_itself_and_kvm_passes_the_cpu_through() {
+        let xml = DomainSpec { kernel: None, accelerator: Accelerator::Kvm, ..spec() }.to_xml();
+        assert!(xml.contains("<boot dev='hd'/>") && !xml.contains("<kernel>"));
+        assert!(xml.contains("<domain type='kvm'>") && xml.contains("host-passthrough"));
+    }
+
+    #[test]
+    fn volumes_of_other_machines_are_spoken_to_over_tls() {
+        let disk = VolumeDisk {
+            serial: "vol1".into(),
+            target: "vdg".into(),
+            export: "x".into(),
+            address: ExportAddress::Tcp("10.0.0.7:10809".into()),
+        };
+        assert!(disk.to_xml().contains("name='x' tls='yes'><host name='10.0.0.7' port='10809'/>"));
+    }
+
+    #[test]
+    fn what_a_user_wrote_cannot_leave_its_element() {
+        assert_eq!(escape("a<b>&'\"\u{0}\u{1b}c"), "a&lt;b&gt;&amp;&apos;&quot;c");
+    }
+}

@@ -1,0 +1,119 @@
+//! Volumes at an instance: which disk stands for which volume, and what has to be attached and detached. Pure.
+//!
+//! The storage-controller owns the bytes and serves them; the cloud-controller says which volumes an instance shall have.
+//! The guest knows a volume by its disk's serial, the volume id without its dash, as on EC2. The device's name is a hint:
+//! `/dev/sdf`, `/dev/xvdf` and `/dev/vdf` all ask for the target `vdf`, and the guest's kernel may count otherwise.
+
+use mallee_tiers::{Export, VolumeAttachment};
+
+use crate::hypervisor::{SeenDisk, VolumeDisk};
+
+/// `vol-0123` → `vol0123`: 20 bytes is all a virtio disk keeps.
+pub fn serial(volume: &str) -> String {
+    volume.replacen('-', "", 1)
+}
+
+/// The disk a device name asks for, or why it cannot be had.
+pub fn target(device: &str) -> Result<String, String> {
+    let name = device.strip_prefix("/dev/").unwrap_or(device);
+    let letter = ["xvd", "sd", "vd"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    match letter.as_bytes() {
+        [b'a'] => Err(format!("{device} is the root disk's")),
+        [b'b'..=b'z'] => Ok(format!("vd{letter}")),
+        _ => Err(format!("{device} names no disk a volume can be: /dev/sdf to /dev/sdp are customary")),
+    }
+}
+
+pub fn disk(wanted: &VolumeAttachment) -> Result<VolumeDisk, String> {
+    let Export { name, address, .. } = &wanted.export;
+    Ok(VolumeDisk { serial: serial(&wanted.volume), target: target(&wanted.device)?, export: name.clone(), address: address.clone() })
+}
+
+/// The disks a domain begins with. A wish that cannot be met is left out, and is reported when the instance runs.
+pub fn disks(wanted: &[VolumeAttachment]) -> Vec<VolumeDisk> {
+    let mut all: Vec<VolumeDisk> = Vec::new();
+    for disk in wanted.iter().filter_map(|w| disk(w).ok()) {
+        if !all.iter().any(|other| other.target == disk.target || other.serial == disk.serial) {
+            all.push(disk);
+        }
+    }
+    all
+}
+
+/// One thing to do at a running instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Detach(SeenDisk),
+    Attach(VolumeAttachment),
+}
+
+/// What has to change, detaching first: a disk that shall go may hold the place of one that shall come.
+pub fn changes(wanted: &[VolumeAttachment], seen: &[SeenDisk]) -> Vec<Change> {
+    let same = |w: &VolumeAttachment, s: &SeenDisk| serial(&w.volume) == s.serial && w.export.name == s.export;
+    let gone = seen.iter().filter(|s| !wanted.iter().any(|w| same(w, s))).cloned().map(Change::Detach);
+    let new = wanted.iter().filter(|w| !seen.iter().any(|s| same(w, s))).cloned().map(Change::Attach);
+    gone.chain(new).collect()
+}
+
+impl Change {
+    /// The volume's serial.
+    pub fn serial(&self) -> String {
+        match self {
+            Change::Detach(disk) => disk.serial.clone(),
+            Change::Attach(wanted) => serial(&wanted.volume),
+        }
+    }
+}
+
+/// `vol0123` → `vol-0123`.
+pub fn volume_of(serial: &str) -> String {
+    serial.strip_prefix("vol").map_or_else(|| serial.to_owned(), |rest| format!("vol-{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mallee_tiers::ExportAddress;
+
+    fn wanted(volume: &str, export: &str) -> VolumeAttachment {
+        let export = Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/s".into()) };
+        VolumeAttachment { volume: volume.into(), device: "/dev/sdf".into(), export }
+    }
+    fn seen(volume: &str, export: &str) -> SeenDisk {
+        SeenDisk { serial: serial(volume), target: "vdf".into(), alias: "ua".into(), export: export.into() }
+    }
+
+    #[test]
+    fn device_names_of_all_kinds_ask_for_one_disk() {
+        for (device, want) in [("/dev/sdf", "vdf"), ("/dev/xvdf", "vdf"), ("vdg", "vdg"), ("/dev/sdp", "vdp")] {
+            assert_eq!(target(device).as_deref(), Ok(want));
+        }
+        for device in ["/dev/sda", "/dev/xvda", "/dev/sda1", "/dev/nvme1n1", "", "/dev/sdff", "/dev/sdé"] {
+            assert!(target(device).is_err(), "{device}");
+        }
+    }
+
+    #[test]
+    fn a_serial_fits_a_virtio_disk() {
+        assert_eq!(serial("vol-0123456789abcdef0").len(), 20);
+        assert_eq!(volume_of(&serial("vol-0123456789abcdef0")), "vol-0123456789abcdef0");
+    }
+
+    #[test]
+    fn what_is_not_wanted_goes_before_what_is_new_comes() {
+        assert_eq!(changes(&[wanted("vol-a", "1")], &[seen("vol-a", "1")]), []);
+        assert_eq!(changes(&[wanted("vol-a", "1")], &[]), [Change::Attach(wanted("vol-a", "1"))]);
+        assert_eq!(
+            changes(&[wanted("vol-b", "2")], &[seen("vol-a", "1")]),
+            [Change::Detach(seen("vol-a", "1")), Change::Attach(wanted("vol-b", "2"))]
+        );
+    }
+
+    #[test]
+    fn a_volume_attached_anew_is_another_disk() {
+        assert_eq!(
+            changes(&[wanted("vol-a", "2")], &[seen("vol-a", "1")]),
+            [Change::Detach(seen("vol-a", "1")), Change::Attach(wanted("vol-a", "2"))]
+        );
+    }
+}
