@@ -160,9 +160,9 @@ impl World {
             if known.as_ref().is_some_and(|n| n.is_gone(id)) {
                 continue;
             }
-            used.vcpus += held.body.vcpus;
-            used.memory_mib += held.body.memory_mib;
-            used.disk_gib += held.body.disk_gib;
+            used.vcpus = used.vcpus.saturating_add(held.body.vcpus);
+            used.memory_mib = used.memory_mib.saturating_add(held.body.memory_mib);
+            used.disk_gib = used.disk_gib.saturating_add(held.body.disk_gib);
         }
         used
     }

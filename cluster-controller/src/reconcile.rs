@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use mallee_service::{PassReport, Poke, Reconciler};
 use mallee_store::Error as StoreError;
 use mallee_tiers::{Desired, Instance, InstanceReport, Observed};
@@ -146,11 +147,13 @@ impl Instances {
             world.seq += d.events.len() as i64;
         }
         // From here on it is durable, and may be told.
+        // Many at a time: the store commits them together.
+        stream::iter(d.forget.clone()).map(|id| async move { zone.book.forget(&id).await }).buffer_unordered(64).try_collect::<()>().await?;
         for id in &d.forget {
-            zone.book.forget(id).await?;
             zone.reports.forget(id);
         }
-        for id in look.iter().filter(|id| !d.forget.contains(id)) {
+        for id in &look {
+            // What was forgotten is not wanted any more, and what is not wanted is not reported.
             report(zone, &world, id);
         }
         show_doubles(zone, &world, whole || !unread.nodes.is_empty());
@@ -288,7 +291,8 @@ fn sort_out(zone: &Zone, world: &mut World, d: &mut Decisions, look: &BTreeSet<S
 fn report(zone: &Zone, world: &World, id: &str) {
     let Some(held) = world.wanted.get(id) else { return };
     let Some(node) = world.placed.get(id) else {
-        if held.listed {
+        // Of what is doubted nothing is known: "waiting" might be said of a guest that runs.
+        if held.listed && !world.doubted.contains(id) {
             zone.reports.put(unplaced(world, id, &held.body));
         }
         return;
@@ -328,10 +332,6 @@ fn report(zone: &Zone, world: &World, id: &str) {
 }
 
 fn unplaced(world: &World, id: &str, body: &Instance) -> InstanceReport {
-    if world.doubted.contains(id) {
-        let reason = "this zone's store is new: its nodes are heard first, so that nothing is started twice";
-        return of(body, Observed::Waiting, reason);
-    }
     match body.desired {
         Desired::Running => of(body, Observed::Waiting, world.waiting.get(id).cloned().unwrap_or_default()),
         Desired::Stopped => of(body, Observed::Stopped, "it never had a place"),

@@ -31,6 +31,8 @@ pub enum Error {
     Tls(#[from] mallee_service::tls::TlsError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Engine(#[from] mallee_engines::Error),
 }
 
 /// The tables of a storage-controller's store.
@@ -101,4 +103,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         join::keep_renewed(identity, cloud, faults);
     }
     Ok(Running { address, peer })
+}
+
+/// Ends all export daemons of a storage-controller that does not run any more: for `mallee down --all`, which leaves nothing.
+/// How many there were.
+pub async fn end_exports(config: &Config) -> Result<usize, Error> {
+    let exports = export::Exports::open(config.sockets()?, &config.daemon.state, Poke::default())?;
+    Ok(exports.end_all().await?)
 }

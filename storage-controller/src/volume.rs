@@ -350,8 +350,14 @@ impl Storage {
             return Ok(());
         };
         match row.state {
-            State::Gone => return Ok(self.reports.put(report_of(body, VolumeObserved::Gone, ""))),
-            State::Failed => return Ok(self.reports.put(report_of(body, VolumeObserved::Failed, row.reason.as_str()))),
+            State::Gone => {
+                self.reports.put(report_of(body, VolumeObserved::Gone, ""));
+                return Ok(());
+            }
+            State::Failed => {
+                self.reports.put(report_of(body, VolumeObserved::Failed, row.reason.as_str()));
+                return Ok(());
+            }
             State::Creating | State::Ready => {}
         }
         let looked = id.clone();
@@ -399,7 +405,7 @@ impl Storage {
         let (rows, exports): (Vec<(String, u64)>, Vec<String>) = self
             .store
             .read("survey the volumes", |tx| {
-                let rows = tx.query("SELECT id, size_gib FROM volume WHERE state <> 'gone'", params![], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                let rows = tx.query("SELECT id, size_gib FROM volume WHERE state NOT IN ('gone', 'failed')", params![], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 let exports = tx.query("SELECT name FROM export", params![], |row| row.get(0))?;
                 Ok::<_, StoreError>((rows, exports))
             })
@@ -416,7 +422,7 @@ impl Storage {
             let what = format!("here and in no list of the cloud-controller: {}", orphans.join(", "));
             self.about.faults.raise("orphans", what, "they are kept; remove them by hand if they are not needed");
         }
-        self.show_space(space, rows.iter().map(|(_, gib)| gib * GIB).sum());
+        self.show_space(space, rows.iter().fold(0, |sum, (_, gib)| sum.saturating_add(gib.saturating_mul(GIB))));
         Ok(())
     }
 
@@ -456,8 +462,9 @@ mod tests {
         use State::*;
         use VolumeDesired::*;
         let make = |a: &str| Some(Step::MakeExport(a.into()));
+        type Line = (VolumeDesired, Option<&'static str>, bool, Option<State>, Option<&'static str>, Option<Step>);
         #[rustfmt::skip]
-        let table: &[(VolumeDesired, Option<&str>, bool, Option<State>, Option<&str>, Option<Step>)] = &[
+        let table: &[Line] = &[
             // desired, export for,  listed, state,      export of,  next
             (Present,   None,        true,   None,           None,       Some(Step::Create)),
             (Present,   Some("a"),   true,   Some(Creating), None,       Some(Step::Create)),

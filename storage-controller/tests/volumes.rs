@@ -1,5 +1,7 @@
 //! What a storage-controller promises, tried over mutual TLS and with the real `qemu-storage-daemon`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -242,6 +244,9 @@ async fn a_restarted_controller_finds_its_daemons_and_leaves_them_running() {
     zone.start();
     assert_eq!(zone.until_served("vol-1", "vattach-a").await, export, "one that died meanwhile has the same name again");
     io(&export, "read -P 0x11 0 64k").unwrap();
+    zone.kill();
+    assert_eq!(mallee_storage_controller::end_exports(&zone.config).await.unwrap(), 1);
+    assert!(zone.daemons().is_empty(), "a machine that is cleared keeps no daemon");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What a zone promises, tried over real HTTP with mutual TLS: one cluster-controller, nodes that only remember.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -250,4 +252,28 @@ async fn a_node_cannot_register_as_another_and_a_clock_that_is_off_is_shown() {
     let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
     assert!(status.tier.faults.iter().any(|f| f.what.starts_with("the clock of node n1 is")));
     assert_eq!(client.intend(&Intent { sender: uuid::Uuid::new_v4(), generation: Generation::default(), entries: vec![], bodies: vec![] }).await.unwrap_err().kind, TierErrorKind::Forbidden);
+}
+
+/// By hand: `cargo test --release -p mallee-cluster-controller --test zone -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a load: prints a rate, asserts only that everything is placed"]
+async fn thousands_of_instances_are_placed() {
+    const INSTANCES: usize = 10_000;
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let nodes: Vec<Machine> = (0..10).map(|n| zone.node(&format!("n{n}"), 10_000_000)).collect();
+    zone.cloud.want("i-first", Desired::Running, 1);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-first", Observed::Running).await;
+    for i in 0..INSTANCES {
+        zone.cloud.want(&format!("i-{i:05}"), Desired::Running, 1);
+    }
+    let begun = std::time::Instant::now();
+    zone.cloud.send().await.unwrap();
+    println!("taken after {:?}", begun.elapsed());
+    while nodes.iter().map(|n| n.node.memory.lock().unwrap().started.len()).sum::<usize>() <= INSTANCES {
+        assert!(begun.elapsed() < Duration::from_secs(120));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{INSTANCES} instances on their nodes after {:?}", begun.elapsed());
 }

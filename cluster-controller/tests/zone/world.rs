@@ -295,7 +295,7 @@ impl Machine {
                     let registration = NodeRegistration {
                         node: name.clone(),
                         address: address.to_string(),
-                        capacity: Capacity { vcpus: 8, memory_mib, disk_gib: 100 },
+                        capacity: Capacity { vcpus: 4096, memory_mib, disk_gib: 100_000 },
                         hypervisor: "simulated".into(),
                         version: "test".into(),
                         now,

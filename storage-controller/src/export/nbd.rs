@@ -23,7 +23,7 @@ use crate::volume::VolumeId;
 
 const PROGRAM: &str = "qemu-storage-daemon";
 /// A daemon that lived so long did not die of its own start.
-const HEALTHY_LIFE: Duration = Duration::from_secs(5);
+const HEALTHY_LIFE: Duration = Duration::from_secs(1);
 const SLOWEST_RESTART: Duration = Duration::from_secs(10);
 /// It flushes when it is asked to end; then it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -149,6 +149,15 @@ impl Exports {
             }
         }
         Ok(())
+    }
+
+    /// Ends every daemon on one of our sockets, for a machine that is cleared; how many there were.
+    pub async fn end_all(&self) -> Result<usize, mallee_engines::Error> {
+        let all = self.running();
+        for running in &all {
+            self.end(&running.served.volume).await?;
+        }
+        Ok(all.len())
     }
 
     /// Every daemon on one of our sockets, from /proc.
