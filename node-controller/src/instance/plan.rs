@@ -284,7 +284,7 @@ mod tests {
     }
 
     impl Case {
-        fn facts(mut self, change: impl FnOnce(&mut Facts)) -> Self {
+        fn facts<T>(mut self, change: impl FnOnce(&mut Facts) -> T) -> Self {
             change(&mut self.facts);
             self
         }
@@ -293,8 +293,7 @@ mod tests {
             self
         }
         fn wish(mut self, change: impl FnOnce(&mut Instance)) -> Self {
-            self.wish.iter_mut().for_each(|w| change(w));
-            self.wish.is_some().then_some(()).unwrap();
+            change(self.wish.as_mut().unwrap());
             self
         }
         fn unlisted(mut self) -> Self {
