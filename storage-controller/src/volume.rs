@@ -378,8 +378,10 @@ impl Storage {
             let described = id.clone();
             let blockdev = self.backend(move |b| b.blockdev(&described, "volume")).await?;
             let phase = self.exports.serve(&served, blockdev);
-            if let Phase::Down(why) = &phase {
-                report.reason = format!("its export ended and is started again: {why}");
+            match &phase {
+                Phase::Ready { .. } => {}
+                Phase::Starting => report.reason = "its export is being started".into(),
+                Phase::Down(why) => report.reason = format!("its export ended and is started again: {why}"),
             }
             let up = matches!(phase, Phase::Ready { .. });
             if up && !export.served {
