@@ -31,6 +31,9 @@ pub struct Config {
     /// Most instances an account may have.
     #[serde(default = "default_instances")]
     pub max_instances: u64,
+    /// Most elastic IPs an account may have.
+    #[serde(default = "default_addresses")]
+    pub max_addresses: u64,
 }
 
 /// The outside of the cloud's network.
@@ -51,6 +54,8 @@ pub struct Network {
     pub physical: String,
     /// Chassis that carry the routers' outer ports, most wanted first. One machine: its only chassis.
     pub gateway_chassis: Vec<String>,
+    /// The resolver instances are told of. None: they are told of none.
+    pub dns: Option<Ipv4Addr>,
 }
 
 impl Default for Network {
@@ -63,6 +68,7 @@ impl Default for Network {
             elastic: "172.29.0.128/25".into(),
             physical: "public".into(),
             gateway_chassis: Vec::new(),
+            dns: None,
         }
     }
 }
@@ -75,6 +81,9 @@ fn default_zones() -> Vec<String> {
 }
 fn default_instances() -> u64 {
     1000
+}
+fn default_addresses() -> u64 {
+    50
 }
 fn yes() -> bool {
     true

@@ -17,6 +17,7 @@ pub mod ec2;
 pub mod front;
 pub mod join;
 pub mod keyring;
+pub mod network;
 pub mod principal;
 pub mod refusal;
 pub mod route;

@@ -2,7 +2,7 @@
 
 use mallee_store::Migration;
 
-use crate::{account, ec2, join, zone};
+use crate::{account, ec2, join, network, zone};
 
 /// Only ever added to: a release that went out has made its tables already.
 pub const MIGRATIONS: &[Migration] = &[
@@ -11,6 +11,18 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "client tokens", sql: ec2::client_token::TABLES },
     Migration { version: 4, name: "key pairs", sql: ec2::key_pair::TABLES },
     Migration { version: 5, name: "join tokens", sql: join::TABLES },
+    Migration { version: 20, name: "MACs", sql: network::mac::TABLES },
+    Migration { version: 21, name: "outside addresses", sql: network::outside::TABLES },
+    Migration { version: 22, name: "DHCP options", sql: ec2::dhcp_options::TABLES },
+    Migration { version: 23, name: "VPCs", sql: ec2::vpc::TABLES },
+    Migration { version: 24, name: "subnets", sql: ec2::subnet::TABLES },
+    Migration { version: 25, name: "internet gateways", sql: ec2::internet_gateway::TABLES },
+    Migration { version: 26, name: "route tables", sql: ec2::route_table::TABLES },
+    Migration { version: 27, name: "network ACLs", sql: ec2::network_acl::TABLES },
+    Migration { version: 28, name: "security groups", sql: ec2::security_group::TABLES },
+    Migration { version: 29, name: "security group rules", sql: ec2::security_group::RULE_TABLES },
+    Migration { version: 30, name: "network interfaces", sql: ec2::interface::TABLES },
+    Migration { version: 31, name: "elastic IPs", sql: ec2::address::TABLES },
     Migration { version: 40, name: "instances", sql: ec2::instance::TABLES },
     Migration { version: 41, name: "images", sql: ec2::image::TABLES },
     Migration { version: 42, name: "volumes", sql: ec2::volume::TABLES },

@@ -1,14 +1,24 @@
 //! EC2: one file per resource, each with its table of actions, its rules, its rows and its SQL.
 
+pub mod address;
 pub mod client_token;
+pub mod dhcp_options;
 pub mod image;
 pub mod instance;
 pub mod instance_type;
+pub mod interface;
+pub mod internet_gateway;
 pub mod key_pair;
+pub mod listing;
+pub mod network_acl;
 pub mod region;
 pub mod resource;
+pub mod route_table;
+pub mod security_group;
+pub mod subnet;
 pub mod tag;
 pub mod volume;
+pub mod vpc;
 
 use mallee_aws::AwsError;
 use mallee_store::{Error as StoreError, FromValue, ToValue, Value};
@@ -20,10 +30,23 @@ use crate::{
 
 /// The service, resource by resource.
 pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, tables: &[
+    address::associate::ACTIONS,
+    address::describe::ACTIONS,
+    dhcp_options::ACTIONS,
     instance_type::ACTIONS,
+    interface::ACTIONS,
+    internet_gateway::ACTIONS,
     key_pair::ACTIONS,
+    network_acl::ACTIONS,
     region::ACTIONS,
+    route_table::ACTIONS,
+    security_group::authorize::ACTIONS,
+    security_group::group::ACTIONS,
+    security_group::rule::ACTIONS,
+    security_group::rule_edit::ACTIONS,
+    subnet::ACTIONS,
     tag::ACTIONS,
+    vpc::ACTIONS,
 ] };
 
 /// Ends a transaction that would have succeeded: `DryRun` is checked last, so that it also finds what is wrong.

@@ -21,6 +21,16 @@ const KINDS: &[Kind] = &[
     Kind { prefix: "i-", name: "instance", table: "instance", not_found: "InvalidInstanceID.NotFound" },
     Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" },
     Kind { prefix: "vol-", name: "volume", table: "volume", not_found: "InvalidVolume.NotFound" },
+    Kind { prefix: "acl-", name: "network-acl", table: "network_acl", not_found: "InvalidNetworkAclID.NotFound" },
+    Kind { prefix: "dopt-", name: "dhcp-options", table: "dhcp_options", not_found: "InvalidDhcpOptionID.NotFound" },
+    Kind { prefix: "eipalloc-", name: "elastic-ip", table: "address", not_found: "InvalidAllocationID.NotFound" },
+    Kind { prefix: "eni-", name: "network-interface", table: "network_interface", not_found: "InvalidNetworkInterfaceID.NotFound" },
+    Kind { prefix: "igw-", name: "internet-gateway", table: "internet_gateway", not_found: "InvalidInternetGatewayID.NotFound" },
+    Kind { prefix: "rtb-", name: "route-table", table: "route_table", not_found: "InvalidRouteTableID.NotFound" },
+    Kind { prefix: "sg-", name: "security-group", table: "security_group", not_found: "InvalidGroup.NotFound" },
+    Kind { prefix: "sgr-", name: "security-group-rule", table: "security_group_rule", not_found: "InvalidSecurityGroupRuleId.NotFound" },
+    Kind { prefix: "subnet-", name: "subnet", table: "subnet", not_found: "InvalidSubnetID.NotFound" },
+    Kind { prefix: "vpc-", name: "vpc", table: "vpc", not_found: "InvalidVpcID.NotFound" },
 ];
 
 fn of(id: &str) -> Option<&'static Kind> {

@@ -12,3 +12,13 @@ pub mod outside;
 
 pub use cidr::Cidr;
 pub use default_vpc::create_default_vpc;
+
+use mallee_aws::id::InstanceId;
+use mallee_store::Tx;
+
+use crate::Outcome;
+
+/// Something of the network that an instance's metadata shows has changed.
+pub fn touch(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
+    Ok(crate::ec2::instance::touch(tx, instance.as_str())?)
+}

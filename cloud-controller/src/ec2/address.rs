@@ -1,0 +1,145 @@
+//! Elastic IPs: public addresses an account holds until it releases them, whatever they point at.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use mallee_aws::{
+    AwsError,
+    id::{AddressAssociationId, AllocationId, InstanceId, NetworkInterfaceId},
+};
+use mallee_store::{Error as StoreError, Row, Tx, params};
+
+use crate::{
+    Outcome, Refusal,
+    ec2::{
+        Id,
+        interface::{self, InterfaceRow},
+    },
+    network::{self, cidr::Address},
+};
+
+pub mod associate;
+pub mod describe;
+
+/// `interface` and `association` are set while it points at something; an interface has one elastic IP at most.
+pub const TABLES: &str = "
+CREATE TABLE address (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    public_ip TEXT NOT NULL UNIQUE,
+    interface TEXT UNIQUE,
+    association TEXT UNIQUE,
+    created BIGINT NOT NULL
+);
+CREATE INDEX address_of ON address (account);
+";
+
+/// An elastic IP as its row is.
+#[derive(Debug, Clone)]
+pub struct AddressRow {
+    pub id: AllocationId,
+    pub account: String,
+    pub public_ip: Ipv4Addr,
+    pub interface: Option<NetworkInterfaceId>,
+    pub association: Option<AddressAssociationId>,
+    pub created: i64,
+}
+
+/// An elastic IP as the interface it points at shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elastic {
+    pub public_ip: Ipv4Addr,
+    pub allocation: AllocationId,
+    pub association: AddressAssociationId,
+}
+
+const COLUMNS: &str = "id, account, public_ip, interface, association, created";
+
+fn read(row: &Row<'_>) -> Result<AddressRow, StoreError> {
+    Ok(AddressRow {
+        id: row.get::<Id<_>>(0)?.0,
+        account: row.get(1)?,
+        public_ip: row.get::<Address>(2)?.0,
+        interface: row.get::<Option<Id<_>>>(3)?.map(|i| i.0),
+        association: row.get::<Option<Id<_>>>(4)?.map(|i| i.0),
+        created: row.get(5)?,
+    })
+}
+
+/// The elastic IPs of an account, by allocation.
+pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<AddressRow>, StoreError> {
+    tx.query(&format!("SELECT {COLUMNS} FROM address WHERE account = ?1 ORDER BY id"), params![account], read)
+}
+
+/// Elastic IPs by the interface they point at; of all accounts when None.
+pub fn by_interface(
+    tx: &mut Tx<'_>,
+    account: Option<&str>,
+) -> Result<BTreeMap<NetworkInterfaceId, Elastic>, StoreError> {
+    let rows = tx.query(
+        &format!("SELECT {COLUMNS} FROM address WHERE interface IS NOT NULL AND (?1 IS NULL OR account = ?1)"),
+        params![account],
+        read,
+    )?;
+    let elastic = |row: AddressRow| {
+        let elastic = Elastic { public_ip: row.public_ip, allocation: row.id, association: row.association? };
+        Some((row.interface?, elastic))
+    };
+    Ok(rows.into_iter().filter_map(elastic).collect())
+}
+
+/// The public address instances of other tiers and metadata are told: an elastic IP, else the automatic one.
+pub fn of_instance(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<Option<Ipv4Addr>> {
+    Ok(interface::of_instance(tx, instance)?.iter().find_map(InterfaceRow::public_ip))
+}
+
+/// The interface ends: whatever pointed at it points at nothing.
+pub fn forget_interface(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE address SET interface = NULL, association = NULL WHERE interface = ?1",
+        params![id.as_str()],
+    )
+    .map(|_| ())
+}
+
+fn not_found(id: &str) -> Refusal {
+    Refusal::new("InvalidAllocationID.NotFound", format!("The allocation ID '{id}' does not exist"))
+}
+
+fn no_such_ip(ip: &str) -> Refusal {
+    Refusal::new("InvalidAddress.NotFound", format!("Address '{ip}' not found."))
+}
+
+/// An address as requests name it: by allocation, or by itself as in EC2 classic.
+fn named(
+    tx: &mut Tx<'_>,
+    account: &str,
+    allocation: Option<&AllocationId>,
+    public_ip: Option<&str>,
+) -> Outcome<AddressRow> {
+    let (condition, value) = match (allocation, public_ip) {
+        (Some(id), None) => ("id = ?2", id.to_string()),
+        (None, Some(ip)) => ("public_ip = ?2", ip.to_owned()),
+        (Some(_), Some(_)) => {
+            let message = "You may specify public IP or allocation id, but not both in the same call";
+            return Err(AwsError::invalid_parameter_combination(message).into());
+        }
+        (None, None) => return Err(AwsError::missing_parameter("AllocationId").into()),
+    };
+    tx.query_opt(
+        &format!("SELECT {COLUMNS} FROM address WHERE account = ?1 AND {condition}"),
+        params![account, value],
+        read,
+    )?
+    .ok_or_else(|| match allocation {
+        Some(id) => not_found(id.as_str()),
+        None => no_such_ip(&value),
+    })
+}
+
+/// Instances whose metadata shows the address of this interface.
+fn touch_instance_of(tx: &mut Tx<'_>, interface: &InterfaceRow) -> Outcome<()> {
+    match &interface.instance {
+        Some(instance) => network::touch(tx, instance),
+        None => Ok(()),
+    }
+}

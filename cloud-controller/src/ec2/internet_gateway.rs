@@ -1,0 +1,143 @@
+//! Internet gateways: what a VPC has attached when routes may lead out of it.
+
+use mallee_aws::{
+    filter::{Attribute, Filter, Tagged},
+    id::{InternetGatewayId, VpcId},
+};
+use mallee_store::{Error as StoreError, Row, Tx, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Outcome, Refusal, actions,
+    ec2::{
+        Id,
+        listing::{self, Wanted},
+        tag::{self, Tag},
+    },
+    service::Call,
+};
+
+actions![DescribeInternetGateways => describe];
+
+pub const TABLES: &str = "
+CREATE TABLE internet_gateway (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    vpc TEXT UNIQUE REFERENCES vpc (id),
+    created BIGINT NOT NULL
+);
+CREATE INDEX internet_gateway_of ON internet_gateway (account);
+";
+
+/// An internet gateway as its row is.
+#[derive(Debug, Clone)]
+pub struct InternetGatewayRow {
+    pub id: InternetGatewayId,
+    pub account: String,
+    pub vpc: Option<VpcId>,
+}
+
+fn read(row: &Row<'_>) -> Result<InternetGatewayRow, StoreError> {
+    Ok(InternetGatewayRow {
+        id: row.get::<Id<_>>(0)?.0,
+        account: row.get(1)?,
+        vpc: row.get::<Option<Id<_>>>(2)?.map(|i| i.0),
+    })
+}
+
+/// The gateways of an account.
+pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<InternetGatewayRow>, StoreError> {
+    tx.query("SELECT id, account, vpc FROM internet_gateway WHERE account = ?1 ORDER BY id", params![account], read)
+}
+
+/// Writes a gateway that is attached from the start.
+pub fn insert(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Outcome<InternetGatewayId> {
+    let id = InternetGatewayId::from_random(rand::random());
+    tx.execute(
+        "INSERT INTO internet_gateway (id, account, vpc, created) VALUES (?1, ?2, ?3, ?4)",
+        params![id.as_str(), account, vpc.as_str(), now],
+    )?;
+    Ok(id)
+}
+
+fn not_found(id: &str) -> Refusal {
+    Refusal::new("InvalidInternetGatewayID.NotFound", format!("The internetGateway ID '{id}' does not exist"))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeInternetGateways {
+    dry_run: Option<bool>,
+    #[serde(default)]
+    filter: Vec<Filter>,
+    #[serde(default)]
+    internet_gateway_id: Vec<InternetGatewayId>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DescribedInternetGateways {
+    internet_gateway_set: Vec<GatewayInfo>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GatewayInfo {
+    internet_gateway_id: InternetGatewayId,
+    owner_id: String,
+    attachment_set: Vec<Attachment>,
+    tag_set: Vec<Tag>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Attachment {
+    vpc_id: VpcId,
+    state: &'static str,
+}
+
+impl Tagged for GatewayInfo {
+    fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tag_set.iter().map(|t| (t.key.as_str(), t.value.as_str()))
+    }
+}
+
+const ATTRIBUTES: &[Attribute<GatewayInfo>] = &[
+    ("attachment.state", |gateway| gateway.attachment_set.iter().map(|a| a.state.into()).collect()),
+    ("attachment.vpc-id", |gateway| gateway.attachment_set.iter().map(|a| a.vpc_id.as_str().into()).collect()),
+    ("internet-gateway-id", |gateway| vec![gateway.internet_gateway_id.as_str().into()]),
+    ("owner-id", |gateway| vec![(&gateway.owner_id).into()]),
+];
+
+async fn describe(call: &Call, input: DescribeInternetGateways) -> Outcome<DescribedInternetGateways> {
+    let account = call.account().to_owned();
+    let (rows, mut tags) = call
+        .cloud
+        .store
+        .read("describe internet gateways", move |tx| {
+            Ok::<_, StoreError>((all(tx, &account)?, tag::of_kind(tx, &account, InternetGatewayId::PREFIX)?))
+        })
+        .await?;
+    let infos = rows
+        .into_iter()
+        .map(|gateway| GatewayInfo {
+            tag_set: tags.take(gateway.id.as_str()),
+            internet_gateway_id: gateway.id,
+            owner_id: gateway.account,
+            attachment_set: gateway.vpc.map(|vpc_id| Attachment { vpc_id, state: "available" }).into_iter().collect(),
+        })
+        .collect();
+    let wanted = Wanted {
+        dry_run: input.dry_run,
+        filter: &input.filter,
+        ids: input.internet_gateway_id.iter().map(InternetGatewayId::as_str).collect(),
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (internet_gateway_set, next_token) =
+        listing::page(call, &wanted, ATTRIBUTES, |g| g.internet_gateway_id.as_str(), not_found, infos)?;
+    Ok(DescribedInternetGateways { internet_gateway_set, next_token })
+}

@@ -1,0 +1,302 @@
+//! Network ACLs: what may cross a subnet's edge, whatever security groups say. Every VPC has a default one that lets all
+//! through; others come with the actions that make them, so nothing is rendered for them yet.
+
+use std::collections::BTreeMap;
+
+use mallee_aws::{
+    filter::{Attribute, Filter, Tagged},
+    id::{NetworkAclAssociationId, NetworkAclId, SubnetId, VpcId},
+};
+use mallee_store::{Error as StoreError, Row, Tx, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Outcome, Refusal, actions,
+    ec2::{
+        Id,
+        listing::{self, Wanted},
+        tag::{self, Tag},
+    },
+    network::Cidr,
+    service::Call,
+};
+
+actions![DescribeNetworkAcls => describe];
+
+/// The last rule of each direction, number 32767, is not a row: every ACL denies what no rule of it allows.
+pub const TABLES: &str = "
+CREATE TABLE network_acl (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    vpc TEXT NOT NULL REFERENCES vpc (id),
+    default_of TEXT UNIQUE,
+    created BIGINT NOT NULL
+);
+CREATE INDEX network_acl_of ON network_acl (account);
+CREATE TABLE network_acl_entry (
+    network_acl TEXT NOT NULL REFERENCES network_acl (id),
+    egress BIGINT NOT NULL,
+    number BIGINT NOT NULL,
+    protocol TEXT NOT NULL,
+    allow BIGINT NOT NULL,
+    cidr TEXT NOT NULL,
+    PRIMARY KEY (network_acl, egress, number)
+);
+CREATE TABLE network_acl_association (
+    id TEXT PRIMARY KEY,
+    network_acl TEXT NOT NULL REFERENCES network_acl (id),
+    subnet TEXT NOT NULL UNIQUE
+);
+";
+
+/// A network ACL as its rows are.
+#[derive(Debug, Clone)]
+pub struct NetworkAclRow {
+    pub id: NetworkAclId,
+    pub account: String,
+    pub vpc: VpcId,
+    pub is_default: bool,
+    /// By direction and number.
+    pub entries: Vec<EntryRow>,
+    pub associations: Vec<(NetworkAclAssociationId, SubnetId)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRow {
+    pub egress: bool,
+    pub number: i64,
+    /// A number as text; `-1` is all.
+    pub protocol: String,
+    pub allow: bool,
+    pub cidr: Cidr,
+}
+
+/// Number of the rule every ACL ends with.
+const LAST: i64 = 32767;
+
+fn read(row: &Row<'_>) -> Result<NetworkAclRow, StoreError> {
+    Ok(NetworkAclRow {
+        id: row.get::<Id<_>>(0)?.0,
+        account: row.get(1)?,
+        vpc: row.get::<Id<_>>(2)?.0,
+        is_default: row.get::<Option<String>>(3)?.is_some(),
+        entries: Vec::new(),
+        associations: Vec::new(),
+    })
+}
+
+/// The ACLs of an account with entries and associations.
+pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<NetworkAclRow>, StoreError> {
+    let mut acls = tx.query(
+        "SELECT id, account, vpc, default_of FROM network_acl WHERE account = ?1 ORDER BY id",
+        params![account],
+        read,
+    )?;
+    let mut entries: BTreeMap<NetworkAclId, Vec<EntryRow>> = BTreeMap::new();
+    let found = tx.query(
+        "SELECT e.network_acl, e.egress, e.number, e.protocol, e.allow, e.cidr
+         FROM network_acl_entry e JOIN network_acl a ON a.id = e.network_acl
+         WHERE a.account = ?1 ORDER BY e.egress, e.number",
+        params![account],
+        |row| {
+            let entry = EntryRow {
+                egress: row.get(1)?,
+                number: row.get(2)?,
+                protocol: row.get(3)?,
+                allow: row.get(4)?,
+                cidr: row.get(5)?,
+            };
+            Ok((row.get::<Id<_>>(0)?.0, entry))
+        },
+    )?;
+    for (acl, entry) in found {
+        entries.entry(acl).or_default().push(entry);
+    }
+    let mut associations: BTreeMap<NetworkAclId, Vec<_>> = BTreeMap::new();
+    let found = tx.query(
+        "SELECT s.network_acl, s.id, s.subnet FROM network_acl_association s JOIN network_acl a ON a.id = s.network_acl
+         WHERE a.account = ?1 ORDER BY s.id",
+        params![account],
+        |row| Ok((row.get::<Id<_>>(0)?.0, (row.get::<Id<_>>(1)?.0, row.get::<Id<_>>(2)?.0))),
+    )?;
+    for (acl, association) in found {
+        associations.entry(acl).or_default().push(association);
+    }
+    for acl in &mut acls {
+        acl.entries = entries.remove(&acl.id).unwrap_or_default();
+        acl.associations = associations.remove(&acl.id).unwrap_or_default();
+    }
+    Ok(acls)
+}
+
+/// Writes the default ACL of a new VPC: all is let through, both ways.
+pub fn insert_default(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Outcome<NetworkAclId> {
+    let id = NetworkAclId::from_random(rand::random());
+    tx.execute(
+        "INSERT INTO network_acl (id, account, vpc, default_of, created) VALUES (?1, ?2, ?3, ?3, ?4)",
+        params![id.as_str(), account, vpc.as_str(), now],
+    )?;
+    for egress in [false, true] {
+        tx.execute(
+            "INSERT INTO network_acl_entry (network_acl, egress, number, protocol, allow, cidr)
+             VALUES (?1, ?2, 100, '-1', 1, '0.0.0.0/0')",
+            params![id.as_str(), egress],
+        )?;
+    }
+    Ok(id)
+}
+
+/// A subnet is under this ACL from now on.
+pub fn associate(tx: &mut Tx<'_>, acl: &NetworkAclId, subnet: &SubnetId) -> Outcome<()> {
+    let id = NetworkAclAssociationId::from_random(rand::random());
+    tx.execute(
+        "INSERT INTO network_acl_association (id, network_acl, subnet) VALUES (?1, ?2, ?3)
+         ON CONFLICT (subnet) DO UPDATE SET id = ?1, network_acl = ?2",
+        params![id.as_str(), acl.as_str(), subnet.as_str()],
+    )?;
+    Ok(())
+}
+
+fn not_found(id: &str) -> Refusal {
+    Refusal::new("InvalidNetworkAclID.NotFound", format!("The networkAcl ID '{id}' does not exist"))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeNetworkAcls {
+    dry_run: Option<bool>,
+    #[serde(default)]
+    filter: Vec<Filter>,
+    #[serde(default)]
+    network_acl_id: Vec<NetworkAclId>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DescribedNetworkAcls {
+    network_acl_set: Vec<AclInfo>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AclInfo {
+    network_acl_id: NetworkAclId,
+    vpc_id: VpcId,
+    owner_id: String,
+    default: bool,
+    entry_set: Vec<EntryInfo>,
+    association_set: Vec<AssociationInfo>,
+    tag_set: Vec<Tag>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EntryInfo {
+    rule_number: i64,
+    protocol: String,
+    rule_action: &'static str,
+    egress: bool,
+    cidr_block: Cidr,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AssociationInfo {
+    network_acl_association_id: NetworkAclAssociationId,
+    network_acl_id: NetworkAclId,
+    subnet_id: SubnetId,
+}
+
+impl Tagged for AclInfo {
+    fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tag_set.iter().map(|t| (t.key.as_str(), t.value.as_str()))
+    }
+}
+
+const ATTRIBUTES: &[Attribute<AclInfo>] = &[
+    ("association.association-id", |acl| {
+        acl.association_set.iter().map(|a| a.network_acl_association_id.as_str().into()).collect()
+    }),
+    ("association.network-acl-id", |acl| {
+        acl.association_set.iter().map(|a| a.network_acl_id.as_str().into()).collect()
+    }),
+    ("association.subnet-id", |acl| acl.association_set.iter().map(|a| a.subnet_id.as_str().into()).collect()),
+    ("default", |acl| vec![acl.default.to_string().into()]),
+    ("entry.cidr", |acl| acl.entry_set.iter().map(|e| e.cidr_block.to_string().into()).collect()),
+    ("entry.egress", |acl| acl.entry_set.iter().map(|e| e.egress.to_string().into()).collect()),
+    ("entry.icmp.code", |_| vec![]),
+    ("entry.icmp.type", |_| vec![]),
+    ("entry.ipv6-cidr", |_| vec![]),
+    ("entry.port-range.from", |_| vec![]),
+    ("entry.port-range.to", |_| vec![]),
+    ("entry.protocol", |acl| acl.entry_set.iter().map(|e| (&e.protocol).into()).collect()),
+    ("entry.rule-action", |acl| acl.entry_set.iter().map(|e| e.rule_action.into()).collect()),
+    ("entry.rule-number", |acl| acl.entry_set.iter().map(|e| e.rule_number.to_string().into()).collect()),
+    ("network-acl-id", |acl| vec![acl.network_acl_id.as_str().into()]),
+    ("owner-id", |acl| vec![(&acl.owner_id).into()]),
+    ("vpc-id", |acl| vec![acl.vpc_id.as_str().into()]),
+];
+
+fn info(acl: NetworkAclRow, tag_set: Vec<Tag>) -> AclInfo {
+    let last = [false, true].map(|egress| EntryRow {
+        egress,
+        number: LAST,
+        protocol: "-1".into(),
+        allow: false,
+        cidr: Cidr::new(std::net::Ipv4Addr::UNSPECIFIED, 0),
+    });
+    let mut entries: Vec<EntryRow> = acl.entries.into_iter().chain(last).collect();
+    entries.sort_by_key(|e| (!e.egress, e.number));
+    let entry = |e: EntryRow| EntryInfo {
+        rule_number: e.number,
+        protocol: e.protocol,
+        rule_action: if e.allow { "allow" } else { "deny" },
+        egress: e.egress,
+        cidr_block: e.cidr,
+    };
+    let association = |(id, subnet_id)| AssociationInfo {
+        network_acl_association_id: id,
+        network_acl_id: acl.id.clone(),
+        subnet_id,
+    };
+    AclInfo {
+        entry_set: entries.into_iter().map(entry).collect(),
+        association_set: acl.associations.into_iter().map(association).collect(),
+        network_acl_id: acl.id.clone(),
+        vpc_id: acl.vpc,
+        owner_id: acl.account,
+        default: acl.is_default,
+        tag_set,
+    }
+}
+
+async fn describe(call: &Call, input: DescribeNetworkAcls) -> Outcome<DescribedNetworkAcls> {
+    let account = call.account().to_owned();
+    let (acls, mut tags) = call
+        .cloud
+        .store
+        .read("describe network ACLs", move |tx| {
+            Ok::<_, StoreError>((all(tx, &account)?, tag::of_kind(tx, &account, NetworkAclId::PREFIX)?))
+        })
+        .await?;
+    let infos = acls
+        .into_iter()
+        .map(|acl| {
+            let tag_set = tags.take(acl.id.as_str());
+            info(acl, tag_set)
+        })
+        .collect();
+    let wanted = Wanted {
+        dry_run: input.dry_run,
+        filter: &input.filter,
+        ids: input.network_acl_id.iter().map(NetworkAclId::as_str).collect(),
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (network_acl_set, next_token) =
+        listing::page(call, &wanted, ATTRIBUTES, |acl| acl.network_acl_id.as_str(), not_found, infos)?;
+    Ok(DescribedNetworkAcls { network_acl_set, next_token })
+}

@@ -1,0 +1,310 @@
+//! Route tables: where packets that leave a subnet go. A subnet without an association of its own has its VPC's main table.
+
+use std::collections::BTreeMap;
+
+use mallee_aws::{
+    filter::{Attribute, Filter, Tagged},
+    id::{InternetGatewayId, RouteTableAssociationId, RouteTableId, SubnetId, VpcId},
+};
+use mallee_store::{Error as StoreError, Row, Tx, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Outcome, Refusal, actions,
+    ec2::{
+        Id,
+        listing::{self, Wanted},
+        tag::{self, Tag},
+        vpc::{self, VpcRow},
+    },
+    network::Cidr,
+    service::Call,
+};
+
+actions![DescribeRouteTables => describe];
+
+/// The local route is not a row: every table has it. `main_of` is the VPC whose main table an association makes it.
+pub const TABLES: &str = "
+CREATE TABLE route_table (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    vpc TEXT NOT NULL REFERENCES vpc (id),
+    created BIGINT NOT NULL
+);
+CREATE INDEX route_table_of ON route_table (account);
+CREATE TABLE route (
+    route_table TEXT NOT NULL REFERENCES route_table (id),
+    destination TEXT NOT NULL,
+    gateway TEXT NOT NULL,
+    PRIMARY KEY (route_table, destination)
+);
+CREATE TABLE route_table_association (
+    id TEXT PRIMARY KEY,
+    route_table TEXT NOT NULL REFERENCES route_table (id),
+    subnet TEXT UNIQUE,
+    main_of TEXT UNIQUE
+);
+";
+
+/// A route table as its rows are.
+#[derive(Debug, Clone)]
+pub struct RouteTableRow {
+    pub id: RouteTableId,
+    pub account: String,
+    pub vpc: VpcId,
+    /// But the local one, by destination.
+    pub routes: Vec<RouteRow>,
+    pub associations: Vec<AssociationRow>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteRow {
+    pub destination: Cidr,
+    pub gateway: InternetGatewayId,
+}
+
+#[derive(Debug, Clone)]
+pub struct AssociationRow {
+    pub id: RouteTableAssociationId,
+    /// None: it is the main association.
+    pub subnet: Option<SubnetId>,
+}
+
+impl RouteTableRow {
+    pub fn is_main(&self) -> bool {
+        self.associations.iter().any(|a| a.subnet.is_none())
+    }
+}
+
+fn read(row: &Row<'_>) -> Result<RouteTableRow, StoreError> {
+    Ok(RouteTableRow {
+        id: row.get::<Id<_>>(0)?.0,
+        account: row.get(1)?,
+        vpc: row.get::<Id<_>>(2)?.0,
+        routes: Vec::new(),
+        associations: Vec::new(),
+    })
+}
+
+/// The tables of an account with their routes and associations; of all accounts when None.
+pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>, StoreError> {
+    let mut tables = tx.query(
+        "SELECT id, account, vpc FROM route_table WHERE ?1 IS NULL OR account = ?1 ORDER BY id",
+        params![account],
+        read,
+    )?;
+    let mut routes: BTreeMap<RouteTableId, Vec<RouteRow>> = BTreeMap::new();
+    let found = tx.query(
+        "SELECT r.route_table, r.destination, r.gateway FROM route r JOIN route_table t ON t.id = r.route_table
+         WHERE ?1 IS NULL OR t.account = ?1 ORDER BY r.destination",
+        params![account],
+        |row| {
+            Ok((row.get::<Id<_>>(0)?.0, RouteRow { destination: row.get(1)?, gateway: row.get::<Id<_>>(2)?.0 }))
+        },
+    )?;
+    for (table, route) in found {
+        routes.entry(table).or_default().push(route);
+    }
+    let mut associations: BTreeMap<RouteTableId, Vec<AssociationRow>> = BTreeMap::new();
+    let found = tx.query(
+        "SELECT a.route_table, a.id, a.subnet FROM route_table_association a JOIN route_table t ON t.id = a.route_table
+         WHERE ?1 IS NULL OR t.account = ?1 ORDER BY a.id",
+        params![account],
+        |row| {
+            let subnet = row.get::<Option<Id<_>>>(2)?.map(|i| i.0);
+            Ok((row.get::<Id<_>>(0)?.0, AssociationRow { id: row.get::<Id<_>>(1)?.0, subnet }))
+        },
+    )?;
+    for (table, association) in found {
+        associations.entry(table).or_default().push(association);
+    }
+    for table in &mut tables {
+        table.routes = routes.remove(&table.id).unwrap_or_default();
+        table.associations = associations.remove(&table.id).unwrap_or_default();
+    }
+    Ok(tables)
+}
+
+/// Writes the main table of a new VPC.
+pub fn insert_main(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Outcome<RouteTableId> {
+    let id = RouteTableId::from_random(rand::random());
+    tx.execute(
+        "INSERT INTO route_table (id, account, vpc, created) VALUES (?1, ?2, ?3, ?4)",
+        params![id.as_str(), account, vpc.as_str(), now],
+    )?;
+    let association = RouteTableAssociationId::from_random(rand::random());
+    tx.execute(
+        "INSERT INTO route_table_association (id, route_table, main_of) VALUES (?1, ?2, ?3)",
+        params![association.as_str(), id.as_str(), vpc.as_str()],
+    )?;
+    Ok(id)
+}
+
+/// Writes a route to an internet gateway.
+pub fn insert_route(
+    tx: &mut Tx<'_>,
+    table: &RouteTableId,
+    destination: Cidr,
+    gateway: &InternetGatewayId,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO route (route_table, destination, gateway) VALUES (?1, ?2, ?3)",
+        params![table.as_str(), destination, gateway.as_str()],
+    )
+    .map(|_| ())
+}
+
+fn not_found(id: &str) -> Refusal {
+    Refusal::new("InvalidRouteTableID.NotFound", format!("The routeTable ID '{id}' does not exist"))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeRouteTables {
+    dry_run: Option<bool>,
+    #[serde(default)]
+    filter: Vec<Filter>,
+    #[serde(default)]
+    route_table_id: Vec<RouteTableId>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DescribedRouteTables {
+    route_table_set: Vec<TableInfo>,
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TableInfo {
+    route_table_id: RouteTableId,
+    vpc_id: VpcId,
+    owner_id: String,
+    route_set: Vec<RouteInfo>,
+    association_set: Vec<AssociationInfo>,
+    propagating_vgw_set: [(); 0],
+    tag_set: Vec<Tag>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RouteInfo {
+    destination_cidr_block: Cidr,
+    gateway_id: String,
+    state: &'static str,
+    origin: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AssociationInfo {
+    route_table_association_id: RouteTableAssociationId,
+    route_table_id: RouteTableId,
+    subnet_id: Option<SubnetId>,
+    main: bool,
+    association_state: State,
+}
+
+#[derive(Serialize)]
+struct State {
+    state: &'static str,
+}
+
+impl Tagged for TableInfo {
+    fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tag_set.iter().map(|t| (t.key.as_str(), t.value.as_str()))
+    }
+}
+
+const ATTRIBUTES: &[Attribute<TableInfo>] = &[
+    ("association.gateway-id", |_| vec![]),
+    ("association.main", |table| table.association_set.iter().map(|a| a.main.to_string().into()).collect()),
+    ("association.route-table-association-id", |table| {
+        table.association_set.iter().map(|a| a.route_table_association_id.as_str().into()).collect()
+    }),
+    ("association.route-table-id", |table| {
+        table.association_set.iter().map(|a| a.route_table_id.as_str().into()).collect()
+    }),
+    ("association.subnet-id", |table| {
+        table.association_set.iter().filter_map(|a| a.subnet_id.as_ref().map(|s| s.as_str().into())).collect()
+    }),
+    ("owner-id", |table| vec![(&table.owner_id).into()]),
+    ("route-table-id", |table| vec![table.route_table_id.as_str().into()]),
+    ("route.destination-cidr-block", |table| {
+        table.route_set.iter().map(|r| r.destination_cidr_block.to_string().into()).collect()
+    }),
+    ("route.destination-ipv6-cidr-block", |_| vec![]),
+    ("route.destination-prefix-list-id", |_| vec![]),
+    ("route.egress-only-internet-gateway-id", |_| vec![]),
+    ("route.gateway-id", |table| table.route_set.iter().map(|r| (&r.gateway_id).into()).collect()),
+    ("route.instance-id", |_| vec![]),
+    ("route.nat-gateway-id", |_| vec![]),
+    ("route.origin", |table| table.route_set.iter().map(|r| r.origin.into()).collect()),
+    ("route.state", |table| table.route_set.iter().map(|r| r.state.into()).collect()),
+    ("route.transit-gateway-id", |_| vec![]),
+    ("route.vpc-peering-connection-id", |_| vec![]),
+    ("vpc-id", |table| vec![table.vpc_id.as_str().into()]),
+];
+
+fn info(table: RouteTableRow, vpc: Option<&VpcRow>, tag_set: Vec<Tag>) -> TableInfo {
+    let local = vpc.map(|vpc| RouteInfo {
+        destination_cidr_block: vpc.cidr,
+        gateway_id: "local".into(),
+        state: "active",
+        origin: "CreateRouteTable",
+    });
+    let others = table.routes.into_iter().map(|route| RouteInfo {
+        destination_cidr_block: route.destination,
+        gateway_id: route.gateway.to_string(),
+        state: "active",
+        origin: "CreateRoute",
+    });
+    let association = |a: AssociationRow| AssociationInfo {
+        route_table_association_id: a.id,
+        route_table_id: table.id.clone(),
+        main: a.subnet.is_none(),
+        subnet_id: a.subnet,
+        association_state: State { state: "associated" },
+    };
+    TableInfo {
+        association_set: table.associations.into_iter().map(association).collect(),
+        route_set: local.into_iter().chain(others).collect(),
+        route_table_id: table.id.clone(),
+        vpc_id: table.vpc,
+        owner_id: table.account,
+        propagating_vgw_set: [],
+        tag_set,
+    }
+}
+
+async fn describe(call: &Call, input: DescribeRouteTables) -> Outcome<DescribedRouteTables> {
+    let account = call.account().to_owned();
+    let (tables, vpcs, mut tags) = call
+        .cloud
+        .store
+        .read("describe route tables", move |tx| {
+            let tags = tag::of_kind(tx, &account, RouteTableId::PREFIX)?;
+            Ok::<_, StoreError>((all(tx, Some(&account))?, vpc::all(tx, Some(&account))?, tags))
+        })
+        .await?;
+    let infos = tables
+        .into_iter()
+        .map(|table| {
+            let (vpc, tag_set) = (vpcs.iter().find(|v| v.id == table.vpc), tags.take(table.id.as_str()));
+            info(table, vpc, tag_set)
+        })
+        .collect();
+    let wanted = Wanted {
+        dry_run: input.dry_run,
+        filter: &input.filter,
+        ids: input.route_table_id.iter().map(RouteTableId::as_str).collect(),
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (route_table_set, next_token) =
+        listing::page(call, &wanted, ATTRIBUTES, |t| t.route_table_id.as_str(), not_found, infos)?;
+    Ok(DescribedRouteTables { route_table_set, next_token })
+}
