@@ -62,8 +62,17 @@ impl Zone {
             counter: Mutex::new(0),
             rows: Mutex::default(),
         };
+        zone.choose_store();
         zone.start();
         zone
+    }
+
+    /// `MALLEE_TEST_POSTGRES` (a URL) has the zone keep its rows there, in a schema of its own; else SQLite does.
+    fn choose_store(&mut self) {
+        if let Ok(url) = std::env::var("MALLEE_TEST_POSTGRES") {
+            let schema = format!("storage_{}", Uuid::new_v4().simple());
+            self.config.daemon.store = mallee_service::config::Store::Postgres { url, schema };
+        }
     }
 
     fn start(&mut self) {
@@ -81,10 +90,11 @@ impl Zone {
         }
     }
 
-    fn lose_store(&self) {
+    fn lose_store(&mut self) {
         for file in ["store.db", "store.db-wal", "store.db-shm"] {
             let _ = std::fs::remove_file(self.config.daemon.state.join(file));
         }
+        self.choose_store();
     }
 
     fn next(&self) -> Generation {
@@ -333,4 +343,49 @@ async fn a_controller_killed_again_and_again_brings_every_volume_where_it_is_wan
     }
     assert_eq!(zone.daemons().len(), 6);
     assert_eq!(zone.faults().await, Vec::<String>::new());
+}
+
+/// The real binary, with a real `kill -9`.
+#[tokio::test]
+async fn the_daemon_killed_with_nine_leaves_exports_running_and_goes_on_where_it_was() {
+    let mut zone = Zone::new();
+    zone.kill();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let path = zone.config.daemon.state.join("storage.toml");
+    let text = std::fs::read_to_string(&path).unwrap().replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    std::fs::write(&path, text).unwrap();
+    zone.client = client(zone.dir.path(), &format!("127.0.0.1:{port}"));
+    let spawn = || Command::new(env!("CARGO_BIN_EXE_storage-controller")).arg("--config").arg(&path).env("MALLEE_LOG", "off").spawn().unwrap();
+    let mut served = BTreeMap::new();
+    for n in 0..6u64 {
+        let mut daemon = spawn();
+        let id = format!("vol-{n}");
+        let generation = zone.next();
+        let volume = Volume { id: id.clone(), generation, desired: VolumeDesired::Present, size_gib: 1, export_for: Some("vattach-a".into()) };
+        zone.rows.lock().unwrap().insert(id, volume);
+        while zone.send().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(n * 9)).await;
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        for pid in zone.daemons() {
+            assert!(Path::new(&format!("/proc/{pid}")).exists());
+            served.insert(pid, n);
+        }
+    }
+    let mut daemon = spawn();
+    while zone.send().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for n in 0..6 {
+        let export = zone.until_served(&format!("vol-{n}"), "vattach-a").await;
+        io(&export, "write -P 1 0 4k").unwrap();
+    }
+    let now = zone.daemons();
+    assert_eq!(now.len(), 6);
+    assert!(served.keys().all(|pid| now.contains(pid)), "an export was started again although its daemon lived");
+    assert_eq!(zone.faults().await, Vec::<String>::new());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

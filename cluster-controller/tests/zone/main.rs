@@ -7,7 +7,7 @@ mod world;
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::*;
-use world::{Cloud, Controller, Machine, Pki, SimNode, ZONE};
+use world::{Cloud, Controller, Machine, Pki, Registry, SimNode, ZONE};
 
 struct Zone {
     pki: Arc<Pki>,
@@ -32,8 +32,8 @@ impl Zone {
 
 /// `placement` as it is on the disk, while nobody has the store open.
 async fn placements(zone: &Zone) -> Vec<(String, String)> {
-    let config = mallee_store::Config::Sqlite { path: zone.controller.state.join("store.db") };
-    let store = mallee_store::Store::open(&config, mallee_cluster_controller::MIGRATIONS).unwrap();
+    let config = zone.controller.store();
+    let store = tokio::task::spawn_blocking(move || mallee_store::Store::open(&config, mallee_cluster_controller::MIGRATIONS)).await.unwrap().unwrap();
     let sql = "SELECT instance, node FROM placement";
     store.read("test", move |tx| tx.query(sql, &[], |row| Ok::<_, mallee_store::Error>((row.get(0)?, row.get(1)?)))).await.unwrap()
 }
@@ -180,9 +180,7 @@ async fn a_lost_store_learns_from_the_nodes_what_they_run_and_places_nothing_twi
     // A bigger node: where i-1 would go if nobody asked n1.
     let n2 = zone.node("n2", 9999);
     zone.controller.kill();
-    for file in ["store.db", "store.db-wal", "store.db-shm"] {
-        let _ = std::fs::remove_file(zone.controller.state.join(file));
-    }
+    zone.controller.lose_store();
     zone.controller.start();
     zone.cloud.want("i-2", Desired::Running, 512);
     zone.cloud.send().await.unwrap();
@@ -252,6 +250,24 @@ async fn a_node_cannot_register_as_another_and_a_clock_that_is_off_is_shown() {
     let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
     assert!(status.tier.faults.iter().any(|f| f.what.starts_with("the clock of node n1 is")));
     assert_eq!(client.intend(&Intent { sender: uuid::Uuid::new_v4(), generation: Generation::default(), entries: vec![], bodies: vec![] }).await.unwrap_err().kind, TierErrorKind::Forbidden);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_zone_says_where_it_is_again_and_again() {
+    let mut zone = zone(15_000);
+    let registry = Arc::new(Registry::default());
+    let address = registry.clone().serve(&zone.pki).await;
+    zone.controller.restart_with(|config| config.daemon.cloud_controller = address);
+    for _ in 0..1000 {
+        let heard = registry.0.lock().unwrap().clone();
+        if heard.len() >= 3 {
+            assert_eq!(heard[0].0, Peer::new(Role::ClusterController, ZONE, ZONE));
+            assert!(heard.iter().all(|(_, r)| r.address == zone.controller.address));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the zone did not register");
 }
 
 /// By hand: `cargo test --release -p mallee-cluster-controller --test zone -- --ignored --nocapture`.

@@ -48,7 +48,7 @@ impl Pki {
 /// A cluster-controller on a runtime of its own, so that it can be killed: everything it was doing stops where it is.
 pub struct Controller {
     runtime: Option<tokio::runtime::Runtime>,
-    pub state: PathBuf,
+    state: PathBuf,
     pub address: String,
     config: Config,
 }
@@ -64,8 +64,35 @@ impl Controller {
         std::fs::write(&path, text).unwrap();
         let config = mallee_service::config::load(&path).unwrap();
         let mut controller = Self { runtime: None, state: state.into(), address: String::new(), config };
+        controller.choose_store();
         controller.start();
         controller
+    }
+
+    pub fn restart_with(&mut self, change: impl FnOnce(&mut Config)) {
+        self.kill();
+        change(&mut self.config);
+        self.start();
+    }
+
+    /// `MALLEE_TEST_POSTGRES` (a URL) has the zone keep its rows there, in a schema of its own; else SQLite does.
+    fn choose_store(&mut self) {
+        if let Ok(url) = std::env::var("MALLEE_TEST_POSTGRES") {
+            let schema = format!("zone_{}", Uuid::new_v4().simple());
+            self.config.daemon.store = mallee_service::config::Store::Postgres { url, schema };
+        }
+    }
+
+    /// The store as it is on the disk; only while the controller is dead.
+    pub fn store(&self) -> mallee_store::Config {
+        self.config.daemon.store_config()
+    }
+
+    pub fn lose_store(&mut self) {
+        for file in ["store.db", "store.db-wal", "store.db-shm"] {
+            let _ = std::fs::remove_file(self.state.join(file));
+        }
+        self.choose_store();
     }
 
     pub fn start(&mut self) {
@@ -329,5 +356,37 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// The cloud-controller as tiers find it: it notes who registers.
+#[derive(Default)]
+pub struct Registry(pub Mutex<Vec<(Peer, TierRegistration)>>);
+
+#[async_trait::async_trait]
+impl CloudController for Registry {
+    async fn register_tier(&self, from: &Peer, registration: TierRegistration) -> Result<TierRegistered, TierError> {
+        let now = registration.now;
+        self.0.lock().unwrap().push((from.clone(), registration));
+        Ok(TierRegistered { lease_ms: 400, now, region: "test".into() })
+    }
+    async fn identities(&self, _: &Peer, _: IdentitiesAsked) -> Result<Identities, TierError> {
+        Err(TierError::not_found("none here"))
+    }
+    async fn renew(&self, _: &Peer, _: SigningRequest) -> Result<SignedCertificate, TierError> {
+        Err(TierError::refused("not here"))
+    }
+    async fn locate(&self, _: &Peer, _: Locate) -> Result<Located, TierError> {
+        Err(TierError::not_found("nothing here"))
+    }
+}
+
+impl Registry {
+    pub async fn serve(self: Arc<Self>, pki: &Pki) -> String {
+        let identity = pki.identity(&Peer::new(Role::CloudController, "", "cloud-controller"));
+        let server = Server::bind(&[([127, 0, 0, 1], 0).into()], Some(&identity)).await.unwrap();
+        let address = server.addresses()[0].to_string();
+        server.serve(Arc::new(TierOnly(Arc::new(CloudServer(self)))));
+        address
     }
 }
