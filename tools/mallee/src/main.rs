@@ -1,1 +1,6 @@
-fn main() {}
+//! The operator's command: see the library.
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    mallee_tools::run().await
+}

@@ -1,0 +1,222 @@
+//! `mallee env`: what AWS clients must be told to use this cloud, as lines for a shell.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use mallee_tiers::{AccountAsked, AccountKeys, Role};
+
+use crate::error::{Error, Result};
+use crate::machine::Machine;
+use crate::state::{State, make_private};
+use crate::{admin, certificate, needs};
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choices {
+    /// Whose keys
+    #[arg(long, default_value = crate::account::FIRST, value_name = "NAME")]
+    pub account: String,
+    /// Write euca2ools.ini, the account's certificate and key, and the cloud's certificate into DIR, for euca2ools
+    #[arg(long, value_name = "DIR")]
+    pub euca: Option<std::path::PathBuf>,
+}
+
+pub async fn run(state: &State, choices: &Choices) -> Result<()> {
+    needs::root()?;
+    let machine = Machine::expect(state)?;
+    let keys = admin::client(state).account_keys(&AccountAsked { name: choices.account.clone() }).await?;
+    let urls = Urls { ec2: machine.url(Role::CloudController)?, s3: machine.url(Role::Walrus)? };
+    if let Some(directory) = &choices.euca {
+        return write_euca(state, directory, &keys, &urls).await;
+    }
+    print!("{}", lines(&keys, &urls));
+    if let Some(version) = installed_aws()
+        && is_too_old(version)
+    {
+        print!("{}", aws_function(&urls));
+    }
+    Ok(())
+}
+
+struct Urls {
+    ec2: String,
+    s3: String,
+}
+
+fn lines(keys: &AccountKeys, urls: &Urls) -> String {
+    let exports = [
+        ("AWS_ENDPOINT_URL", &urls.ec2),
+        ("AWS_ENDPOINT_URL_S3", &urls.s3),
+        ("AWS_ACCESS_KEY_ID", &keys.access_key),
+        ("AWS_SECRET_ACCESS_KEY", &keys.secret.0),
+        ("AWS_DEFAULT_REGION", &keys.region),
+        ("AWS_REGION", &keys.region),
+        // Older tools.
+        ("EC2_URL", &urls.ec2),
+        ("S3_URL", &urls.s3),
+        ("AWS_IAM_URL", &urls.ec2),
+        ("TOKEN_URL", &urls.ec2),
+    ];
+    // What would win over the lines above, and lead to another cloud.
+    let mut text = "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN AWS_SECURITY_TOKEN AWS_IGNORE_CONFIGURED_ENDPOINT_URLS \
+                    AWS_ENDPOINT_URL_EC2 AWS_ENDPOINT_URL_STS AWS_ENDPOINT_URL_IAM AWS_CA_BUNDLE\n"
+        .to_owned();
+    for (name, value) in exports {
+        text += &format!("export {name}={}\n", quoted(value));
+    }
+    text
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Of the `aws` in PATH.
+fn installed_aws() -> Option<(u32, u32)> {
+    let output = Command::new("aws").arg("--version").stdin(Stdio::null()).output().ok()?;
+    // Old releases wrote it to standard error.
+    let text = [output.stdout, output.stderr].concat();
+    version_of(&String::from_utf8_lossy(&text))
+}
+
+/// `aws-cli/2.9.19 Python/3.11.2 …`
+fn version_of(text: &str) -> Option<(u32, u32)> {
+    let version = text.trim().strip_prefix("aws-cli/")?.split_whitespace().next()?;
+    let mut parts = version.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+/// Releases before these do not know AWS_ENDPOINT_URL, and would call the real AWS.
+fn is_too_old((major, minor): (u32, u32)) -> bool {
+    match major {
+        0 => true,
+        1 => minor < 29,
+        2 => minor < 13,
+        _ => false,
+    }
+}
+
+/// Adds `--endpoint-url` by the service, which is the first word that is neither an option nor an option's value.
+fn aws_function(urls: &Urls) -> String {
+    format!(
+        r#"# This aws is too old for AWS_ENDPOINT_URL and would call the real AWS.
+aws() (
+    service= value=
+    for word in "$@"; do
+        if [ -n "$value" ]; then value=; continue; fi
+        case $word in
+            --endpoint-url|--endpoint-url=*) command aws "$@"; exit ;;
+            --output|--query|--profile|--region|--color|--ca-bundle|--cli-read-timeout|--cli-connect-timeout|--cli-binary-format) value=next ;;
+            -*) ;;
+            *) service=${{service:-$word}} ;;
+        esac
+    done
+    case $service in
+        s3|s3api) command aws --endpoint-url {s3} "$@" ;;
+        *) command aws --endpoint-url {ec2} "$@" ;;
+    esac
+)
+"#,
+        s3 = quoted(&urls.s3),
+        ec2 = quoted(&urls.ec2)
+    )
+}
+
+async fn write_euca(state: &State, directory: &Path, keys: &AccountKeys, urls: &Urls) -> Result<()> {
+    let files = certificate::ensure(state, keys).await?;
+    make_private(directory)?;
+    let directory = directory.canonicalize().map_err(Error::file("resolving", directory))?;
+    let copy = |from: &Path, to: &str| -> Result<String> {
+        let bytes = std::fs::read(from).map_err(Error::file("reading", from))?;
+        let to = directory.join(to);
+        mallee_service::pki::write_secret(&to, &bytes)?;
+        Ok(to.display().to_string())
+    };
+    let certificate = copy(&files.certificate, "cert.pem")?;
+    let key = copy(&files.key, "pk.pem")?;
+    let cloud = copy(&files.cloud, "cloud-cert.pem")?;
+    let path = directory.join("euca2ools.ini");
+    mallee_service::pki::write_secret(&path, euca_ini(keys, urls, [&certificate, &key, &cloud]).as_bytes())?;
+    println!("export EUCA_CONFIG_PATH={}", quoted(&directory.display().to_string()));
+    println!("unset EC2_URL S3_URL AWS_IAM_URL TOKEN_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY");
+    eprintln!("written: {}", path.display());
+    Ok(())
+}
+
+fn euca_ini(keys: &AccountKeys, urls: &Urls, [certificate, key, cloud]: [&String; 3]) -> String {
+    let Urls { ec2, s3 } = urls;
+    let AccountKeys { account, name, access_key, secret, region, .. } = keys;
+    format!(
+        "[global]\ndefault-region = {region}\n\n\
+         [user {name}]\nkey-id = {access_key}\nsecret-key = {secret}\naccount-id = {account}\n\
+         certificate = {certificate}\nprivate-key = {key}\n\n\
+         [region {region}]\nuser = {name}\n\
+         ec2-url = {ec2}/services/compute\niam-url = {ec2}/services/Euare\nsts-url = {ec2}/services/Tokens\n\
+         autoscaling-url = {ec2}/services/AutoScaling\ncloudformation-url = {ec2}/services/CloudFormation\n\
+         elasticloadbalancing-url = {ec2}/services/LoadBalancing\nmonitoring-url = {ec2}/services/CloudWatch\n\
+         bootstrap-url = {ec2}/services/Empyrean\ns3-url = {s3}\ncertificate = {cloud}\nverify-ssl = false\n",
+        secret = secret.0
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use mallee_tiers::Secret;
+
+    use super::*;
+
+    fn urls() -> Urls {
+        Urls { ec2: "http://127.0.0.1:8773".to_owned(), s3: "http://127.0.0.1:8777".to_owned() }
+    }
+
+    #[test]
+    fn releases_without_aws_endpoint_url_are_told_apart() {
+        for (text, old) in [
+            ("aws-cli/1.45.11 Python/3.11.7", false),
+            ("aws-cli/1.28.9 Python/3", true),
+            ("aws-cli/2.9.19 Python/3.11.2 Linux", true),
+            ("aws-cli/2.13.0 x", false),
+            ("aws-cli/3.0.0", false),
+        ] {
+            assert_eq!(version_of(text).map(is_too_old), Some(old), "{text}");
+        }
+        assert_eq!(version_of("bash: aws: not found"), None);
+    }
+
+    /// Runs the function in a real shell, with an `aws` that prints what it was given.
+    #[test]
+    fn an_old_aws_is_sent_to_this_cloud_whatever_stands_before_the_service() {
+        let directory = tempfile::tempdir().unwrap();
+        let aws = directory.path().join("aws");
+        std::fs::write(&aws, "#!/bin/sh\necho \"$2\"\n").unwrap();
+        std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        for (call, endpoint) in [
+            ("aws s3 ls", "http://127.0.0.1:8777"),
+            ("aws --region s3 ec2 describe-instances", "http://127.0.0.1:8773"),
+            ("aws --debug --output text s3api list-buckets --query s3", "http://127.0.0.1:8777"),
+            ("aws sts get-caller-identity", "http://127.0.0.1:8773"),
+            ("aws --endpoint-url http://else s3 ls", "http://else"),
+        ] {
+            let script = format!("{}{call}", aws_function(&urls()));
+            let path = format!("{}:/usr/bin:/bin", directory.path().display());
+            let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), endpoint, "{call}");
+        }
+    }
+
+    #[test]
+    fn nothing_a_shell_would_act_on_stays_unquoted() {
+        let keys = AccountKeys {
+            account: "000000000001".to_owned(),
+            name: "admin".to_owned(),
+            access_key: "AKIA".to_owned(),
+            secret: Secret("a/b+c'$(reboot)".to_owned()),
+            cloud_certificate_pem: String::new(),
+            ca_pem: String::new(),
+            region: "mallee-1".to_owned(),
+            signing_certificates: 0,
+        };
+        let script = format!("{}\nprintf %s \"$AWS_SECRET_ACCESS_KEY\"", lines(&keys, &urls()));
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "a/b+c'$(reboot)");
+    }
+}

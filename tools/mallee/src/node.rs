@@ -1,0 +1,25 @@
+//! `mallee node`: the machines of the cloud.
+
+use mallee_tiers::{Role, StatusAsked, TokenAsked};
+
+use crate::error::Result;
+use crate::state::State;
+use crate::table::time;
+use crate::{admin, needs, status};
+
+pub async fn list(state: &State) -> Result<()> {
+    needs::root()?;
+    let cloud = admin::client(state).status(&StatusAsked::default()).await?;
+    println!("{}", status::nodes_table(&cloud.nodes));
+    Ok(())
+}
+
+/// Prints the token alone on standard output, so that it can be piped.
+pub async fn token(state: &State, name: &str, zone: &str, role: Role, hours: u64) -> Result<()> {
+    needs::root()?;
+    let asked = TokenAsked { role, zone: zone.to_owned(), name: name.to_owned(), seconds: hours * 3600 };
+    let token = admin::client(state).join_token(&asked).await?;
+    eprintln!("for {role} {name}, once, until {} UTC; on that machine: mallee join TOKEN", time(token.expires));
+    println!("{}", token.token.0);
+    Ok(())
+}

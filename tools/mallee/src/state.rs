@@ -1,0 +1,90 @@
+//! Where everything of Mallee is on this machine. Names only; nothing here touches the disk but [`State::create`].
+//!
+//! ```text
+//! machine.json            what was chosen for this machine
+//! etc/TIER.toml           what each tier is told
+//! TIER/                   what each tier keeps
+//! tokens/TIER             one-time join tokens
+//! engines/                Open vSwitch, OVN, libvirt: sockets, databases, logs
+//! run/                    pid records, the supervisor's socket and lock
+//! log/TIER.out            logs
+//! accounts/NAME/          cert.pem and pk.pem of an account, with which its bundles are signed
+//! ```
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+pub const DEFAULT: &str = "/var/lib/mallee";
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct State {
+    root: PathBuf,
+}
+
+impl State {
+    pub fn new(root: &Path) -> Result<State> {
+        let root = std::path::absolute(root).map_err(Error::file("resolving", root))?;
+        Ok(State { root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    pub fn machine(&self) -> PathBuf {
+        self.root.join("machine.json")
+    }
+    pub fn engines(&self) -> PathBuf {
+        self.root.join("engines")
+    }
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.run().join("supervisor.sock")
+    }
+    pub fn config(&self, tier: &str) -> PathBuf {
+        self.root.join("etc").join(format!("{tier}.toml"))
+    }
+    pub fn tier(&self, tier: &str) -> PathBuf {
+        self.root.join(tier)
+    }
+    pub fn certificate(&self, tier: &str) -> PathBuf {
+        self.tier(tier).join("tls/cert.pem")
+    }
+    pub fn token(&self, tier: &str) -> PathBuf {
+        self.root.join("tokens").join(tier)
+    }
+    pub fn output(&self, tier: &str) -> PathBuf {
+        self.log().join(format!("{tier}.out"))
+    }
+    pub fn admin_socket(&self) -> PathBuf {
+        self.tier("cloud-controller").join("admin.sock")
+    }
+    pub fn account(&self, name: &str) -> PathBuf {
+        self.root.join("accounts").join(name)
+    }
+
+    pub fn create(&self) -> Result<()> {
+        for directory in
+            [self.root.clone(), self.root.join("etc"), self.root.join("tokens"), self.root.join("accounts"), self.run(), self.log()]
+        {
+            make_private(&directory)?;
+        }
+        Ok(())
+    }
+}
+
+/// A directory that only root may look into.
+pub fn make_private(directory: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(Error::file("creating", directory))
+}
