@@ -19,7 +19,10 @@ pub(crate) fn last_seq(tx: &mut Tx<'_>) -> Result<i64, Error> {
 }
 
 pub(crate) fn write(tx: &mut Tx<'_>, seq: i64, instance: &str, at: Millis, text: &str) -> Result<(), Error> {
-    tx.execute("INSERT INTO event (seq, instance, at, text) VALUES (?1, ?2, ?3, ?4)", params![seq, instance, at, text])?;
+    tx.execute(
+        "INSERT INTO event (seq, instance, at, text) VALUES (?1, ?2, ?3, ?4)",
+        params![seq, instance, at, text],
+    )?;
     tx.execute(
         "DELETE FROM event WHERE instance = ?1 AND seq <=
          (SELECT seq FROM event WHERE instance = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",

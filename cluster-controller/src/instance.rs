@@ -85,7 +85,8 @@ pub(crate) struct Decisions {
 
 impl World {
     pub async fn load(zone: &Zone) -> Result<Self, StoreError> {
-        let hashes: BTreeMap<String, String> = zone.book.index().await?.into_iter().map(|(id, hash, _)| (id, hash)).collect();
+        let hashes: BTreeMap<String, String> =
+            zone.book.index().await?.into_iter().map(|(id, hash, _)| (id, hash)).collect();
         let wanted = zone.book.all().await?.into_iter().map(|l| {
             // A body that came in between the two reads has no hash here, and is read again at the next poke.
             let hash = hashes.get(&l.body.id).cloned().unwrap_or_default();
@@ -243,7 +244,10 @@ impl Decisions {
     pub fn write(&self, tx: &mut Tx<'_>, seq: i64, now: i64) -> Result<(), StoreError> {
         for (instance, node) in &self.place {
             // The primary key is the promise that no instance is placed twice.
-            tx.execute("INSERT INTO placement (instance, node, placed) VALUES (?1, ?2, ?3)", params![instance, node, now])?;
+            tx.execute(
+                "INSERT INTO placement (instance, node, placed) VALUES (?1, ?2, ?3)",
+                params![instance, node, now],
+            )?;
         }
         for instance in &self.unplace {
             tx.execute("DELETE FROM placement WHERE instance = ?1", params![instance])?;
@@ -305,7 +309,8 @@ impl Zone {
                     return Ok(());
                 }
                 ids.iter().try_for_each(|id| {
-                    tx.execute("INSERT INTO doubt (instance) VALUES (?1) ON CONFLICT DO NOTHING", params![id]).map(|_| ())
+                    tx.execute("INSERT INTO doubt (instance) VALUES (?1) ON CONFLICT DO NOTHING", params![id])
+                        .map(|_| ())
                 })
             })
             .await
@@ -333,11 +338,19 @@ impl Zone {
             }
             Err(e) => {
                 let remedy = match e.kind {
-                    TierErrorKind::OtherIncarnation => "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`",
-                    TierErrorKind::Stale => "the cloud-controller's store was put back to an older state: raise its epoch",
+                    TierErrorKind::OtherIncarnation => {
+                        "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`"
+                    }
+                    TierErrorKind::Stale => {
+                        "the cloud-controller's store was put back to an older state: raise its epoch"
+                    }
                     _ => "see this tier's log",
                 };
-                self.about.faults.raise("list", format!("a list of the cloud-controller was refused: {}", e.message), remedy);
+                self.about.faults.raise(
+                    "list",
+                    format!("a list of the cloud-controller was refused: {}", e.message),
+                    remedy,
+                );
             }
         }
         outcome
@@ -354,5 +367,8 @@ pub(crate) fn asked(body: &Instance) -> String {
     };
     let Generation { epoch, counter } = body.generation;
     let pin = body.node.as_ref().map(|n| format!(", on node {n}")).unwrap_or_default();
-    format!("{wish}: {} vCPUs, {} MiB, {} GiB{pin} (generation {epoch}.{counter})", body.vcpus, body.memory_mib, body.disk_gib)
+    format!(
+        "{wish}: {} vCPUs, {} MiB, {} GiB{pin} (generation {epoch}.{counter})",
+        body.vcpus, body.memory_mib, body.disk_gib
+    )
 }

@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_service::{Clock, Faults, Identity, IntentBook, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, register, tiers::TierOnly};
+use mallee_service::{
+    Clock, Faults, Identity, IntentBook, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About,
+    register, tiers::TierOnly,
+};
 use mallee_store::{Migration, Store};
 use mallee_tiers::{ClusterServer, Instance, InstanceReport, Peer, Reports, Role, TierError};
 use tokio::sync::{Mutex, watch};
@@ -71,7 +74,10 @@ impl Zone {
     /// Every known node has reported, or has been silent for a lease.
     pub(crate) fn is_heard_out(&self) -> bool {
         let lease = self.config.lease();
-        self.nodes.all().iter().all(|n| n.observed() || matches!(n.presence(self.begun, lease), node::Presence::Silent(_)))
+        self.nodes
+            .all()
+            .iter()
+            .all(|n| n.observed() || matches!(n.presence(self.begun, lease), node::Presence::Silent(_)))
     }
 }
 
@@ -91,7 +97,10 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let peer = identity.peer()?;
     if peer.role != Role::ClusterController || peer.zone != config.daemon.zone {
         let uri = peer.uri();
-        return Err(Error::Config(format!("the certificate is that of {uri}, the configuration that of a cluster-controller of zone {:?}", config.daemon.zone)));
+        return Err(Error::Config(format!(
+            "the certificate is that of {uri}, the configuration that of a cluster-controller of zone {:?}",
+            config.daemon.zone
+        )));
     }
     if config.lease_ms < 100 {
         return Err(Error::Config("lease_ms: less than 100 ms is no time for a node to answer in".into()));
@@ -130,7 +139,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     drive(instances, zone.news.poke.clone(), Duration::from_secs(20));
     server.serve(Arc::new(TierOnly(Arc::new(ClusterServer(Arc::new(tier::Front(zone.clone())))))));
     if !zone.config.daemon.cloud_controller.is_empty() {
-        let cloud = TierHttp::new(&identity, &zone.config.daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
+        let cloud =
+            TierHttp::new(&identity, &zone.config.daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
         register::keep_registered(cloud.clone(), about);
         join::keep_renewed(identity, cloud, faults);
     }

@@ -13,8 +13,8 @@ use std::{
 use mallee_service::{Identity, IntentSender, Poke, TierHttp};
 use mallee_store::{Error as StoreError, Store, Tx, params};
 use mallee_tiers::{
-    Capacity, InstanceReport, NodeClient, NodeRegistered, NodeRegistration, NodeRow, NodeStatus, Observation, Observe, Peer, Role, Seen,
-    StatusAsked, TierError, TierErrorKind,
+    Capacity, InstanceReport, NodeClient, NodeRegistered, NodeRegistration, NodeRow, NodeStatus, Observation, Observe,
+    Peer, Role, Seen, StatusAsked, TierError, TierErrorKind,
 };
 
 use crate::{Zone, placement::NodeState};
@@ -234,8 +234,13 @@ impl Live {
 
 fn read_row(row: &mallee_store::Row<'_>) -> Result<(String, Machine), StoreError> {
     let capacity = Capacity { vcpus: row.get(2)?, memory_mib: row.get(3)?, disk_gib: row.get(4)? };
-    let machine =
-        Machine { address: row.get(1)?, capacity, hypervisor: row.get(5)?, version: row.get(6)?, draining: row.get(7)? };
+    let machine = Machine {
+        address: row.get(1)?,
+        capacity,
+        hypervisor: row.get(5)?,
+        version: row.get(6)?,
+        draining: row.get(7)?,
+    };
     Ok((row.get(0)?, machine))
 }
 
@@ -258,25 +263,49 @@ fn write_row(tx: &mut Tx<'_>, name: &str, m: &Machine, now: i64) -> Result<(), S
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8)
          ON CONFLICT (name) DO UPDATE SET address = ?2, vcpus = ?3, memory_mib = ?4, disk_gib = ?5, hypervisor = ?6,
          version = ?7, registered = ?8",
-        params![name, m.address, m.capacity.vcpus, m.capacity.memory_mib, m.capacity.disk_gib, m.hypervisor, m.version, now],
+        params![
+            name,
+            m.address,
+            m.capacity.vcpus,
+            m.capacity.memory_mib,
+            m.capacity.disk_gib,
+            m.hypervisor,
+            m.version,
+            now
+        ],
     )
     .map(|_| ())
 }
 
 impl Zone {
     /// A node says where it is. Its row is written only when it changed, so a lease costs no disk.
-    pub(crate) async fn register(self: &Arc<Self>, from: &Peer, r: NodeRegistration) -> Result<NodeRegistered, TierError> {
+    pub(crate) async fn register(
+        self: &Arc<Self>,
+        from: &Peer,
+        r: NodeRegistration,
+    ) -> Result<NodeRegistered, TierError> {
         if from.name != r.node {
-            return Err(TierError::refused(format!("the certificate is that of node {}, the registration that of {}", from.name, r.node)));
+            return Err(TierError::refused(format!(
+                "the certificate is that of node {}, the registration that of {}",
+                from.name, r.node
+            )));
         }
         if from.zone != self.config.daemon.zone {
-            return Err(TierError::refused(format!("node {} was joined to zone {}, this is {}", r.node, from.zone, self.config.daemon.zone)));
+            return Err(TierError::refused(format!(
+                "node {} was joined to zone {}, this is {}",
+                r.node, from.zone, self.config.daemon.zone
+            )));
         }
         mallee_service::register::show_offset(&self.about, &format!("node {}", r.node), r.now);
         let known = self.nodes.get(&r.node);
         let draining = known.as_ref().is_some_and(|n| n.machine().draining);
-        let machine =
-            Machine { address: r.address, capacity: r.capacity, hypervisor: r.hypervisor, version: r.version, draining };
+        let machine = Machine {
+            address: r.address,
+            capacity: r.capacity,
+            hypervisor: r.hypervisor,
+            version: r.version,
+            draining,
+        };
         let unchanged = known.as_ref().is_some_and(|n| n.machine() == machine);
         if !unchanged {
             let (name, row, now) = (r.node.clone(), machine.clone(), self.clock.now_ms());
@@ -288,7 +317,8 @@ impl Zone {
         let node = self.admit(&r.node, &machine);
         let was_away = {
             let mut live = lock(&node.live);
-            let was_away = !matches!(live.presence(self.begun, self.config.lease()), Presence::Up) || live.failing.is_some();
+            let was_away =
+                !matches!(live.presence(self.begun, self.config.lease()), Presence::Up) || live.failing.is_some();
             if live.machine.address != machine.address {
                 live.client = None;
                 live.seen = None;
@@ -339,7 +369,11 @@ impl Zone {
         }
         let fault = format!("node {}", node.name);
         match &now {
-            Presence::Silent(why) => self.about.faults.raise(&fault, format!("node {} does not answer: {why}", node.name), "is the machine up, and its node-controller?"),
+            Presence::Silent(why) => self.about.faults.raise(
+                &fault,
+                format!("node {} does not answer: {why}", node.name),
+                "is the machine up, and its node-controller?",
+            ),
             Presence::Up | Presence::Expected => self.about.faults.clear(&fault),
         }
         live.told = now;
@@ -445,7 +479,11 @@ async fn send_forever(zone: Arc<Zone>, node: Arc<Node>) {
             }
             Err(e) => {
                 if e.kind != TierErrorKind::Unreachable {
-                    zone.about.faults.raise(&fault, format!("node {} refuses its list: {}", node.name, e.message), remedy(e.kind));
+                    zone.about.faults.raise(
+                        &fault,
+                        format!("node {} refuses its list: {}", node.name, e.message),
+                        remedy(e.kind),
+                    );
                 }
                 tracing::debug!(node = node.name, error = %e, "a list was not delivered");
                 tokio::select! {
@@ -463,8 +501,12 @@ fn remedy(kind: TierErrorKind) -> &'static str {
             "the node belongs to another store of this cluster-controller: put that store back. Its guests run on, and are shown as orphans; \
              this release cannot hand a node over to a new store"
         }
-        TierErrorKind::Stale => "this cluster-controller's store was put back to an older state: raise its epoch, so that its lists are newer than the node's",
-        TierErrorKind::Forbidden => "the node does not take this tier for its cluster-controller: was its certificate made for another zone?",
+        TierErrorKind::Stale => {
+            "this cluster-controller's store was put back to an older state: raise its epoch, so that its lists are newer than the node's"
+        }
+        TierErrorKind::Forbidden => {
+            "the node does not take this tier for its cluster-controller: was its certificate made for another zone?"
+        }
         _ => "see the node-controller's log",
     }
 }

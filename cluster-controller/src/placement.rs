@@ -121,7 +121,10 @@ impl Obstacle {
 
     fn counted(self, n: usize) -> String {
         if n == 1 {
-            return format!("1 {}", if self.is_lack() { format!("node {}", self.singular()) } else { self.singular().into() });
+            return format!(
+                "1 {}",
+                if self.is_lack() { format!("node {}", self.singular()) } else { self.singular().into() }
+            );
         }
         let plural = match self {
             Obstacle::Memory => "nodes lack memory",
@@ -187,7 +190,10 @@ mod tests {
             node("d", NodeState::Draining, 9999, 0),
             node("e", NodeState::Silent, 9999, 0),
         ];
-        assert_eq!(place(&shape(512), &nodes, Policy::Spread).unwrap_err(), "no node fits: 3 nodes lack memory, 1 is draining, 1 does not answer");
+        assert_eq!(
+            place(&shape(512), &nodes, Policy::Spread).unwrap_err(),
+            "no node fits: 3 nodes lack memory, 1 is draining, 1 does not answer"
+        );
         assert_eq!(place(&shape(1), &[], Policy::Spread).unwrap_err(), "no node fits: no node has registered");
         let many_cpus = Shape { vcpus: 99, ..shape(1) };
         assert_eq!(place(&many_cpus, &nodes[..1], Policy::Spread).unwrap_err(), "no node fits: 1 node lacks vCPUs");
@@ -198,13 +204,23 @@ mod tests {
         let nodes = [node("a", NodeState::Up, 100, 0), node("b", NodeState::Up, 1000, 0)];
         let pinned = |pin: &str, memory| Shape { pin: Some(pin.into()), ..shape(memory) };
         assert_eq!(place(&pinned("a", 50), &nodes, Policy::Spread).unwrap().node, 0);
-        assert_eq!(place(&pinned("a", 500), &nodes, Policy::Spread).unwrap_err(), "it must run on node a, which lacks memory");
-        assert_eq!(place(&pinned("x", 5), &nodes, Policy::Spread).unwrap_err(), "it must run on node x, which has not registered");
+        assert_eq!(
+            place(&pinned("a", 500), &nodes, Policy::Spread).unwrap_err(),
+            "it must run on node a, which lacks memory"
+        );
+        assert_eq!(
+            place(&pinned("x", 5), &nodes, Policy::Spread).unwrap_err(),
+            "it must run on node x, which has not registered"
+        );
     }
 
     #[test]
     fn spread_takes_the_emptiest_node_and_pack_the_fullest_that_fits() {
-        let nodes = [node("a", NodeState::Up, 1000, 900), node("b", NodeState::Up, 1000, 100), node("c", NodeState::Up, 1000, 500)];
+        let nodes = [
+            node("a", NodeState::Up, 1000, 900),
+            node("b", NodeState::Up, 1000, 100),
+            node("c", NodeState::Up, 1000, 500),
+        ];
         assert_eq!(place(&shape(200), &nodes, Policy::Spread).unwrap().node, 1);
         assert_eq!(place(&shape(200), &nodes, Policy::Pack).unwrap().node, 2);
     }
@@ -216,14 +232,14 @@ mod tests {
             1 => Just(NodeState::Unseen),
             1 => Just(NodeState::Draining)
         ];
-        (state, 0u32..32, 0u64..8192, 0u64..200, 0u32..40, 0u64..9000, 0u64..250).prop_map(|(state, vcpus, memory_mib, disk_gib, v, m, d)| {
-            Candidate {
+        (state, 0u32..32, 0u64..8192, 0u64..200, 0u32..40, 0u64..9000, 0u64..250).prop_map(
+            |(state, vcpus, memory_mib, disk_gib, v, m, d)| Candidate {
                 name: "n".into(),
                 state,
                 capacity: Capacity { vcpus, memory_mib, disk_gib },
                 used: Capacity { vcpus: v, memory_mib: m, disk_gib: d },
-            }
-        })
+            },
+        )
     }
 
     proptest! {

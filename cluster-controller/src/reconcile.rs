@@ -148,7 +148,11 @@ impl Instances {
         }
         // From here on it is durable, and may be told.
         // Many at a time: the store commits them together.
-        stream::iter(d.forget.clone()).map(|id| async move { zone.book.forget(&id).await }).buffer_unordered(64).try_collect::<()>().await?;
+        stream::iter(d.forget.clone())
+            .map(|id| async move { zone.book.forget(&id).await })
+            .buffer_unordered(64)
+            .try_collect::<()>()
+            .await?;
         for id in &d.forget {
             zone.reports.forget(id);
         }
@@ -160,7 +164,8 @@ impl Instances {
         *kept = Some(world);
         drop(kept);
         // After a failure it is not known who was told of the list that is in the store.
-        let tell: BTreeSet<&str> = if reloaded { touched.iter().map(String::as_str).collect() } else { d.renewed().collect() };
+        let tell: BTreeSet<&str> =
+            if reloaded { touched.iter().map(String::as_str).collect() } else { d.renewed().collect() };
         for node in tell.into_iter().filter_map(|name| zone.nodes.get(name)) {
             node.send.poke();
         }
@@ -257,7 +262,13 @@ fn learn(zone: &Zone, world: &mut World, d: &mut Decisions, id: &str) {
 }
 
 /// Decides for each what is next: wait for a place, or be forgotten.
-fn sort_out(zone: &Zone, world: &mut World, d: &mut Decisions, look: &BTreeSet<String>, touched: &mut BTreeSet<String>) {
+fn sort_out(
+    zone: &Zone,
+    world: &mut World,
+    d: &mut Decisions,
+    look: &BTreeSet<String>,
+    touched: &mut BTreeSet<String>,
+) {
     for id in look {
         let Some(held) = world.wanted.get(id) else {
             world.waiting.remove(id);
@@ -358,14 +369,21 @@ fn show_doubles(zone: &Zone, world: &World, look: bool) {
         .into_iter()
         .filter_map(|(id, nodes)| {
             let place = world.placed.get(&id)?;
-            let elsewhere: Vec<String> =
-                nodes.into_iter().filter(|n| n != place && !zone.nodes.get(n).is_some_and(|n| n.is_gone(&id))).collect();
-            (!elsewhere.is_empty()).then(|| format!("{id} has its place on {place} and is also on {}", elsewhere.join(", ")))
+            let elsewhere: Vec<String> = nodes
+                .into_iter()
+                .filter(|n| n != place && !zone.nodes.get(n).is_some_and(|n| n.is_gone(&id)))
+                .collect();
+            (!elsewhere.is_empty())
+                .then(|| format!("{id} has its place on {place} and is also on {}", elsewhere.join(", ")))
         })
         .collect();
     if doubles.is_empty() {
         zone.about.faults.clear("double");
     } else {
-        zone.about.faults.raise("double", doubles.join("; "), "end the copy that should not be on its node by hand; nothing is ended by itself");
+        zone.about.faults.raise(
+            "double",
+            doubles.join("; "),
+            "end the copy that should not be on its node by hand; nothing is ended by itself",
+        );
     }
 }

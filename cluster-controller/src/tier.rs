@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use mallee_tiers::{
-    Adopt, ClusterController, Console, ConsoleAsked, Done, Instance, InstanceReport, Intent, IntentAnswer, NodeRegistered, NodeRegistration,
-    Observation, Observe, Peer, StatusAsked, TierError, WhyAnswer, WhyAsked, WhyLine, ZoneStatus,
+    Adopt, ClusterController, Console, ConsoleAsked, Done, Instance, InstanceReport, Intent, IntentAnswer,
+    NodeRegistered, NodeRegistration, Observation, Observe, Peer, StatusAsked, TierError, WhyAnswer, WhyAsked, WhyLine,
+    ZoneStatus,
 };
 
 use crate::{Zone, event, instance, node};
@@ -32,14 +33,16 @@ impl ClusterController for Front {
     async fn observe(&self, _: &Peer, ask: Observe) -> Result<Observation<InstanceReport>, TierError> {
         // Reports are made from what nodes say. An answer before they spoke would miss guests that run.
         let mut ready = self.ready.subscribe();
-        let _ = tokio::time::timeout(self.config.lease().min(Duration::from_secs(30)), ready.wait_for(|ready| *ready)).await;
+        let _ = tokio::time::timeout(self.config.lease().min(Duration::from_secs(30)), ready.wait_for(|ready| *ready))
+            .await;
         Ok(self.reports.observe(&ask).await)
     }
 
     async fn console(&self, _: &Peer, ask: ConsoleAsked) -> Result<Console, TierError> {
         let place = self.place_of(&ask.instance).await;
         let node = place.ok_or_else(|| TierError::not_found(format!("{} is on no node of this zone", ask.instance)))?;
-        let node = self.nodes.get(&node).ok_or_else(|| TierError::unreachable(format!("node {node} has not registered")))?;
+        let node =
+            self.nodes.get(&node).ok_or_else(|| TierError::unreachable(format!("node {node} has not registered")))?;
         node.client(&self.identity)?.console(&ask).await
     }
 
@@ -68,10 +71,17 @@ impl ClusterController for Front {
             }
             (rows, world.as_ref().map(|w| self.orphans(w)).unwrap_or_default())
         };
-        let asked = nodes.iter().enumerate().filter(|(_, (_, row))| row.state != "silent").map(|(i, (node, _))| (i, node.clone()));
+        let asked = nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, row))| row.state != "silent")
+            .map(|(i, (node, _))| (i, node.clone()));
         let asked: Vec<_> = asked.collect();
-        let answers: Vec<_> =
-            stream::iter(asked).map(|(i, n)| async move { (i, node::ask_status(&self.0, &n).await) }).buffer_unordered(ASKED_AT_ONCE).collect().await;
+        let answers: Vec<_> = stream::iter(asked)
+            .map(|(i, n)| async move { (i, node::ask_status(&self.0, &n).await) })
+            .buffer_unordered(ASKED_AT_ONCE)
+            .collect()
+            .await;
         for (i, status) in answers {
             nodes[i].1.status = status;
         }
@@ -98,10 +108,13 @@ impl Zone {
     fn orphans(&self, world: &instance::World) -> Vec<String> {
         let listed = |id: &str| world.wanted.get(id).is_some_and(|h| h.listed);
         // One that is terminated and not listed is on its way out.
-        let leaving = |id: &str| world.wanted.get(id).is_some_and(|h| h.body.desired == mallee_tiers::Desired::Terminated);
-        let reported = self.nodes.reported().into_iter().filter(|(id, nodes)| {
-            nodes.iter().any(|n| !self.nodes.get(n).is_some_and(|n| n.is_gone(id)))
-        });
+        let leaving =
+            |id: &str| world.wanted.get(id).is_some_and(|h| h.body.desired == mallee_tiers::Desired::Terminated);
+        let reported = self
+            .nodes
+            .reported()
+            .into_iter()
+            .filter(|(id, nodes)| nodes.iter().any(|n| !self.nodes.get(n).is_some_and(|n| n.is_gone(id))));
         let held = reported.map(|(id, _)| id).chain(world.placed.keys().cloned());
         let orphans: BTreeSet<String> = held.filter(|id| !listed(id) && !leaving(id)).collect();
         orphans.into_iter().collect()
@@ -124,7 +137,9 @@ impl Zone {
                 if let Some(node) = world.placed.get(id) {
                     lines.push(self.line("decided", format!("its place is node {node}")));
                 } else if world.doubted.contains(id) {
-                    lines.push(self.line("decided", "no place yet: this store is new, and its nodes are heard first".into()));
+                    lines.push(
+                        self.line("decided", "no place yet: this store is new, and its nodes are heard first".into()),
+                    );
                 } else if let Some(why) = world.waiting.get(id) {
                     lines.push(self.line("decided", format!("no place yet: {why}")));
                 }

@@ -12,7 +12,10 @@ pub mod volume;
 
 use std::{sync::Arc, time::Duration};
 
-use mallee_service::{Clock, Faults, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, register, tiers::TierOnly};
+use mallee_service::{
+    Clock, Faults, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, register,
+    tiers::TierOnly,
+};
 use mallee_store::{Migration, Store};
 use mallee_tiers::{Peer, Reports, Role, StorageServer, TierError, Volume, VolumeReport};
 use tokio::sync::watch;
@@ -72,7 +75,10 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let peer = identity.peer()?;
     if peer.role != Role::StorageController || peer.zone != config.daemon.zone {
         let uri = peer.uri();
-        return Err(Error::Config(format!("the certificate is that of {uri}, the configuration that of a storage-controller of zone {:?}", config.daemon.zone)));
+        return Err(Error::Config(format!(
+            "the certificate is that of {uri}, the configuration that of a storage-controller of zone {:?}",
+            config.daemon.zone
+        )));
     }
     // Opening blocks: a migration may take its time.
     let store_config = config.daemon.store_config();
@@ -98,7 +104,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     drive(volumes, poke, Duration::from_secs(30));
     server.serve(Arc::new(TierOnly(Arc::new(StorageServer(Arc::new(tier::Front(storage)))))));
     if !config.daemon.cloud_controller.is_empty() {
-        let cloud = TierHttp::new(&identity, &config.daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
+        let cloud =
+            TierHttp::new(&identity, &config.daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
         register::keep_registered(cloud.clone(), about);
         join::keep_renewed(identity, cloud, faults);
     }

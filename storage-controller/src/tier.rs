@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::{
-    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, StatusAsked, StorageController, TierError, TierErrorKind, TierStatus, Volume,
-    VolumeReport, WhyAnswer, WhyAsked, WhyLine,
+    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, StatusAsked, StorageController, TierError,
+    TierErrorKind, TierStatus, Volume, VolumeReport, WhyAnswer, WhyAsked, WhyLine,
 };
 
 use crate::Storage;
@@ -21,8 +21,12 @@ impl StorageController for Front {
             Ok(_) => faults.clear("list"),
             Err(e) => {
                 let remedy = match e.kind {
-                    TierErrorKind::OtherIncarnation => "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`",
-                    TierErrorKind::Stale => "the cloud-controller's store was put back to an older state: raise its epoch",
+                    TierErrorKind::OtherIncarnation => {
+                        "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`"
+                    }
+                    TierErrorKind::Stale => {
+                        "the cloud-controller's store was put back to an older state: raise its epoch"
+                    }
                     _ => "see this tier's log",
                 };
                 faults.raise("list", format!("a list of the cloud-controller was refused: {}", e.message), remedy);
@@ -50,7 +54,10 @@ impl StorageController for Front {
             let orphan = if wish.listed { "" } else { "; the last list does not name it" };
             let generation = wish.body.generation;
             let wanted = format!("{:?}", wish.body.desired).to_lowercase();
-            let text = format!("{wanted}, {} GiB{to} (generation {}.{}){orphan}", wish.body.size_gib, generation.epoch, generation.counter);
+            let text = format!(
+                "{wanted}, {} GiB{to} (generation {}.{}){orphan}",
+                wish.body.size_gib, generation.epoch, generation.counter
+            );
             lines.push(line("asked", now, text));
         }
         let (row, export) = storage.rows(&ask.id).await.map_err(failed)?;

@@ -240,7 +240,11 @@ impl Storage {
             };
             if let Err(e) = outcome {
                 // It will be tried again; meanwhile the tier above should know what it waits for.
-                let observed = if row.is_some_and(|r| r.state == State::Ready) { VolumeObserved::Ready } else { VolumeObserved::Creating };
+                let observed = if row.is_some_and(|r| r.state == State::Ready) {
+                    VolumeObserved::Ready
+                } else {
+                    VolumeObserved::Creating
+                };
                 self.reports.put(report_of(&wish.body, observed, e.to_string()));
                 return Err(Trouble::Other(format!("{id}: {e}")));
             }
@@ -293,14 +297,17 @@ impl Storage {
         self.exports.end(id).await?;
         let id = id.clone();
         self.store
-            .write("end an export", move |tx| tx.execute("DELETE FROM export WHERE volume = ?1", params![id.as_str()]).map(|_| ()))
+            .write("end an export", move |tx| {
+                tx.execute("DELETE FROM export WHERE volume = ?1", params![id.as_str()]).map(|_| ())
+            })
             .await?;
         Ok(())
     }
 
     async fn make_export(&self, id: &VolumeId, attachment: &str) -> Result<(), Trouble> {
         // A store that was lost may have left the daemon of this very attachment, with a guest on it.
-        let left = self.exports.running().into_iter().find(|r| r.served.volume == *id && r.served.attachment == attachment);
+        let left =
+            self.exports.running().into_iter().find(|r| r.served.volume == *id && r.served.attachment == attachment);
         let name = match left {
             Some(running) => running.served.name,
             None => {
@@ -333,7 +340,9 @@ impl Storage {
     async fn forget(&self, id: &VolumeId) -> Result<(), Trouble> {
         let row = id.clone();
         self.store
-            .write("forget a volume", move |tx| tx.execute("DELETE FROM volume WHERE id = ?1", params![row.as_str()]).map(|_| ()))
+            .write("forget a volume", move |tx| {
+                tx.execute("DELETE FROM volume WHERE id = ?1", params![row.as_str()]).map(|_| ())
+            })
             .await?;
         self.book.forget(id.as_str()).await?;
         self.reports.forget(id.as_str());
@@ -341,11 +350,21 @@ impl Storage {
     }
 
     /// Reports a volume that needs no more steps; its export is kept up on the way.
-    async fn report(&self, id: &VolumeId, wish: &Listed<Volume>, row: Option<&Row>, export: Option<ExportRow>) -> Result<(), Trouble> {
+    async fn report(
+        &self,
+        id: &VolumeId,
+        wish: &Listed<Volume>,
+        row: Option<&Row>,
+        export: Option<ExportRow>,
+    ) -> Result<(), Trouble> {
         let body = &wish.body;
         let Some(row) = row else {
             if wish.listed {
-                self.reports.put(report_of(body, VolumeObserved::Creating, "what is wanted of it is of a later release"));
+                self.reports.put(report_of(
+                    body,
+                    VolumeObserved::Creating,
+                    "what is wanted of it is of a later release",
+                ));
             }
             return Ok(());
         };
@@ -363,7 +382,11 @@ impl Storage {
         let looked = id.clone();
         let Some(found) = self.backend(move |b| b.find(&looked)).await? else {
             self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
-            self.about.faults.raise(&format!("bytes {id}"), format!("the bytes of {id} are gone from the disk"), "put its file back; an empty one is never made in its place");
+            self.about.faults.raise(
+                &format!("bytes {id}"),
+                format!("the bytes of {id} are gone from the disk"),
+                "put its file back; an empty one is never made in its place",
+            );
             return Ok(());
         };
         self.about.faults.clear(&format!("bytes {id}"));
@@ -374,7 +397,8 @@ impl Storage {
             report.reason = format!("it keeps its {} GiB: this release does not grow volumes", row.size_gib);
         }
         if let Some(export) = export {
-            let served = Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
+            let served =
+                Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
             let described = id.clone();
             let blockdev = self.backend(move |b| b.blockdev(&described, "volume")).await?;
             let phase = self.exports.serve(&served, blockdev);
@@ -407,14 +431,21 @@ impl Storage {
         let (rows, exports): (Vec<(String, u64)>, Vec<String>) = self
             .store
             .read("survey the volumes", |tx| {
-                let rows = tx.query("SELECT id, size_gib FROM volume WHERE state NOT IN ('gone', 'failed')", params![], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                let rows = tx.query(
+                    "SELECT id, size_gib FROM volume WHERE state NOT IN ('gone', 'failed')",
+                    params![],
+                    |row| Ok((row.get(0)?, row.get(1)?)),
+                )?;
                 let exports = tx.query("SELECT name FROM export", params![], |row| row.get(0))?;
                 Ok::<_, StoreError>((rows, exports))
             })
             .await?;
         let known: BTreeSet<&str> = rows.iter().map(|(id, _)| id.as_str()).collect();
-        let mut orphans: Vec<String> = names.into_iter().filter(|n| !known.contains(n.as_str())).map(|n| format!("the folder {n}")).collect();
-        let unlisted = wishes.iter().filter(|w| !w.listed && w.body.desired != VolumeDesired::Deleted && known.contains(w.body.id.as_str()));
+        let mut orphans: Vec<String> =
+            names.into_iter().filter(|n| !known.contains(n.as_str())).map(|n| format!("the folder {n}")).collect();
+        let unlisted = wishes
+            .iter()
+            .filter(|w| !w.listed && w.body.desired != VolumeDesired::Deleted && known.contains(w.body.id.as_str()));
         orphans.extend(unlisted.map(|w| w.body.id.clone()));
         let strays = self.exports.running().into_iter().filter(|r| !exports.contains(&r.served.name));
         orphans.extend(strays.map(|r| format!("an export of {} for {}", r.served.volume, r.served.attachment)));
@@ -431,12 +462,20 @@ impl Storage {
     fn show_space(&self, space: Space, promised: u64) {
         let faults = &self.about.faults;
         if space.free < space.total / 20 {
-            faults.raise("disk", format!("less than 5 % of the disk of volumes is free: {} MiB", space.free >> 20), "delete volumes or add disk");
+            faults.raise(
+                "disk",
+                format!("less than 5 % of the disk of volumes is free: {} MiB", space.free >> 20),
+                "delete volumes or add disk",
+            );
         } else {
             faults.clear("disk");
         }
         if promised > space.total {
-            let what = format!("volumes of {} GiB in all are promised, the disk has {} GiB", promised / GIB, space.total / GIB);
+            let what = format!(
+                "volumes of {} GiB in all are promised, the disk has {} GiB",
+                promised / GIB,
+                space.total / GIB
+            );
             faults.raise("promised", what, "add disk before they are written full");
         } else {
             faults.clear("promised");
@@ -445,7 +484,14 @@ impl Storage {
 }
 
 fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl Into<String>) -> VolumeReport {
-    VolumeReport { id: wish.id.clone(), generation: wish.generation, observed, reason: reason.into(), export: None, allocated: 0 }
+    VolumeReport {
+        id: wish.id.clone(),
+        generation: wish.generation,
+        observed,
+        reason: reason.into(),
+        export: None,
+        allocated: 0,
+    }
 }
 
 #[cfg(test)]
@@ -455,7 +501,13 @@ mod tests {
     use super::*;
 
     fn wish(desired: VolumeDesired, export_for: Option<&str>, listed: bool) -> Listed<Volume> {
-        let body = Volume { id: "vol-1".into(), generation: Generation::default(), desired, size_gib: 1, export_for: export_for.map(Into::into) };
+        let body = Volume {
+            id: "vol-1".into(),
+            generation: Generation::default(),
+            desired,
+            size_gib: 1,
+            export_for: export_for.map(Into::into),
+        };
         Listed { body, listed }
     }
 

@@ -48,7 +48,10 @@ impl Zone {
         let state = dir.path().join("s");
         issue(&ca, &key, &Peer::new(Role::StorageController, ZONE, ZONE), &state.join("tls"));
         issue(&ca, &key, &Peer::new(Role::CloudController, "", "cloud-controller"), &dir.path().join("cloud"));
-        let text = format!("name = {ZONE:?}\nzone = {ZONE:?}\nstate = {:?}\nlisten = [\"127.0.0.1:0\"]\n", state.display().to_string());
+        let text = format!(
+            "name = {ZONE:?}\nzone = {ZONE:?}\nstate = {:?}\nlisten = [\"127.0.0.1:0\"]\n",
+            state.display().to_string()
+        );
         std::fs::write(state.join("storage.toml"), text).unwrap();
         let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
         let client = client(dir.path(), "127.0.0.1:1");
@@ -105,7 +108,13 @@ impl Zone {
 
     /// Writes a wish and sends the whole list.
     async fn want(&self, id: &str, desired: VolumeDesired, size_gib: u64, export_for: Option<&str>) {
-        let volume = Volume { id: id.into(), generation: self.next(), desired, size_gib, export_for: export_for.map(Into::into) };
+        let volume = Volume {
+            id: id.into(),
+            generation: self.next(),
+            desired,
+            size_gib,
+            export_for: export_for.map(Into::into),
+        };
         self.rows.lock().unwrap().insert(id.into(), volume);
         self.send().await.unwrap();
     }
@@ -129,7 +138,11 @@ impl Zone {
     }
 
     async fn until_served(&self, id: &str, attachment: &str) -> Export {
-        let served = self.until(id, "served", |r| r.export.as_ref().is_some_and(|e| e.attachment == attachment) && r.reason.is_empty()).await;
+        let served = self
+            .until(id, "served", |r| {
+                r.export.as_ref().is_some_and(|e| e.attachment == attachment) && r.reason.is_empty()
+            })
+            .await;
         served.export.unwrap()
     }
 
@@ -200,7 +213,8 @@ async fn a_volume_is_made_served_written_and_leaves_nothing_when_it_is_deleted()
     zone.send().await.unwrap();
     for _ in 0..1000 {
         if zone.client.observe(&Observe::default()).await.unwrap().present.is_empty() {
-            let left = ["sockets", "exports", "log"].map(|d| std::fs::read_dir(zone.config.daemon.state.join(d)).unwrap().count());
+            let left = ["sockets", "exports", "log"]
+                .map(|d| std::fs::read_dir(zone.config.daemon.state.join(d)).unwrap().count());
             assert_eq!(left, [0, 0, 0]);
             assert_eq!(zone.faults().await, Vec::<String>::new());
             return;
@@ -252,7 +266,11 @@ async fn a_restarted_controller_finds_its_daemons_and_leaves_them_running() {
     let pid = zone.daemons()[0];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     zone.start();
-    assert_eq!(zone.until_served("vol-1", "vattach-a").await, export, "one that died meanwhile has the same name again");
+    assert_eq!(
+        zone.until_served("vol-1", "vattach-a").await,
+        export,
+        "one that died meanwhile has the same name again"
+    );
     io(&export, "read -P 0x11 0 64k").unwrap();
     zone.kill();
     assert_eq!(mallee_storage_controller::end_exports(&zone.config).await.unwrap(), 1);
@@ -355,13 +373,26 @@ async fn the_daemon_killed_with_nine_leaves_exports_running_and_goes_on_where_it
     let text = std::fs::read_to_string(&path).unwrap().replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
     std::fs::write(&path, text).unwrap();
     zone.client = client(zone.dir.path(), &format!("127.0.0.1:{port}"));
-    let spawn = || Command::new(env!("CARGO_BIN_EXE_storage-controller")).arg("--config").arg(&path).env("MALLEE_LOG", "off").spawn().unwrap();
+    let spawn = || {
+        Command::new(env!("CARGO_BIN_EXE_storage-controller"))
+            .arg("--config")
+            .arg(&path)
+            .env("MALLEE_LOG", "off")
+            .spawn()
+            .unwrap()
+    };
     let mut served = BTreeMap::new();
     for n in 0..6u64 {
         let mut daemon = spawn();
         let id = format!("vol-{n}");
         let generation = zone.next();
-        let volume = Volume { id: id.clone(), generation, desired: VolumeDesired::Present, size_gib: 1, export_for: Some("vattach-a".into()) };
+        let volume = Volume {
+            id: id.clone(),
+            generation,
+            desired: VolumeDesired::Present,
+            size_gib: 1,
+            export_for: Some("vattach-a".into()),
+        };
         zone.rows.lock().unwrap().insert(id, volume);
         while zone.send().await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -33,9 +33,16 @@ impl Zone {
 /// `placement` as it is on the disk, while nobody has the store open.
 async fn placements(zone: &Zone) -> Vec<(String, String)> {
     let config = zone.controller.store();
-    let store = tokio::task::spawn_blocking(move || mallee_store::Store::open(&config, mallee_cluster_controller::MIGRATIONS)).await.unwrap().unwrap();
+    let store =
+        tokio::task::spawn_blocking(move || mallee_store::Store::open(&config, mallee_cluster_controller::MIGRATIONS))
+            .await
+            .unwrap()
+            .unwrap();
     let sql = "SELECT instance, node FROM placement";
-    store.read("test", move |tx| tx.query(sql, &[], |row| Ok::<_, mallee_store::Error>((row.get(0)?, row.get(1)?)))).await.unwrap()
+    store
+        .read("test", move |tx| tx.query(sql, &[], |row| Ok::<_, mallee_store::Error>((row.get(0)?, row.get(1)?))))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -95,7 +102,9 @@ async fn freed_capacity_is_given_to_who_waits() {
     zone.cloud.want("i-2", Desired::Running, 1024);
     zone.cloud.send().await.unwrap();
     zone.cloud.until_observed("i-1", Observed::Running).await;
-    zone.cloud.until("i-2", "waiting", |r| r.observed == Observed::Waiting && r.reason == "no node fits: 1 node lacks memory").await;
+    zone.cloud
+        .until("i-2", "waiting", |r| r.observed == Observed::Waiting && r.reason == "no node fits: 1 node lacks memory")
+        .await;
     zone.cloud.want("i-1", Desired::Terminated, 1024);
     zone.cloud.send().await.unwrap();
     zone.cloud.until_observed("i-2", Observed::Running).await;
@@ -152,7 +161,11 @@ async fn a_killed_controller_places_nothing_twice_and_nothing_before_it_is_writt
         let written = placements(&zone).await;
         for node in &nodes {
             for id in &node.node.memory.lock().unwrap().started {
-                assert!(written.contains(&(id.clone(), node.node.name.clone())), "{id} on {} was never written", node.node.name);
+                assert!(
+                    written.contains(&(id.clone(), node.node.name.clone())),
+                    "{id} on {} was never written",
+                    node.node.name
+                );
             }
         }
         zone.controller.start();
@@ -234,7 +247,8 @@ async fn lists_of_another_cloud_are_refused_until_a_person_adopts_it() {
 async fn a_node_cannot_register_as_another_and_a_clock_that_is_off_is_shown() {
     let zone = zone(15_000);
     let identity = zone.pki.identity(&Peer::new(Role::NodeController, ZONE, "n1"));
-    let http = mallee_service::TierHttp::new(&identity, &zone.controller.address, Role::ClusterController, ZONE).unwrap();
+    let http =
+        mallee_service::TierHttp::new(&identity, &zone.controller.address, Role::ClusterController, ZONE).unwrap();
     let client = ClusterClient::new(Arc::new(http));
     let mut registration = NodeRegistration {
         node: "n2".into(),
@@ -249,7 +263,19 @@ async fn a_node_cannot_register_as_another_and_a_clock_that_is_off_is_shown() {
     client.register_node(&registration).await.unwrap();
     let status = zone.cloud.client.status(&StatusAsked {}).await.unwrap();
     assert!(status.tier.faults.iter().any(|f| f.what.starts_with("the clock of node n1 is")));
-    assert_eq!(client.intend(&Intent { sender: uuid::Uuid::new_v4(), generation: Generation::default(), entries: vec![], bodies: vec![] }).await.unwrap_err().kind, TierErrorKind::Forbidden);
+    assert_eq!(
+        client
+            .intend(&Intent {
+                sender: uuid::Uuid::new_v4(),
+                generation: Generation::default(),
+                entries: vec![],
+                bodies: vec![]
+            })
+            .await
+            .unwrap_err()
+            .kind,
+        TierErrorKind::Forbidden
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

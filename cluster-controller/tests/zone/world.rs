@@ -33,7 +33,8 @@ impl Pki {
         std::fs::create_dir_all(dir).unwrap();
         std::fs::write(dir.join("ca.pem"), &self.ca.certificate_pem).unwrap();
         std::fs::write(dir.join("key.pem"), &self.key).unwrap();
-        std::fs::write(dir.join("cert.pem"), self.ca.sign(peer, &pki::signing_request(&self.key).unwrap()).unwrap()).unwrap();
+        std::fs::write(dir.join("cert.pem"), self.ca.sign(peer, &pki::signing_request(&self.key).unwrap()).unwrap())
+            .unwrap();
     }
 
     pub fn identity(&self, peer: &Peer) -> Identity {
@@ -156,7 +157,11 @@ impl Cloud {
         let generation = self.next();
         let rows: Vec<Instance> = self.rows.lock().unwrap().values().cloned().collect();
         loop {
-            match self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await {
+            match self
+                .sender
+                .deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await })
+                .await
+            {
                 // The connection of before a restart, mostly: the real one comes again, too.
                 Err(e) if e.kind == TierErrorKind::Unreachable => tokio::time::sleep(Duration::from_millis(10)).await,
                 outcome => return outcome,
@@ -238,8 +243,12 @@ impl NodeController for SimNode {
         for body in &intent.bodies {
             memory.bodies.insert(body.id.clone(), body.clone());
         }
-        let missing: Vec<String> =
-            intent.entries.iter().filter(|e| memory.bodies.get(&e.id).is_none_or(|b| b.hash() != e.hash)).map(|e| e.id.clone()).collect();
+        let missing: Vec<String> = intent
+            .entries
+            .iter()
+            .filter(|e| memory.bodies.get(&e.id).is_none_or(|b| b.hash() != e.hash))
+            .map(|e| e.id.clone())
+            .collect();
         if !missing.is_empty() {
             return Ok(IntentAnswer { missing });
         }
@@ -273,7 +282,14 @@ impl NodeController for SimNode {
         Ok(Console { data: format!("console of {}", ask.instance), at: 1 })
     }
     async fn why(&self, _: &Peer, _: WhyAsked) -> Result<WhyAnswer, TierError> {
-        Ok(WhyAnswer { lines: vec![WhyLine { by: format!("node {}", self.name), kind: "observed".into(), at: 1, text: "all well".into() }] })
+        Ok(WhyAnswer {
+            lines: vec![WhyLine {
+                by: format!("node {}", self.name),
+                kind: "observed".into(),
+                at: 1,
+                text: "all well".into(),
+            }],
+        })
     }
     async fn status(&self, _: &Peer, _: StatusAsked) -> Result<NodeStatus, TierError> {
         Err(TierError::not_found("a node of a test has no status"))
@@ -318,7 +334,8 @@ impl Machine {
             let client = ClusterClient::new(Arc::new(http));
             tokio::spawn(async move {
                 loop {
-                    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+                    let now =
+                        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
                     let registration = NodeRegistration {
                         node: name.clone(),
                         address: address.to_string(),

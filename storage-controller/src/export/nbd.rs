@@ -41,7 +41,9 @@ pub struct Served {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
     Starting,
-    Ready { pid: i32 },
+    Ready {
+        pid: i32,
+    },
     /// It ended, why, and it is being started again.
     Down(String),
 }
@@ -108,7 +110,15 @@ impl Exports {
             "type": "nbd", "id": "volume", "node-name": "volume", "name": served.name,
             "description": served.attachment, "writable": true,
         });
-        let words = [PROGRAM, "--blockdev", &blockdev.to_string(), "--nbd-server", &server.to_string(), "--export", &export.to_string()];
+        let words = [
+            PROGRAM,
+            "--blockdev",
+            &blockdev.to_string(),
+            "--nbd-server",
+            &server.to_string(),
+            "--export",
+            &export.to_string(),
+        ];
         words.map(str::to_owned).to_vec()
     }
 
@@ -162,7 +172,10 @@ impl Exports {
 
     /// Every daemon on one of our sockets, from /proc.
     pub fn running(&self) -> Vec<Running> {
-        let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let pids = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
         pids.filter_map(|pid| self.read_command(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)).collect()
     }
 
@@ -196,7 +209,12 @@ async fn told_to_end(ending: &mut watch::Receiver<bool>) {
 }
 
 /// Keeps one daemon running until it is told to end it.
-async fn keep(plan: Plan, tell: watch::Sender<Phase>, mut ending: watch::Receiver<bool>, changed: Poke) -> Result<(), mallee_engines::Error> {
+async fn keep(
+    plan: Plan,
+    tell: watch::Sender<Phase>,
+    mut ending: watch::Receiver<bool>,
+    changed: Poke,
+) -> Result<(), mallee_engines::Error> {
     let mut early_deaths: u32 = 0;
     loop {
         let began = Instant::now();
@@ -235,7 +253,11 @@ async fn keep(plan: Plan, tell: watch::Sender<Phase>, mut ending: watch::Receive
         tell.send_replace(Phase::Down(why));
         changed.poke();
         // The first time at once: a guest's disk stands still.
-        let pause = if early_deaths <= 1 { Duration::ZERO } else { SLOWEST_RESTART.min(Duration::from_millis(50) * 2u32.saturating_pow(early_deaths.min(16))) };
+        let pause = if early_deaths <= 1 {
+            Duration::ZERO
+        } else {
+            SLOWEST_RESTART.min(Duration::from_millis(50) * 2u32.saturating_pow(early_deaths.min(16)))
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = told_to_end(&mut ending) => return process::stop(&plan).await.map(drop),
@@ -251,7 +273,8 @@ mod tests {
     fn a_daemon_is_known_by_its_own_command_line_and_another_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
-        let served = Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
+        let served =
+            Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
         let command = exports.command(&served, json!({ "driver": "null-co" }));
         let line = command.join("\0") + "\0";
         assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
