@@ -1,1 +1,203 @@
-//! Not yet.
+//! walrus: Mallee's S3. It owns buckets and objects, and asks the cloud-controller whose keys there are.
+//!
+//! A request comes in at [`front`], is told which [`operation`] it asks for, and is done in the file of its noun under
+//! `s3/`. Whether it may be done says [`principal::allow`], and nobody else. Bytes are in `blob/`, everything else in rows
+//! of the store. [`sweep`] removes bytes whose rows are gone; [`tier`] is what the other tiers see.
+
+pub mod blob;
+mod call;
+pub mod checksum;
+pub mod config;
+mod error;
+mod front;
+pub mod identity;
+pub mod operation;
+pub mod principal;
+pub mod s3;
+mod sweep;
+mod tier;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+pub use config::{Config, StaticIdentity};
+pub use error::Error;
+
+use mallee_service::{Clock, Driven, Faults, Identity, Poke, Server, TierHttp, drive, join, process::About};
+use mallee_store::{Migration, Store};
+use mallee_tiers::{CloudClient, Peer, Role, TierRegistration};
+use std::sync::{PoisonError, RwLock};
+
+use blob::{BlobId, BlobIds, Blobs, Damage, FileBlobs, Intake, Pins};
+use checksum::Algorithm;
+use identity::{Holders, SealedCopy};
+
+/// The store's history; each step belongs to the file that owns the table.
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "identities", sql: identity::TABLES },
+    Migration { version: 2, name: "blobs", sql: blob::TABLES },
+    Migration { version: 3, name: "buckets", sql: s3::bucket::TABLES },
+    Migration { version: 4, name: "objects", sql: s3::object::TABLES },
+    Migration { version: 5, name: "multipart uploads", sql: s3::multipart::TABLES },
+    Migration { version: 6, name: "blobs of the tiers", sql: tier::TABLES },
+];
+
+/// The daemon's one struct: everything hangs from it.
+pub struct Walrus {
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) ids: BlobIds,
+    pub(crate) pins: Pins,
+    pub(crate) holders: Holders,
+    pub(crate) clock: Clock,
+    pub(crate) faults: Faults,
+    pub(crate) about: About,
+    pub(crate) host_suffixes: Vec<String>,
+    pub(crate) sigv2: mallee_aws::signature::SigV2,
+    region: RwLock<String>,
+}
+
+/// A walrus that is up and answering.
+pub struct Running {
+    /// Where it listens, with the ports it was given.
+    pub addresses: Vec<SocketAddr>,
+    pub walrus: Arc<Walrus>,
+    /// The sweep, for whoever wants to see what it does.
+    pub sweep: Driven,
+}
+
+/// Brings walrus up in this process; it serves until the runtime ends. Port 0 takes a free port.
+pub async fn start(config: Config) -> Result<Running, Error> {
+    let clock = Clock::System;
+    let faults = Faults::new(clock.clone());
+    let failed = |what: &str, e: &dyn std::fmt::Display| Error::Internal(format!("{what}: {e}"));
+    std::fs::create_dir_all(&config.daemon.state)
+        .map_err(|e| failed(&config.daemon.state.display().to_string(), &e))?;
+    let tls = certificate(&config).await?;
+    let server = Server::bind(&config.daemon.listen, tls.as_ref()).await.map_err(|e| failed("listen", &e))?;
+    let addresses = server.addresses();
+
+    let (store_config, blobs_dir) = (config.store(), config.blobs_dir());
+    let opened = tokio::task::spawn_blocking(move || {
+        let store = Store::open(&store_config, MIGRATIONS)?;
+        let blobs = FileBlobs::open(&blobs_dir)?;
+        Ok::<_, Error>((store, blobs))
+    });
+    let (store, blobs) = opened.await??;
+
+    let holders = Holders::default();
+    let poke = Poke::default();
+    let announced = match &config.daemon.announce {
+        Some(address) => address.clone(),
+        None => addresses.first().map(ToString::to_string).unwrap_or_default(),
+    };
+    let peer = Peer::new(Role::Walrus, "", config.daemon.name.clone());
+    let walrus = Arc::new(Walrus {
+        blobs: Arc::new(blobs),
+        ids: BlobIds::new(store.clone(), clock.clone(), poke.clone()),
+        pins: Pins::default(),
+        holders: holders.clone(),
+        about: About::new(peer, env!("CARGO_PKG_VERSION"), announced.clone(), clock.clone(), faults.clone()),
+        host_suffixes: config.host_suffixes.clone(),
+        sigv2: if config.sigv2 { mallee_aws::signature::SigV2::Allowed } else { mallee_aws::signature::SigV2::Refused },
+        region: RwLock::new(config.region.clone()),
+        store: store.clone(),
+        clock: clock.clone(),
+        faults: faults.clone(),
+    });
+
+    if config.stands_alone() {
+        holders.take(None, &identity::from_config(&config.identities));
+    } else {
+        let tls = tls.as_ref().ok_or_else(|| Error::Internal("a walrus of a cloud needs a certificate".into()))?;
+        join_cloud(&walrus, &config, tls, announced).await?;
+    }
+    let sweep = sweep::Sweep {
+        store,
+        blobs: walrus.blobs.clone(),
+        ids: walrus.ids.clone(),
+        pins: walrus.pins.clone(),
+        clock,
+        faults,
+        patience_ms: config.sweep_after_ms,
+    };
+    let sweep = drive(Arc::new(sweep), poke, Duration::from_secs(2));
+    server.serve(Arc::new(front::Front::new(walrus.clone())));
+    tracing::info!(addresses = ?addresses, region = walrus.region(), "walrus serves");
+    Ok(Running { addresses, walrus, sweep })
+}
+
+/// The certificate, from disk or for a join token; a walrus that stands alone may do without.
+async fn certificate(config: &Config) -> Result<Option<Identity>, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("certificate: {e}"));
+    if !config.stands_alone() {
+        return join::identity(&config.daemon).await.map(Some).map_err(|e| failed(&e));
+    }
+    let dir = config.daemon.tls_dir();
+    if !dir.join("cert.pem").exists() {
+        return Ok(None);
+    }
+    Identity::load(&dir).map(Some).map_err(|e| failed(&e))
+}
+
+/// Starts what keeps walrus a part of its cloud: identities, its registration, its certificate.
+async fn join_cloud(walrus: &Arc<Walrus>, config: &Config, tls: &Identity, announced: String) -> Result<(), Error> {
+    let copy = SealedCopy::open(walrus.store.clone(), &config.daemon.state.join("seal.key"))?;
+    match copy.load().await {
+        Ok(Some((generation, identities))) => walrus.holders.take(Some(generation), &identities),
+        Ok(None) => {}
+        // They can be asked for again; until then nobody is known.
+        Err(e) => walrus.faults.raise("identities.copy", e.to_string(), "put seal.key back, or start the cloud-controller"),
+    }
+    let cloud = TierHttp::new(tls, &config.daemon.cloud_controller, Role::CloudController, "cloud-controller")
+        .map_err(|e| Error::Internal(e.to_string()))?;
+    tokio::spawn(identity::follow(walrus.holders.clone(), copy, cloud.clone(), walrus.faults.clone()));
+    tokio::spawn(register(walrus.clone(), cloud.clone(), announced));
+    join::keep_renewed(tls.clone(), cloud, walrus.faults.clone());
+    Ok(())
+}
+
+/// Tells the cloud-controller where walrus is, twice per lease.
+async fn register(walrus: Arc<Walrus>, cloud: TierHttp, address: String) {
+    let client = CloudClient::new(Arc::new(cloud));
+    loop {
+        let told = client
+            .register_tier(&TierRegistration {
+                address: address.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                now: walrus.clock.now_ms(),
+            })
+            .await;
+        let pause = match told {
+            Ok(registered) => {
+                walrus.faults.clear("registration");
+                if !registered.region.is_empty() {
+                    *walrus.region.write().unwrap_or_else(PoisonError::into_inner) = registered.region;
+                }
+                Duration::from_millis(registered.lease_ms / 2).max(Duration::from_millis(500))
+            }
+            Err(e) => {
+                walrus.faults.raise("registration", format!("the cloud-controller could not be told where walrus is: {e}"), "start the cloud-controller");
+                Duration::from_secs(1)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+impl Walrus {
+    pub fn region(&self) -> String {
+        self.region.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn intake(&self, sha256: bool, checksums: &[Algorithm]) -> Result<Intake, Error> {
+        Intake::new(self.blobs.clone(), self.ids.clone(), sha256, checksums)
+    }
+
+    /// Shows damage to the operator, by the name of what it is in.
+    pub(crate) fn damage(&self, resource: &str, content: &BlobId) -> Damage {
+        let (faults, resource, key) = (self.faults.clone(), resource.to_owned(), format!("damage.{content}"));
+        Box::new(move |e| {
+            faults.raise(&key, format!("{resource} is damaged: {e}"), "restore it from a copy, and check the disk");
+        })
+    }
+}

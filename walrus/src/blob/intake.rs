@@ -1,0 +1,251 @@
+//! Bytes on their way in: hashed, cut into blocks and written while the next ones arrive, never more than two blocks in
+//! memory. What turns out to be small stays in memory and becomes a row.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use mallee_store::{Tx, params};
+use openssl::hash::{Hasher, MessageDigest};
+use sha2::Digest;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{BLOCK, BlobId, BlobIds, BlobWriter, Blobs, Young, file::checksum, id};
+use crate::{
+    Error,
+    checksum::{Algorithm, Running},
+};
+
+/// Contents up to this size are rows: one transaction, and no file to sync.
+pub const INLINE: usize = 16 * 1024;
+
+/// Where a content is, as rows of objects and of parts say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the table `small`.
+    Row,
+    /// A blob of its own.
+    Blob,
+    /// The parts of the upload with the content's id.
+    Parts,
+}
+
+impl Place {
+    pub const fn number(self) -> i64 {
+        match self {
+            Place::Row => 1,
+            Place::Blob => 2,
+            Place::Parts => 3,
+        }
+    }
+    pub fn from_number(n: i64) -> Result<Self, Error> {
+        [Place::Row, Place::Blob, Place::Parts]
+            .into_iter()
+            .find(|place| place.number() == n)
+            .ok_or_else(|| Error::Internal(format!("a content cannot be at place {n}")))
+    }
+}
+
+/// Bytes that are safe (or small), and what was computed over them.
+pub struct Received {
+    pub content: Content,
+    pub size: u64,
+    pub md5: [u8; 16],
+    pub sha256: Option<[u8; 32]>,
+    /// In the order they were asked for.
+    pub checksums: Vec<(Algorithm, Vec<u8>)>,
+}
+
+pub enum Content {
+    Small { id: BlobId, bytes: Bytes },
+    /// On disk.
+    Blob(Young),
+}
+
+impl Content {
+    pub fn id(&self) -> &BlobId {
+        match self {
+            Content::Small { id, .. } => id,
+            Content::Blob(young) => young.id(),
+        }
+    }
+    pub fn place(&self) -> Place {
+        match self {
+            Content::Small { .. } => Place::Row,
+            Content::Blob(_) => Place::Blob,
+        }
+    }
+    /// What a transaction needs to keep it. After the commit, [`Content::keep`].
+    pub fn keeping(&self) -> Keeping {
+        match self {
+            Content::Small { id, bytes } => Keeping { id: id.clone(), small: Some(bytes.clone()) },
+            Content::Blob(young) => Keeping { id: young.id().clone(), small: None },
+        }
+    }
+    pub fn keep(self) {
+        if let Content::Blob(young) = self {
+            young.keep();
+        }
+    }
+}
+
+/// The half of a content that goes into the transaction, which may be run more than once.
+pub struct Keeping {
+    pub id: BlobId,
+    small: Option<Bytes>,
+}
+
+impl Keeping {
+    /// From this transaction on the content is there.
+    pub fn keep(&self, tx: &mut Tx<'_>) -> Result<(), Error> {
+        match &self.small {
+            None => id::adopt(tx, &self.id),
+            Some(bytes) => {
+                tx.execute(
+                    "INSERT INTO small (blob, crc, bytes) VALUES (?1, ?2, ?3)",
+                    params![self.id, hex::encode(checksum(bytes)), &bytes[..]],
+                )?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Everything that is computed over the bytes of one request.
+struct Digests {
+    md5: Hasher,
+    sha256: Option<sha2::Sha256>,
+    checksums: Vec<(Algorithm, Running)>,
+    broken: Option<String>,
+}
+
+impl Digests {
+    fn update(&mut self, bytes: &[u8]) {
+        if let Err(e) = self.md5.update(bytes) {
+            self.broken = Some(e.to_string());
+        }
+        if let Some(digest) = &mut self.sha256 {
+            digest.update(bytes);
+        }
+        for (_, running) in &mut self.checksums {
+            running.update(bytes);
+        }
+    }
+}
+
+/// The receiving end of one content.
+pub struct Intake {
+    blobs: Arc<dyn Blobs>,
+    ids: BlobIds,
+    /// The start of what is not yet given to a worker.
+    buffer: BytesMut,
+    size: u64,
+    state: State,
+}
+
+enum State {
+    /// Everything is still in the buffer.
+    Small(Box<Digests>),
+    /// A block is being hashed and written.
+    Busy(Young, JoinHandle<Result<Work, Error>>),
+    /// A step failed; the reason has been told.
+    Over,
+}
+
+struct Work {
+    digests: Box<Digests>,
+    writer: Box<dyn BlobWriter>,
+}
+
+impl Intake {
+    /// `sha256`: whether the request's signature covers the body's hash.
+    pub fn new(blobs: Arc<dyn Blobs>, ids: BlobIds, sha256: bool, checksums: &[Algorithm]) -> Result<Self, Error> {
+        let md5 = Hasher::new(MessageDigest::md5()).map_err(|e| Error::Internal(format!("MD5: {e}")))?;
+        let digests = Digests {
+            md5,
+            sha256: sha256.then(sha2::Sha256::new),
+            checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
+            broken: None,
+        };
+        Ok(Self { blobs, ids, buffer: BytesMut::new(), size: 0, state: State::Small(Box::new(digests)) })
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes bytes in; waits while the disk is behind by a block.
+    pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+        self.size += bytes.len() as u64;
+        while bytes.has_remaining() {
+            let room = (BLOCK - self.buffer.len()).min(bytes.len());
+            self.buffer.extend_from_slice(&bytes.split_to(room));
+            if self.buffer.len() == BLOCK {
+                self.write_block().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the buffer to a worker, once that is done with the block before.
+    async fn write_block(&mut self) -> Result<(), Error> {
+        let block = self.buffer.split().freeze();
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Small(mut digests) => {
+                let young = self.ids.take().await?;
+                let (blobs, id) = (self.blobs.clone(), young.id().clone());
+                let task = spawn_blocking(move || {
+                    let mut writer = blobs.create(&id)?;
+                    digests.update(&block);
+                    writer.write(&block)?;
+                    Ok(Work { digests, writer })
+                });
+                self.state = State::Busy(young, task);
+            }
+            State::Busy(young, task) => {
+                let mut work = task.await??;
+                let task = spawn_blocking(move || {
+                    work.digests.update(&block);
+                    work.writer.write(&block)?;
+                    Ok(work)
+                });
+                self.state = State::Busy(young, task);
+            }
+            State::Over => return Err(Error::Internal("an intake went on after it failed".into())),
+        }
+        Ok(())
+    }
+
+    /// The end of the bytes: whatever is not small is durable when this returns.
+    pub async fn finish(mut self) -> Result<Received, Error> {
+        if !self.buffer.is_empty() && (self.buffer.len() > INLINE || matches!(self.state, State::Busy(..))) {
+            self.write_block().await?;
+        }
+        let (content, digests) = match self.state {
+            State::Small(mut digests) => {
+                let bytes = self.buffer.freeze();
+                digests.update(&bytes);
+                let id = BlobId::new(self.ids.now());
+                (Content::Small { id, bytes }, digests)
+            }
+            State::Busy(young, task) => {
+                let Work { digests, writer } = task.await??;
+                spawn_blocking(move || writer.finish()).await??;
+                (Content::Blob(young), digests)
+            }
+            State::Over => return Err(Error::Internal("an intake ended after it failed".into())),
+        };
+        let mut digests = *digests;
+        if let Some(why) = digests.broken {
+            return Err(Error::Internal(format!("MD5: {why}")));
+        }
+        let md5 = digests.md5.finish().map_err(|e| Error::Internal(format!("MD5: {e}")))?;
+        let md5 = <[u8; 16]>::try_from(&md5[..]).map_err(|_| Error::Internal("an MD5 of another length".into()))?;
+        Ok(Received {
+            content,
+            size: self.size,
+            md5,
+            sha256: digests.sha256.map(|digest| digest.finalize().into()),
+            checksums: digests.checksums.into_iter().map(|(a, running)| (a, running.finish())).collect(),
+        })
+    }
+}

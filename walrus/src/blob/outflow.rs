@@ -1,0 +1,161 @@
+//! Bytes on their way out: a range of a content, block by verified block, read ahead by one.
+
+use std::{collections::VecDeque, io, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use mallee_store::{Row, Tx, params};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{BLOCK, BlobId, BlobReader, Blobs, Pin, file::checksum};
+use crate::Error;
+
+/// Consecutive bytes of a content.
+pub enum Piece {
+    Bytes(Bytes),
+    Blob { id: BlobId, size: u64 },
+}
+
+impl Piece {
+    fn size(&self) -> u64 {
+        match self {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::Blob { size, .. } => *size,
+        }
+    }
+}
+
+/// A small content out of its row, verified.
+pub fn fetch(tx: &mut Tx<'_>, id: &BlobId) -> Result<Bytes, Error> {
+    let read = |row: &Row<'_>| Ok((row.get::<String>(0)?, row.get::<Vec<u8>>(1)?));
+    let (crc, bytes) = tx.query_one("SELECT crc, bytes FROM small WHERE blob = ?1", params![id], read)?;
+    if hex::encode(checksum(&bytes)) != crc {
+        return Err(Error::Damaged(format!("small content {id}: its checksum is wrong")));
+    }
+    Ok(bytes.into())
+}
+
+/// What there is to read of a content.
+pub struct Source {
+    pub blobs: Arc<dyn Blobs>,
+    /// In order; every piece of them holds a part of the range.
+    pub pieces: VecDeque<Piece>,
+    /// Where in the first piece the range begins.
+    pub skip: u64,
+    pub length: u64,
+    /// Keeps the sweep away.
+    pub pin: Option<Pin>,
+}
+
+/// Told of bytes that are not what was written.
+pub type Damage = Box<dyn Fn(&io::Error) + Send + Sync>;
+
+struct Flow {
+    source: Source,
+    damage: Damage,
+    open: Option<Open>,
+    ahead: Option<JoinHandle<io::Result<(Bytes, Option<Open>)>>>,
+}
+
+/// The blob being read.
+struct Open {
+    reader: Arc<dyn BlobReader>,
+    size: u64,
+    at: u64,
+}
+
+/// Reads the first block before it returns, so that damage and missing bytes at the start are still an error answer. The
+/// stream ends with an error where a later block is damaged: the connection breaks, and the answer never looks whole.
+pub async fn outflow(
+    source: Source,
+    damage: Damage,
+) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, Error> {
+    let mut flow = Flow { source, damage, open: None, ahead: None };
+    let first = match flow.next_block() {
+        Some(task) => Some(flow.landed(task.await.map_err(io::Error::other)?)?),
+        None => None,
+    };
+    flow.ahead = flow.next_block();
+    Ok(futures_util::stream::unfold((first, flow), |(first, mut flow)| async move {
+        if let Some(bytes) = first {
+            return Some((Ok(bytes), (None, flow)));
+        }
+        let task = flow.ahead.take()?;
+        let outcome = match task.await {
+            Ok(outcome) => flow.landed(outcome),
+            Err(e) => Err(io::Error::other(e)),
+        };
+        if outcome.is_ok() {
+            flow.ahead = flow.next_block();
+        }
+        Some((outcome, (None, flow)))
+    }))
+}
+
+impl Flow {
+    fn landed(&mut self, outcome: io::Result<(Bytes, Option<Open>)>) -> io::Result<Bytes> {
+        if let Err(e) = &outcome
+            && e.kind() == io::ErrorKind::InvalidData
+        {
+            (self.damage)(e);
+        }
+        let (bytes, open) = outcome?;
+        self.open = open;
+        self.source.length -= (bytes.len() as u64).min(self.source.length);
+        Ok(bytes)
+    }
+
+    /// Starts reading what comes next; `None` at the end of the range.
+    fn next_block(&mut self) -> Option<JoinHandle<io::Result<(Bytes, Option<Open>)>>> {
+        let left = self.source.length;
+        if left == 0 {
+            return None;
+        }
+        let blobs = self.source.blobs.clone();
+        if let Some(open) = self.open.take() {
+            return Some(spawn_blocking(move || read(open, left)));
+        }
+        let skip = std::mem::take(&mut self.source.skip);
+        let piece = self.source.pieces.pop_front();
+        Some(spawn_blocking(move || match piece {
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "the content is shorter than its row says")),
+            Some(Piece::Bytes(bytes)) => {
+                let end = (bytes.len() as u64).min(skip.saturating_add(left));
+                Ok((bytes.slice(skip.min(end) as usize..end as usize), None))
+            }
+            Some(Piece::Blob { id, size }) => {
+                let reader: Arc<dyn BlobReader> = Arc::from(blobs.open(&id, size)?);
+                read(Open { reader, size, at: skip }, left)
+            }
+        }))
+    }
+}
+
+/// The rest of the block at `open.at`, at most `left` bytes.
+fn read(mut open: Open, left: u64) -> io::Result<(Bytes, Option<Open>)> {
+    let block = open.reader.block(open.at / BLOCK as u64)?;
+    let from = (open.at % BLOCK as u64) as usize;
+    let to = block.len().min(from.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
+    let bytes = block.slice(from.min(to)..to);
+    open.at += bytes.len() as u64;
+    let more = open.at < open.size;
+    Ok((bytes, more.then_some(open)))
+}
+
+impl Source {
+    /// Cuts `pieces`, which are the whole content, down to `length` bytes from `begin`.
+    pub fn cut(blobs: Arc<dyn Blobs>, pieces: impl IntoIterator<Item = Piece>, begin: u64, length: u64, pin: Option<Pin>) -> Self {
+        let (mut kept, mut at, mut skip) = (VecDeque::new(), 0_u64, 0);
+        for piece in pieces {
+            let end = at + piece.size();
+            if end > begin && at < begin.saturating_add(length) {
+                if kept.is_empty() {
+                    skip = begin - at.min(begin);
+                }
+                kept.push_back(piece);
+            }
+            at = end;
+        }
+        Source { blobs, pieces: kept, skip, length, pin }
+    }
+}

@@ -1,0 +1,104 @@
+//! What walrus is told, in one TOML file.
+//!
+//! Beside what every daemon has (`name`, `state`, `listen`, `announce`, `cloud_controller`, `join_token`, `store`):
+//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, and `[[identities]]` for a walrus that stands alone.
+
+use std::path::PathBuf;
+
+use mallee_service::config::Daemon;
+use mallee_tiers::Secret;
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    #[serde(flatten)]
+    pub daemon: Daemon,
+    /// The cloud's region, until the cloud-controller has said it.
+    #[serde(default = "region")]
+    pub region: String,
+    /// `BUCKET.SUFFIX` as the host names a bucket, for each of these suffixes.
+    #[serde(default)]
+    pub host_suffixes: Vec<String>,
+    /// Whether version 2 signatures are accepted; s3cmd, boto 2 and euca2ools are why they are.
+    #[serde(default = "yes")]
+    pub sigv2: bool,
+    /// Bytes that nothing refers to any more are kept this long, for requests that just read the row.
+    #[serde(default = "ten_seconds")]
+    pub sweep_after_ms: i64,
+    /// Where the bytes are; `STATE/blobs` unless said.
+    #[serde(default)]
+    pub blobs: Option<PathBuf>,
+    /// Accounts and keys of a walrus without a cloud: it then asks no cloud-controller for anything.
+    #[serde(default)]
+    pub identities: Vec<StaticIdentity>,
+}
+
+/// An access key in the configuration file, for tests, benchmarks, and a walrus used as just an S3 server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticIdentity {
+    pub access_key: String,
+    pub secret: Secret,
+    /// 12 digits.
+    pub account: String,
+    #[serde(default)]
+    pub account_name: String,
+}
+
+impl Config {
+    pub fn blobs_dir(&self) -> PathBuf {
+        self.blobs.clone().unwrap_or_else(|| self.daemon.state.join("blobs"))
+    }
+    pub fn store(&self) -> mallee_store::Config {
+        match &self.daemon.store {
+            mallee_service::config::Store::Sqlite => mallee_store::Config::Sqlite { path: self.daemon.store_path() },
+            mallee_service::config::Store::Postgres { url, schema } => {
+                mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() }
+            }
+        }
+    }
+    /// Whether this walrus stands alone.
+    pub fn stands_alone(&self) -> bool {
+        !self.identities.is_empty()
+    }
+}
+
+fn region() -> String {
+    "mallee-1".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn ten_seconds() -> i64 {
+    10_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BARE: &str = "name = 'walrus'\nstate = '/tmp/w'\nlisten = ['127.0.0.1:0']\n";
+
+    #[test]
+    fn a_short_file_is_enough() {
+        let config: Config = toml::from_str(BARE).unwrap();
+        assert!(config.sigv2 && !config.stands_alone());
+        assert_eq!(config.blobs_dir(), PathBuf::from("/tmp/w/blobs"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = toml::from_str::<Config>(&format!("{BARE}regoin = 'x'\n")).unwrap_err();
+        assert!(error.to_string().contains("regoin"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_in_the_file_is_not_shown() {
+        let text = format!("{BARE}[[identities]]\naccess_key = 'AK'\nsecret = 'hush'\naccount = '000000000001'\n");
+        let config: Config = toml::from_str(&text).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+}

@@ -1,0 +1,291 @@
+//! The one door: who asks is settled here, before a byte of the body is read, and every answer is given its headers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use mallee_aws::{
+    AwsError, Protocol, document,
+    signature::{self, Presented, Route, Rules, Verified},
+};
+use mallee_service::{Body, Connection, Handler, body};
+use time::OffsetDateTime;
+
+use crate::{
+    Error, Walrus,
+    call::{Call, Payload, Query, Target, bucket_in_host},
+    error::refuse,
+    operation::{self, Does, On, Op},
+    principal::Principal,
+    s3::{bucket, done, http_time, multipart, object, set, xml_text},
+    tier,
+};
+
+pub struct Front {
+    walrus: Arc<Walrus>,
+    /// The first half of every request's id: this run of this walrus.
+    boot: u32,
+    count: AtomicU64,
+}
+
+impl Front {
+    pub fn new(walrus: Arc<Walrus>) -> Self {
+        Self { walrus, boot: rand::random(), count: AtomicU64::new(0) }
+    }
+
+    fn request_id(&self) -> String {
+        format!("{:08X}{:08X}", self.boot, self.count.fetch_add(1, Ordering::Relaxed) as u32)
+    }
+}
+
+impl Handler for Front {
+    async fn handle(&self, request: Request<Incoming>, connection: Connection) -> Response<Body> {
+        let begun = Instant::now();
+        let request_id = self.request_id();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        if path.starts_with(mallee_tiers::CALL_PREFIX) {
+            return tier::handle(&self.walrus, request, &connection).await;
+        }
+        let (mut response, operation) = self.s3(request, &connection, &request_id).await;
+        if let Err(e) = sign_off(&mut response, &request_id, self.walrus.clock.now_ms()) {
+            tracing::error!(error = %e, "an answer without its headers");
+        }
+        tracing::debug!(
+            request.id = request_id,
+            method = %method,
+            path = path,
+            operation,
+            status = response.status().as_u16(),
+            duration_ms = begun.elapsed().as_millis() as u64,
+            "answered"
+        );
+        response
+    }
+}
+
+/// The headers every answer has.
+fn sign_off(response: &mut Response<Body>, request_id: &str, now: i64) -> Result<(), Error> {
+    set(response, "x-amz-request-id", request_id)?;
+    set(response, "x-amz-id-2", request_id)?;
+    set(response, "date", &http_time(now))?;
+    set(response, "server", "Mallee")
+}
+
+impl Front {
+    async fn s3(&self, request: Request<Incoming>, connection: &Connection, request_id: &str) -> (Response<Body>, &'static str) {
+        let walrus = &*self.walrus;
+        let (parts, incoming) = request.into_parts();
+        let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
+        let expects = parts.headers.contains_key(header::EXPECT);
+        let mut call = match prepare(walrus, parts, incoming, connection, request_id) {
+            Ok(call) => call,
+            Err(refused) => {
+                let (e, body) = *refused;
+                if let (Some(body), false) = (body, expects) {
+                    let mut payload = Payload::undecoded(body);
+                    payload.drain().await;
+                }
+                return (refusal(walrus, &e, request_id, &resource, head), "-");
+            }
+        };
+        let (operation, outcome) = match operation::pick(&call) {
+            Ok(row) => (row.name, perform(walrus, &mut call, row).await),
+            Err(e) => ("-", Err(e)),
+        };
+        match outcome {
+            Ok(response) => (response, operation),
+            Err(e) => {
+                // A client that waits for "100 Continue" has sent nothing, and now will not.
+                if !expects {
+                    call.payload.drain().await;
+                }
+                (refusal(walrus, &e, request_id, &call.target.resource(), head), operation)
+            }
+        }
+    }
+}
+
+/// A refusal, with the body that has not been read.
+type Refused = Box<(Error, Option<Incoming>)>;
+
+/// Takes the request apart and settles who sends it. The body is not touched: hyper answers `Expect: 100-continue` when
+/// it is first read.
+fn prepare(
+    walrus: &Walrus,
+    parts: http::request::Parts,
+    incoming: Incoming,
+    connection: &Connection,
+    request_id: &str,
+) -> Result<Call, Refused> {
+    let now = walrus.clock.now_ms();
+    match settle(walrus, &parts, now) {
+        Err(e) => Err(Box::new((e, Some(incoming)))),
+        Ok(Settled { target, query, principal, verified, host }) => {
+            let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
+            Ok(Call {
+                method: parts.method,
+                target,
+                query,
+                headers: parts.headers,
+                principal,
+                payload,
+                request_id: request_id.to_owned(),
+                now,
+                origin: format!("{}://{host}", if connection.tls { "https" } else { "http" }),
+            })
+        }
+    }
+}
+
+struct Settled {
+    target: Target,
+    query: Query,
+    principal: Principal,
+    verified: Option<Verified>,
+    host: String,
+}
+
+fn settle(walrus: &Walrus, parts: &http::request::Parts, now: i64) -> Result<Settled, Error> {
+    let host = host(parts)?;
+    let bucket = bucket_in_host(&host, &walrus.host_suffixes);
+    let rules = Rules { route: Route::S3, sigv2: walrus.sigv2, bucket_in_host: bucket };
+    let presented = Presented::from_request(parts, None, &rules)?;
+    let (principal, verified) = match presented {
+        Some(presented) => {
+            let (principal, verified) = verify(walrus, &presented, now)?;
+            (principal, Some(verified))
+        }
+        None => (Principal::Anonymous, unsigned(&parts.headers)?),
+    };
+    let target = Target::of(parts.uri.path(), bucket)?;
+    let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+    Ok(Settled { target, query, principal, verified, host })
+}
+
+fn host(parts: &http::request::Parts) -> Result<String, Error> {
+    let wrong = || refuse::request("The request must have one Host header.");
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next(), parts.uri.authority()) {
+        (Some(host), None, _) => host.to_str().map(str::to_owned).map_err(|_| wrong()),
+        (None, _, Some(authority)) => Ok(authority.to_string()),
+        _ => Err(wrong()),
+    }
+}
+
+/// Whose credentials these are, and that they are good.
+pub fn verify(walrus: &Walrus, presented: &Presented, now: i64) -> Result<(Principal, Verified), Error> {
+    if presented.scope.as_ref().is_some_and(|scope| ["ec2", "iam", "sts"].contains(&scope.service.as_str())) {
+        return Err(Error::Refused(presented.route.wrong_service()));
+    }
+    let holder = walrus.holders.holder(&presented.access_key).ok_or_else(|| {
+        Error::Refused(presented.route.unknown_key().with_field("AWSAccessKeyId", presented.access_key.as_str()))
+    })?;
+    // walrus knows long-lived keys only: none of them has a session.
+    if presented.session_token.is_some() {
+        return Err(Error::Refused(presented.route.wrong_session_token()));
+    }
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(now) * 1_000_000)
+        .map_err(|e| Error::Internal(format!("the clock: {e}")))?;
+    let verified = presented.verify(&holder.secret, None, at)?;
+    Ok((Principal::Account(holder.account.clone()), verified))
+}
+
+/// What nobody signed may still say how its body comes: SDKs without credentials send aws-chunked too.
+fn unsigned(headers: &HeaderMap) -> Result<Option<Verified>, Error> {
+    let said = headers.get("x-amz-content-sha256").and_then(|value| value.to_str().ok());
+    let payload = match said {
+        Some("STREAMING-UNSIGNED-PAYLOAD-TRAILER") => signature::Payload::UnsignedTrailer,
+        Some(said) if said.starts_with("STREAMING-") => return Err(refuse::access_denied()),
+        _ => return Ok(None),
+    };
+    let access_key = "anonymous".parse()?;
+    Ok(Some(Verified { access_key, route: Route::S3, method: signature::Method::V4Header, payload, chunk_key: None }))
+}
+
+async fn perform(walrus: &Walrus, call: &mut Call, row: &operation::Operation) -> Result<Response<Body>, Error> {
+    match row.does {
+        Does::This(op) => run(walrus, call, op).await,
+        Does::Refused => Err(refuse::not_implemented(row.name)),
+        Does::Absent { code, status, message } => {
+            let bucket = bucket::configuration(walrus, call, row.on == On::Object).await?;
+            Err(Error::Refused(AwsError::new(code, status, message).with_field("BucketName", bucket.name)))
+        }
+        Does::Document { root, inner } => {
+            bucket::configuration(walrus, call, false).await?;
+            let text = document::render_text(root, "");
+            Ok(xml_text(text.replace("></", &format!(">{inner}</"))))
+        }
+        Does::NothingThere => {
+            bucket::configuration(walrus, call, false).await?;
+            Ok(done(StatusCode::NO_CONTENT))
+        }
+    }
+}
+
+async fn run(walrus: &Walrus, call: &mut Call, op: Op) -> Result<Response<Body>, Error> {
+    match op {
+        Op::ListBuckets => bucket::list(walrus, call).await,
+        Op::CreateBucket => bucket::create(walrus, call).await,
+        Op::HeadBucket => bucket::head(walrus, call).await,
+        Op::DeleteBucket => bucket::delete(walrus, call).await,
+        Op::GetBucketLocation => bucket::location(walrus, call).await,
+        Op::GetBucketAcl => bucket::get_acl(walrus, call).await,
+        Op::PutBucketAcl => bucket::put_acl(walrus, call).await,
+        Op::ListObjects => object::list::v1(walrus, call).await,
+        Op::ListObjectsV2 => object::list::v2(walrus, call).await,
+        Op::ListObjectVersions => object::list::versions(walrus, call).await,
+        Op::ListMultipartUploads => multipart::list_uploads(walrus, call).await,
+        Op::DeleteObjects => object::delete::delete_many(walrus, call).await,
+        Op::PostObject => object::post::post(walrus, call).await,
+        Op::GetObject | Op::HeadObject => object::get::get(walrus, call).await,
+        Op::PutObject => object::put::put(walrus, call).await,
+        Op::CopyObject => object::copy::copy(walrus, call).await,
+        Op::DeleteObject => object::delete::delete(walrus, call).await,
+        Op::GetObjectAttributes => object::get::attributes(walrus, call).await,
+        Op::GetObjectAcl => object::acl::get(walrus, call).await,
+        Op::PutObjectAcl => object::acl::put(walrus, call).await,
+        Op::GetObjectTagging => object::tagging::get(walrus, call).await,
+        Op::PutObjectTagging => object::tagging::put(walrus, call).await,
+        Op::DeleteObjectTagging => object::tagging::delete(walrus, call).await,
+        Op::CreateMultipartUpload => multipart::create(walrus, call).await,
+        Op::UploadPart => multipart::upload_part(walrus, call).await,
+        Op::UploadPartCopy => multipart::upload_part_copy(walrus, call).await,
+        Op::ListParts => multipart::list_parts(walrus, call).await,
+        Op::AbortMultipartUpload => multipart::abort(walrus, call).await,
+        Op::CompleteMultipartUpload => multipart::complete(walrus, call).await,
+    }
+}
+
+/// The answer to what was not done, and the log's line about it when it was our fault.
+fn refusal(walrus: &Walrus, e: &Error, request_id: &str, resource: &str, head: bool) -> Response<Body> {
+    if e.is_ours() {
+        tracing::error!(request.id = request_id, resource, error = %e, "request failed");
+    }
+    if let Error::Damaged(what) = e {
+        let remedy = "restore it from a copy, and check the disk";
+        walrus.faults.raise(&format!("damage.{resource}"), format!("{resource} is damaged: {what}"), remedy);
+    }
+    let told = e.told();
+    let mut response = if head {
+        Response::new(body::empty())
+    } else {
+        let rendered = told.render(&Protocol::S3, request_id, resource);
+        let mut response = Response::new(body::full(rendered.body));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(rendered.content_type));
+        response
+    };
+    *response.status_mut() = StatusCode::from_u16(told.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let size = told.fields.iter().find(|(name, _)| name == "ActualObjectSize").map(|(_, size)| size);
+    if let (416, Some(size)) = (told.status, size)
+        && let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}"))
+    {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}

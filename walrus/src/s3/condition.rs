@@ -1,0 +1,145 @@
+//! Conditional requests: pure, with the precedence of RFC 9110 §13.2.2.
+
+use mallee_aws::AwsError;
+
+use crate::{Error, call::Call, error::refuse};
+
+/// The conditions of one request. Dates that do not parse are as if they were not there, as the RFC wants.
+#[derive(Debug, Default, Clone)]
+pub struct Conditions {
+    pub if_match: Option<String>,
+    pub if_none_match: Option<String>,
+    pub if_modified_since: Option<i64>,
+    pub if_unmodified_since: Option<i64>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Go,
+    NotModified,
+    /// By the name of the header.
+    Failed(&'static str),
+}
+
+impl Conditions {
+    /// `prefix` is empty, or `x-amz-copy-source-` for those on the source of a copy.
+    pub fn of(call: &Call, prefix: &str) -> Result<Self, Error> {
+        let text = |name: &str| call.header(&format!("{prefix}{name}")).map(|text| text.map(str::to_owned));
+        let date = |name: &str| {
+            let seconds = |at: std::time::SystemTime| {
+                at.duration_since(std::time::UNIX_EPOCH).map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)).ok()
+            };
+            text(name).map(|text| text.and_then(|text| httpdate::parse_http_date(&text).ok()).and_then(seconds))
+        };
+        Ok(Self {
+            if_match: text("if-match")?,
+            if_none_match: text("if-none-match")?,
+            if_modified_since: date("if-modified-since")?,
+            if_unmodified_since: date("if-unmodified-since")?,
+        })
+    }
+
+    /// For a read; `modified` in whole seconds.
+    pub fn judge(&self, etag: &str, modified: i64) -> Verdict {
+        match (&self.if_match, self.if_unmodified_since) {
+            (Some(list), _) if !names(list, etag) => return Verdict::Failed("If-Match"),
+            (Some(_), _) => {}
+            (None, Some(since)) if modified > since => return Verdict::Failed("If-Unmodified-Since"),
+            _ => {}
+        }
+        match (&self.if_none_match, self.if_modified_since) {
+            (Some(list), _) if names(list, etag) => Verdict::NotModified,
+            (None, Some(since)) if modified <= since => Verdict::NotModified,
+            _ => Verdict::Go,
+        }
+    }
+
+    /// For the source of a copy, which knows no "not modified".
+    pub fn check_source(&self, etag: &str, modified: i64) -> Result<(), Error> {
+        match self.judge(etag, modified) {
+            Verdict::Go => Ok(()),
+            Verdict::NotModified => Err(refuse::precondition("x-amz-copy-source-If-None-Match")),
+            Verdict::Failed(_) => Err(refuse::precondition("x-amz-copy-source-If-Match")),
+        }
+    }
+
+    /// For a write over what is there now (`None`: nothing). AWS knows `If-None-Match: *` and `If-Match` with one ETag.
+    pub fn check_write(&self, key: &str, there: Option<&str>) -> Result<(), Error> {
+        if let Some(list) = &self.if_none_match {
+            if list != "*" {
+                return Err(Error::Refused(
+                    AwsError::new(
+                        "NotImplemented",
+                        501,
+                        "A header you provided implies functionality that is not implemented",
+                    )
+                    .with_field("Header", "If-None-Match")
+                    .with_field("additionalMessage", "We don't accept the provided value of If-None-Match header for this API"),
+                ));
+            }
+            if there.is_some() {
+                return Err(refuse::precondition("If-None-Match"));
+            }
+        }
+        match (&self.if_match, there) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(refuse::no_such_key(key)),
+            (Some(list), Some(etag)) if names(list, etag) => Ok(()),
+            (Some(_), Some(_)) => Err(refuse::precondition("If-Match")),
+        }
+    }
+}
+
+/// Whether a list of entity tags has this one. Clients send it with and without quotes.
+fn names(list: &str, etag: &str) -> bool {
+    list.split(',').map(str::trim).any(|one| {
+        let one = one.strip_prefix("W/").unwrap_or(one);
+        one == "*" || one.trim_matches('"') == etag
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etags_go_before_dates() {
+        let tag = |t: &str| Some(t.to_owned());
+        let table = [
+            (tag("\"e\""), None, None, Some(5), Verdict::Go),
+            (tag("\"x\", W/\"e\""), None, None, None, Verdict::Go),
+            (tag("x"), None, None, None, Verdict::Failed("If-Match")),
+            (None, None, None, Some(5), Verdict::Failed("If-Unmodified-Since")),
+            (None, None, None, Some(10), Verdict::Go),
+            (None, tag("e"), Some(5), None, Verdict::NotModified),
+            (None, tag("*"), None, None, Verdict::NotModified),
+            (None, tag("x"), Some(10), None, Verdict::Go),
+            (None, None, Some(10), None, Verdict::NotModified),
+            (None, None, Some(9), None, Verdict::Go),
+            (tag("x"), tag("e"), None, None, Verdict::Failed("If-Match")),
+        ];
+        for (if_match, if_none_match, if_modified_since, if_unmodified_since, verdict) in table {
+            let conditions = Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since };
+            assert_eq!(conditions.judge("e", 10), verdict, "{conditions:?}");
+        }
+    }
+
+    #[test]
+    fn a_write_is_refused_by_what_is_there() {
+        let code = |if_match: Option<&str>, if_none_match: Option<&str>, there| {
+            let conditions = Conditions {
+                if_match: if_match.map(Into::into),
+                if_none_match: if_none_match.map(Into::into),
+                ..Conditions::default()
+            };
+            conditions.check_write("k", there).err().map(|e| e.told().code.into_owned())
+        };
+        let failed = Some("PreconditionFailed".to_owned());
+        assert_eq!(code(None, Some("*"), None), None);
+        assert_eq!(code(None, Some("*"), Some("e")), failed);
+        assert_eq!(code(Some("\"e\""), None, Some("e")), None);
+        assert_eq!(code(Some("x"), None, Some("e")), failed);
+        assert_eq!(code(Some("e"), None, None), Some("NoSuchKey".into()));
+        assert_eq!(code(None, Some("\"e\""), None), Some("NotImplemented".into()));
+    }
+}

@@ -1,0 +1,308 @@
+//! CompleteMultipartUpload: exactly once, and as often asked as the client needs to hear it.
+
+use http::Response;
+use mallee_aws::{AwsError, document};
+use mallee_service::Body;
+use mallee_store::{Tx, params};
+use openssl::hash::{Hasher, MessageDigest};
+use serde::{Deserialize, Serialize};
+
+use super::{MOST_PARTS, Part, Upload, drop_part, find, parts};
+use crate::{
+    Error, Walrus,
+    blob::Place,
+    call::Call,
+    checksum::{Algorithm, Checksum, Kind, encode},
+    error::refuse,
+    principal::Action,
+    s3::{
+        acl,
+        bucket::Bucket,
+        condition::Conditions,
+        object::{self, Object, from_json, put::conflict, writable},
+        quoted, set, xml,
+    },
+};
+
+/// The least size of every part but the last.
+const LEAST: u64 = 5 << 20;
+/// The largest object, by AWS (50 TB since 2025).
+const LARGEST: u64 = 50_000_000_000_000;
+
+#[derive(Deserialize)]
+struct Complete {
+    #[serde(rename = "Part", default)]
+    parts: Vec<Listed>,
+}
+
+/// A part as the client lists it.
+#[derive(Deserialize, Clone)]
+struct Listed {
+    #[serde(rename = "PartNumber")]
+    number: u32,
+    #[serde(rename = "ETag")]
+    etag: String,
+    #[serde(rename = "ChecksumCRC32")]
+    crc32: Option<String>,
+    #[serde(rename = "ChecksumCRC32C")]
+    crc32c: Option<String>,
+    #[serde(rename = "ChecksumCRC64NVME")]
+    crc64nvme: Option<String>,
+    #[serde(rename = "ChecksumSHA1")]
+    sha1: Option<String>,
+    #[serde(rename = "ChecksumSHA256")]
+    sha256: Option<String>,
+}
+
+impl Listed {
+    fn checksum(&self, algorithm: Algorithm) -> Option<&str> {
+        match algorithm {
+            Algorithm::Crc32 => self.crc32.as_deref(),
+            Algorithm::Crc32c => self.crc32c.as_deref(),
+            Algorithm::Crc64Nvme => self.crc64nvme.as_deref(),
+            Algorithm::Sha1 => self.sha1.as_deref(),
+            Algorithm::Sha256 => self.sha256.as_deref(),
+        }
+    }
+
+    fn names(&self, part: &Part) -> bool {
+        let etag = self.etag.trim().trim_matches('"');
+        let checksum = part.checksum.as_ref();
+        etag.eq_ignore_ascii_case(&part.etag)
+            && checksum.is_none_or(|c| self.checksum(c.algorithm).is_none_or(|given| given == c.value))
+    }
+}
+
+/// What the client expects of the whole.
+#[derive(Clone)]
+struct Expected {
+    size: Option<u64>,
+    checksum: Option<(Algorithm, String)>,
+    conditions: Conditions,
+}
+
+impl Expected {
+    fn of(call: &Call) -> Result<Self, Error> {
+        let mut checksum = None;
+        for algorithm in Algorithm::ALL {
+            if let Some(text) = call.header(algorithm.header())? {
+                checksum = Some((algorithm, text.to_owned()));
+            }
+        }
+        let size = match call.header("x-amz-mp-object-size")? {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?),
+        };
+        Ok(Self { size, checksum, conditions: Conditions::of(call, "")? })
+    }
+}
+
+pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
+    #[derive(Serialize)]
+    struct Answer {
+        #[serde(rename = "Location")]
+        location: String,
+        #[serde(rename = "Bucket")]
+        bucket: String,
+        #[serde(rename = "Key")]
+        key: String,
+        #[serde(rename = "ETag")]
+        etag: String,
+        #[serde(flatten)]
+        checksum: std::collections::BTreeMap<String, String>,
+    }
+
+    let bucket = writable(walrus, call, Action::PutObject).await?;
+    let expected = Expected::of(call)?;
+    // The header's checksum is the object's, not this document's.
+    for algorithm in Algorithm::ALL {
+        call.headers.remove(algorithm.header());
+    }
+    let body = call.document(document::Limits::LARGE.bytes).await?;
+    let asked: Complete = document::parse(&body, "CompleteMultipartUpload", document::Limits::LARGE)?;
+    if asked.parts.is_empty() || asked.parts.len() > MOST_PARTS as usize {
+        return Err(refuse::malformed_xml());
+    }
+    if asked.parts.windows(2).any(|two| two[0].number >= two[1].number) {
+        return Err(refuse::coded(
+            "InvalidPartOrder",
+            400,
+            "The list of parts was not in ascending order. The parts list must be specified in order by part number.",
+        ));
+    }
+    let id = call.query.get("uploadId").unwrap_or_default().to_owned();
+    let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
+    let (etag, checksum) = walrus
+        .store
+        .write("complete an upload", move |tx| once(tx, &of, &key, &id, &asked.parts, &expected, now))
+        .await
+        .map_err(conflict)?;
+    let mut shown = std::collections::BTreeMap::new();
+    if let Some(checksum) = &checksum {
+        shown.insert(format!("Checksum{}", checksum.algorithm.name()), checksum.value.clone());
+        shown.insert("ChecksumType".into(), checksum.kind.name().into());
+    }
+    let answer = Answer {
+        location: format!("{}/{}/{}", call.origin, call.target.bucket, call.target.key),
+        bucket: bucket.name,
+        key: call.target.key.clone(),
+        etag: quoted(&etag),
+        checksum: shown,
+    };
+    let mut response = xml("CompleteMultipartUploadResult", &answer)?;
+    set(&mut response, "cache-control", "no-cache")?;
+    Ok(response)
+}
+
+/// In one transaction: the parts are the object, and the upload is over.
+fn once(
+    tx: &mut Tx<'_>,
+    bucket: &Bucket,
+    key: &str,
+    id: &str,
+    listed: &[Listed],
+    expected: &Expected,
+    now: i64,
+) -> Result<(String, Option<Checksum>), Error> {
+    let upload = find(tx, bucket.id, key, id)?;
+    if upload.completed.is_some() {
+        return replayed(&upload, listed);
+    }
+    let uploaded = parts(tx, &upload.id)?;
+    let chosen = choose(&uploaded, listed)?;
+    let size: u64 = chosen.iter().map(|part| part.size).sum();
+    if size > LARGEST {
+        return Err(refuse::coded("EntityTooLarge", 400, "Your proposed upload exceeds the maximum allowed object size."));
+    }
+    if expected.size.is_some_and(|expected| expected != size) {
+        return Err(refuse::request(
+            "The provided 'x-amz-mp-object-size' header does not match what was computed.",
+        ));
+    }
+    let etag = etag(&chosen)?;
+    let checksum = checksum(&upload, &chosen);
+    if let Some((algorithm, text)) = &expected.checksum {
+        let same = checksum.as_ref().is_some_and(|c| c.algorithm == *algorithm && c.value == *text);
+        if !same {
+            return Err(refuse::bad_digest(format!(
+                "The {} you specified did not match the calculated checksum.",
+                algorithm.name()
+            )));
+        }
+    }
+    let object = Object {
+        key: key.into(),
+        modified: now,
+        size,
+        etag: etag.clone(),
+        storage_class: upload.storage_class.clone(),
+        owner: upload.owner.clone(),
+        checksum: checksum.clone(),
+        content: upload.id.clone(),
+        place: Place::Parts,
+        headers: from_json(&upload.headers)?,
+        tags: from_json(&upload.tags)?,
+        acl: acl::from_text(&upload.acl, &upload.owner)?,
+    };
+    for unused in uploaded.iter().filter(|part| !chosen.iter().any(|c| c.number == part.number)) {
+        drop_part(tx, &upload.id, unused, now)?;
+    }
+    object::replace(tx, bucket, &object, &expected.conditions)?;
+    tx.execute(
+        "UPDATE upload SET completed = ?2, result = ?3 WHERE id = ?1",
+        params![upload.id, now, result(&etag, &checksum)?],
+    )?;
+    Ok((etag, checksum))
+}
+
+/// What the row of a completed upload says came of it.
+fn result(etag: &str, checksum: &Option<Checksum>) -> Result<String, Error> {
+    serde_json::to_string(&(etag, checksum)).map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// The same answer to the same question; another one is about an upload that is no more.
+fn replayed(upload: &Upload, listed: &[Listed]) -> Result<(String, Option<Checksum>), Error> {
+    let (etag, checksum): (String, Option<Checksum>) =
+        serde_json::from_str(&upload.result).map_err(|e| Error::Internal(format!("a completed upload: {e}")))?;
+    let sums = listed.iter().map(|part| hex::decode(part.etag.trim().trim_matches('"')).unwrap_or_default());
+    if etag_of(sums, listed.len())? != etag {
+        return Err(refuse::no_such_upload(upload.id.as_str()));
+    }
+    Ok((etag, checksum))
+}
+
+/// The uploaded parts the client lists, in its order, which is theirs.
+fn choose<'p>(uploaded: &'p [Part], listed: &[Listed]) -> Result<Vec<&'p Part>, Error> {
+    let mut chosen = Vec::with_capacity(listed.len());
+    for (at, wanted) in listed.iter().enumerate() {
+        let part = uploaded
+            .binary_search_by_key(&wanted.number, |part| part.number)
+            .ok()
+            .and_then(|at| uploaded.get(at))
+            .filter(|part| wanted.names(part));
+        let Some(part) = part else {
+            return Err(Error::Refused(
+                AwsError::bad_request(
+                    "InvalidPart",
+                    "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
+                )
+                .with_field("PartNumber", wanted.number.to_string())
+                .with_field("ETag", &wanted.etag),
+            ));
+        };
+        if part.size < LEAST && at + 1 < listed.len() {
+            return Err(Error::Refused(
+                AwsError::bad_request("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size")
+                    .with_field("ProposedSize", part.size.to_string())
+                    .with_field("MinSizeAllowed", LEAST.to_string())
+                    .with_field("PartNumber", part.number.to_string())
+                    .with_field("ETag", &part.etag),
+            ));
+        }
+        chosen.push(part);
+    }
+    Ok(chosen)
+}
+
+fn etag(parts: &[&Part]) -> Result<String, Error> {
+    etag_of(parts.iter().map(|part| hex::decode(&part.etag).unwrap_or_default()), parts.len())
+}
+
+/// The MD5 of the parts' MD5s, and how many they are.
+fn etag_of(sums: impl Iterator<Item = Vec<u8>>, count: usize) -> Result<String, Error> {
+    let failed = |e: openssl::error::ErrorStack| Error::Internal(format!("MD5: {e}"));
+    let mut md5 = Hasher::new(MessageDigest::md5()).map_err(failed)?;
+    for sum in sums {
+        md5.update(&sum).map_err(failed)?;
+    }
+    Ok(format!("{}-{count}", hex::encode(md5.finish().map_err(failed)?)))
+}
+
+fn checksum(upload: &Upload, parts: &[&Part]) -> Option<Checksum> {
+    let algorithm = upload.algorithm.unwrap_or(Algorithm::Crc64Nvme);
+    let sums = parts.iter().map(|part| {
+        let checksum = part.checksum.as_ref().filter(|checksum| checksum.algorithm == algorithm)?;
+        Some((algorithm.parse(&checksum.value)?, part.size))
+    });
+    let sums: Vec<(Vec<u8>, u64)> = sums.collect::<Option<_>>()?;
+    Some(match upload.kind {
+        Kind::FullObject => Checksum::full(algorithm, &algorithm.join(&sums)?),
+        Kind::Composite => Checksum {
+            algorithm,
+            value: format!("{}-{}", encode(&algorithm.compose(&sums)), sums.len()),
+            kind: Kind::Composite,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_etag_is_that_of_the_manual() {
+        let sums = [openssl::hash::hash(MessageDigest::md5(), b"a").unwrap().to_vec()];
+        // md5(md5("a")), as `printf a | openssl md5 -binary | openssl md5` says it.
+        assert_eq!(etag_of(sums.into_iter(), 1).unwrap(), "b6ff9a06b7e20bcb2858c5b8ff744aea-1");
+    }
+}

@@ -1,0 +1,332 @@
+//! GetObject, HeadObject and GetObjectAttributes.
+
+use http::{Method, Response, StatusCode, header};
+use mallee_aws::AwsError;
+use mallee_service::{Body, body};
+use mallee_store::Tx;
+use serde::Serialize;
+
+use super::{Object, check_version, opened, put::show_checksum};
+use crate::{
+    Error, Walrus,
+    blob::{BlobId, Piece, Pin, Pins, Place, Source, fetch, outflow},
+    call::Call,
+    error::refuse,
+    principal::{Action, Principal},
+    s3::{
+        bucket::{self, Bucket},
+        condition::{Conditions, Verdict},
+        done, http_time,
+        multipart::{self, Part},
+        quoted,
+        range::{self, Ranged, Span},
+        set, xml,
+    },
+};
+
+/// An object that is about to be read, with its bytes at hand.
+pub struct Reading {
+    pub object: Object,
+    /// The whole content, in order.
+    pub pieces: Vec<Piece>,
+    pub parts: Vec<Part>,
+    pub pin: Pin,
+}
+
+/// Everything that a read of the content needs, from one view of the store.
+pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object) -> Result<Reading, Error> {
+    // Before this view of the store is given up: the sweep waits longer than it takes to come here.
+    let pin = pins.pin(&object.content);
+    let parts = if object.place == Place::Parts { multipart::parts(tx, &object.content)? } else { Vec::new() };
+    let pieces = match object.place {
+        Place::Row => vec![Piece::Bytes(fetch(tx, &object.content)?)],
+        Place::Blob => vec![Piece::Blob { id: object.content.clone(), size: object.size }],
+        Place::Parts => parts.iter().map(|part| part.piece(tx)).collect::<Result<_, _>>()?,
+    };
+    Ok(Reading { object, pieces, parts, pin })
+}
+
+/// Opens an object for this principal.
+pub async fn open(
+    walrus: &Walrus,
+    principal: &Principal,
+    bucket_name: &str,
+    key: &str,
+    with_bytes: WithBytes,
+) -> Result<(Bucket, Object, Option<Reading>), Error> {
+    let (name, key, principal, pins) = (bucket_name.to_owned(), key.to_owned(), principal.clone(), walrus.pins.clone());
+    walrus
+        .store
+        .read("open an object", move |tx| {
+            let bucket = bucket::find(tx, &name)?;
+            let object = opened(tx, &principal, Action::GetObject, &bucket, &key)?;
+            let reading = match with_bytes {
+                WithBytes::Yes => Some(reading(tx, &pins, object.clone())?),
+                WithBytes::No => None,
+            };
+            Ok((bucket, object, reading))
+        })
+        .await
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum WithBytes {
+    Yes,
+    No,
+}
+
+pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
+    refuse_reading(call)?;
+    // The bytes were swept between the row and the opening only if this machine stood still for the sweep's patience.
+    for attempt in 0.. {
+        match answer(walrus, call).await {
+            Err(Error::Blob(e)) if e.kind() == std::io::ErrorKind::NotFound && attempt < 3 => continue,
+            answer => return answer,
+        }
+    }
+    Err(Error::Internal("unreachable".into()))
+}
+
+fn refuse_reading(call: &Call) -> Result<(), Error> {
+    check_version(call)?;
+    if call.header("x-amz-server-side-encryption-customer-algorithm")?.is_some() {
+        return Err(refuse::not_implemented("Server-side encryption with customer keys"));
+    }
+    let overrides = call.query.iter().any(|(name, _)| OVERRIDES.iter().any(|(known, _)| *known == name));
+    if overrides && call.principal == Principal::Anonymous {
+        return Err(refuse::request("Request specific response headers cannot be used for anonymous GET requests."));
+    }
+    Ok(())
+}
+
+const OVERRIDES: [(&str, &str); 6] = [
+    ("response-content-type", "content-type"),
+    ("response-content-language", "content-language"),
+    ("response-expires", "expires"),
+    ("response-cache-control", "cache-control"),
+    ("response-content-disposition", "content-disposition"),
+    ("response-content-encoding", "content-encoding"),
+];
+
+async fn answer(walrus: &Walrus, call: &Call) -> Result<Response<Body>, Error> {
+    let head = call.method == Method::HEAD;
+    let part_number = part_number(call)?;
+    let with_bytes = if head && part_number.is_none() { WithBytes::No } else { WithBytes::Yes };
+    let (bucket, object, reading) =
+        open(walrus, &call.principal, &call.target.bucket, &call.target.key, with_bytes).await?;
+    bucket::check_expected_owner(call, &bucket)?;
+
+    match Conditions::of(call, "")?.judge(&object.etag, object.modified_seconds()) {
+        Verdict::Go => {}
+        Verdict::NotModified => {
+            let mut response = done(StatusCode::NOT_MODIFIED);
+            set(&mut response, "etag", &quoted(&object.etag))?;
+            set(&mut response, "last-modified", &http_time(object.modified))?;
+            return Ok(response);
+        }
+        Verdict::Failed(condition) => return Err(refuse::precondition(condition)),
+    }
+    let range = call.header("range")?;
+    let (span, status) = match (part_number, range) {
+        (Some(_), Some(_)) => {
+            return Err(refuse::request("Cannot specify both Range header and partNumber query parameter."));
+        }
+        (Some(number), None) => (span_of_part(number, &object, reading.as_ref())?, StatusCode::PARTIAL_CONTENT),
+        (None, range) => match range::parse(range, object.size) {
+            Ranged::Whole => (Span { begin: 0, length: object.size }, StatusCode::OK),
+            Ranged::Part(span) => (span, StatusCode::PARTIAL_CONTENT),
+            Ranged::Unsatisfiable => {
+                return Err(Error::Refused(
+                    AwsError::new("InvalidRange", 416, "The requested range is not satisfiable")
+                        .with_field("RangeRequested", range.unwrap_or_default())
+                        .with_field("ActualObjectSize", object.size.to_string()),
+                ));
+            }
+        },
+    };
+
+    let mut response = match reading {
+        Some(reading) if !head => {
+            let name = (call.target.resource(), object.content.clone());
+            Response::new(content(walrus, reading, span, &name).await?)
+        }
+        _ => Response::new(body::empty()),
+    };
+    *response.status_mut() = status;
+    describe(&mut response, call, &object)?;
+    set(&mut response, "content-length", &span.length.to_string())?;
+    if status == StatusCode::PARTIAL_CONTENT && span.length > 0 {
+        let last = span.begin + span.length - 1;
+        set(&mut response, "content-range", &format!("bytes {}-{last}/{}", span.begin, object.size))?;
+    }
+    if part_number.is_some() && let Some(parts) = object.parts() {
+        set(&mut response, "x-amz-mp-parts-count", &parts.to_string())?;
+    }
+    if let Some(checksum) = &object.checksum
+        && call.header("x-amz-checksum-mode")?.is_some_and(|mode| mode.eq_ignore_ascii_case("ENABLED"))
+        && span.length == object.size
+    {
+        show_checksum(&mut response, checksum)?;
+    }
+    Ok(response)
+}
+
+/// The headers every read of an object has.
+fn describe(response: &mut Response<Body>, call: &Call, object: &Object) -> Result<(), Error> {
+    set(response, "last-modified", &http_time(object.modified))?;
+    set(response, "etag", &quoted(&object.etag))?;
+    set(response, "accept-ranges", "bytes")?;
+    if !object.headers.iter().any(|(name, _)| name == "content-type") {
+        set(response, "content-type", "binary/octet-stream")?;
+    }
+    for (name, value) in &object.headers {
+        set(response, name, value)?;
+    }
+    if object.storage_class != super::meta::STANDARD {
+        set(response, "x-amz-storage-class", &object.storage_class)?;
+    }
+    if !object.tags.is_empty() {
+        set(response, "x-amz-tagging-count", &object.tags.len().to_string())?;
+    }
+    for (parameter, name) in OVERRIDES {
+        if let Some(value) = call.query.get(parameter) {
+            set(response, name, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a span, the first of them already verified.
+async fn content(
+    walrus: &Walrus,
+    reading: Reading,
+    span: Span,
+    (resource, id): &(String, BlobId),
+) -> Result<Body, Error> {
+    let source = Source::cut(walrus.blobs.clone(), reading.pieces, span.begin, span.length, Some(reading.pin));
+    let stream = outflow(source, walrus.damage(resource, id)).await?;
+    Ok(body::stream(stream))
+}
+
+fn part_number(call: &Call) -> Result<Option<u32>, Error> {
+    let Some(text) = call.query.get("partNumber") else { return Ok(None) };
+    multipart::part_number(text).map(Some)
+}
+
+fn span_of_part(number: u32, object: &Object, reading: Option<&Reading>) -> Result<Span, Error> {
+    let invalid = || {
+        refuse::coded("InvalidPartNumber", 416, "The requested partnumber is not satisfiable")
+    };
+    let parts = reading.map(|reading| reading.parts.as_slice()).unwrap_or_default();
+    if object.place != Place::Parts {
+        return if number == 1 { Ok(Span { begin: 0, length: object.size }) } else { Err(invalid()) };
+    }
+    // The Nth part that was listed, whatever number it had.
+    let at = number as usize - 1;
+    let part = parts.get(at).ok_or_else(invalid)?;
+    let begin = parts[..at].iter().map(|part| part.size).sum();
+    Ok(Span { begin, length: part.size })
+}
+
+pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        #[serde(rename = "ETag", skip_serializing_if = "Option::is_none")]
+        etag: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        checksum: Option<std::collections::BTreeMap<String, String>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        object_parts: Option<ObjectParts>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        storage_class: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        object_size: Option<u64>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct ObjectParts {
+        parts_count: usize,
+        part_number_marker: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next_part_number_marker: Option<u32>,
+        max_parts: usize,
+        is_truncated: bool,
+        part: Vec<PartOut>,
+    }
+    #[derive(Serialize)]
+    struct PartOut {
+        #[serde(flatten)]
+        checksum: std::collections::BTreeMap<String, String>,
+        #[serde(rename = "PartNumber")]
+        part_number: u32,
+        #[serde(rename = "Size")]
+        size: u64,
+    }
+
+    refuse_reading(call)?;
+    let wanted: Vec<String> = call
+        .headers
+        .get_all("x-amz-object-attributes")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_owned())
+        .collect();
+    let known = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
+    if wanted.is_empty() || wanted.iter().any(|name| !known.contains(&name.as_str())) {
+        return Err(refuse::argument("x-amz-object-attributes", &wanted.join(","), "Invalid attribute name specified."));
+    }
+    let wants = |name: &str| wanted.iter().any(|wanted| wanted == name);
+    let number = |name: &str, otherwise: usize| -> Result<usize, Error> {
+        call.header(name)?.map_or(Ok(otherwise), |text| {
+            text.parse().map_err(|_| refuse::argument(name, text, "The value is not a number."))
+        })
+    };
+    let (most, marker) = (number("x-amz-max-parts", 1000)?.min(1000), number("x-amz-part-number-marker", 0)?);
+    let (bucket, object, reading) =
+        open(walrus, &call.principal, &call.target.bucket, &call.target.key, WithBytes::Yes).await?;
+    bucket::check_expected_owner(call, &bucket)?;
+    let parts = reading.map(|reading| reading.parts).unwrap_or_default();
+    let one_checksum = |algorithm: &str, value: &str| std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())]);
+    let object_parts = (wants("ObjectParts") && !parts.is_empty()).then(|| {
+        let shown: Vec<PartOut> = parts
+            .iter()
+            .enumerate()
+            .map(|(at, part)| (at as u32 + 1, part))
+            .filter(|(number, _)| *number as usize > marker)
+            .take(most)
+            .map(|(part_number, part)| PartOut {
+                checksum: part.checksum.as_ref().map(|c| one_checksum(c.algorithm.name(), &c.value)).unwrap_or_default(),
+                part_number,
+                size: part.size,
+            })
+            .collect();
+        let last = shown.last().map_or(marker as u32, |part| part.part_number);
+        ObjectParts {
+            parts_count: parts.len(),
+            part_number_marker: marker as u32,
+            is_truncated: (last as usize) < parts.len(),
+            next_part_number_marker: Some(last),
+            max_parts: most,
+            part: shown,
+        }
+    });
+    let checksum = object.checksum.as_ref().filter(|_| wants("Checksum")).map(|checksum| {
+        let mut shown = one_checksum(checksum.algorithm.name(), &checksum.value);
+        shown.insert("ChecksumType".into(), checksum.kind.name().into());
+        shown
+    });
+    let mut response = xml(
+        "GetObjectAttributesResponse",
+        &Answer {
+            etag: wants("ETag").then(|| object.etag.clone()),
+            checksum,
+            object_parts,
+            storage_class: wants("StorageClass").then(|| object.storage_class.clone()),
+            object_size: wants("ObjectSize").then_some(object.size),
+        },
+    )?;
+    set(&mut response, header::LAST_MODIFIED.as_str(), &http_time(object.modified))?;
+    Ok(response)
+}

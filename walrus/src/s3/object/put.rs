@@ -1,0 +1,184 @@
+//! PutObject.
+
+use http::{Response, StatusCode};
+use mallee_service::Body;
+
+use super::{Object, meta, replace, writable};
+use crate::{
+    Error, Walrus,
+    blob::{Intake, Received},
+    call::{Call, Payload, Promised},
+    checksum::{Algorithm, Checksum, Kind},
+    error::refuse,
+    principal::{Acl, Action, Principal},
+    s3::{
+        acl,
+        bucket::Bucket,
+        condition::Conditions,
+        done, quoted, set,
+    },
+};
+
+/// The largest object one request can bring, and the largest part.
+pub const LARGEST: u64 = 5 << 30;
+
+pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
+    let bucket = writable(walrus, call, Action::PutObject).await?;
+    meta::refuse_unsupported(call)?;
+    let conditions = Conditions::of(call, "")?;
+    let owner = owner_of_new(&call.principal, &bucket);
+    let draft = Draft {
+        headers: meta::headers(call)?,
+        tags: meta::tags(call)?,
+        storage_class: meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into()),
+        acl: acl::asked(walrus, call, &owner, &bucket.owner)?.unwrap_or_else(|| Acl::private(&owner)),
+        owner,
+    };
+    check_early(walrus, &bucket, &call.target.key, &conditions).await?;
+    let promised = Promised::of(call)?;
+    let algorithm = promised.algorithm.unwrap_or(Algorithm::Crc64Nvme);
+    let received = receive(walrus, &mut call.payload, &promised, &[algorithm]).await?;
+    let checksum = received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum));
+    let etag = hex::encode(received.md5);
+    let object = draft.object(&call.target.key, call.now, &received, etag, checksum);
+    let response = stored(&object)?;
+    commit(walrus, bucket, object, received, conditions).await?;
+    Ok(response)
+}
+
+/// Who owns what this principal puts. What nobody puts is the bucket owner's.
+pub fn owner_of_new(principal: &Principal, bucket: &Bucket) -> String {
+    principal.account().map_or_else(|| bucket.owner.clone(), |account| account.canonical_id.clone())
+}
+
+/// What the request says about the object before its bytes have come.
+pub struct Draft {
+    pub headers: Vec<(String, String)>,
+    pub tags: Vec<(String, String)>,
+    pub storage_class: String,
+    pub owner: String,
+    pub acl: Acl,
+}
+
+impl Draft {
+    pub fn object(self, key: &str, now: i64, received: &Received, etag: String, checksum: Option<Checksum>) -> Object {
+        Object {
+            key: key.into(),
+            modified: now,
+            size: received.size,
+            etag,
+            storage_class: self.storage_class,
+            owner: self.owner,
+            checksum,
+            content: received.content.id().clone(),
+            place: received.content.place(),
+            headers: self.headers,
+            tags: self.tags,
+            acl: self.acl,
+        }
+    }
+}
+
+/// A condition that already fails spares the client its upload. What counts is the check when the row is written.
+async fn check_early(walrus: &Walrus, bucket: &Bucket, key: &str, conditions: &Conditions) -> Result<(), Error> {
+    if conditions.if_match.is_none() && conditions.if_none_match.is_none() {
+        return Ok(());
+    }
+    let (id, key, conditions) = (bucket.id, key.to_owned(), conditions.clone());
+    walrus
+        .store
+        .read("check a condition", move |tx| {
+            let there = super::content_at(tx, id, &key)?;
+            conditions.check_write(&key, there.as_ref().map(|there| there.etag.as_str()))
+        })
+        .await
+}
+
+/// Takes the body in and checks everything that was promised about it. What is refused leaves nothing.
+pub async fn receive(
+    walrus: &Walrus,
+    payload: &mut Payload,
+    promised: &Promised,
+    checksums: &[Algorithm],
+) -> Result<Received, Error> {
+    let too_large = |size: u64| {
+        Error::Refused(
+            mallee_aws::AwsError::bad_request(
+                "EntityTooLarge",
+                "Your proposed upload exceeds the maximum allowed object size.",
+            )
+            .with_field("ProposedSize", size.to_string())
+            .with_field("MaxSizeAllowed", LARGEST.to_string()),
+        )
+    };
+    if let Some(size) = payload.length.filter(|size| *size > LARGEST) {
+        return Err(too_large(size));
+    }
+    let mut intake = walrus.intake(payload.hash_is_signed(), checksums)?;
+    while let Some(bytes) = payload.next().await? {
+        intake.push(bytes).await?;
+        if intake.size() > LARGEST {
+            return Err(too_large(intake.size()));
+        }
+    }
+    verify(intake, payload, promised).await
+}
+
+async fn verify(intake: Intake, payload: &Payload, promised: &Promised) -> Result<Received, Error> {
+    let received = intake.finish().await?;
+    if payload.length.is_some_and(|length| length != received.size) {
+        return Err(Error::Cut("fewer bytes than announced".into()));
+    }
+    payload.check_sha256(received.sha256)?;
+    promised.check(&received.md5, &received.checksums, &payload.trailers)?;
+    Ok(received)
+}
+
+/// Makes the row; from here on the object is there.
+pub async fn commit(
+    walrus: &Walrus,
+    bucket: Bucket,
+    object: Object,
+    received: Received,
+    conditions: Conditions,
+) -> Result<(), Error> {
+    let keeping = received.content.keeping();
+    walrus
+        .store
+        .write("put an object", move |tx| {
+            keeping.keep(tx)?;
+            replace(tx, &bucket, &object, &conditions)
+        })
+        .await
+        .map_err(conflict)?;
+    received.content.keep();
+    Ok(())
+}
+
+/// Two writers under a condition that could not be told apart: the client asks again.
+pub fn conflict(e: Error) -> Error {
+    match e {
+        Error::Store(mallee_store::Error::Busy { .. }) => refuse::coded(
+            "ConditionalRequestConflict",
+            409,
+            "The conditional request cannot succeed due to a conflicting operation against this resource.",
+        ),
+        e => e,
+    }
+}
+
+/// The answer to whatever stored an object.
+fn stored(object: &Object) -> Result<Response<Body>, Error> {
+    let mut response = done(StatusCode::OK);
+    set(&mut response, "etag", &quoted(&object.etag))?;
+    if let Some(checksum) = &object.checksum {
+        show_checksum(&mut response, checksum)?;
+    }
+    Ok(response)
+}
+
+pub fn show_checksum(response: &mut Response<Body>, checksum: &Checksum) -> Result<(), Error> {
+    set(response, checksum.algorithm.header(), &checksum.value)?;
+    let kind: Kind = checksum.kind;
+    set(response, "x-amz-checksum-type", kind.name())
+}
