@@ -55,6 +55,23 @@ pub struct Driven {
     pub last: watch::Receiver<PassReport>,
 }
 
+/// A pass that panics is a failed pass: the reconciler goes on, and the operator sees it.
+async fn guarded(reconciler: &impl Reconciler) -> PassReport {
+    use futures_util::FutureExt;
+    match std::panic::AssertUnwindSafe(reconciler.pass()).catch_unwind().await {
+        Ok(report) => report,
+        Err(panic) => {
+            let said = panic
+                .downcast_ref::<&str>()
+                .map(|s| (*s).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            tracing::error!(reconciler = reconciler.name(), "panicked: {said}");
+            PassReport { errors: vec![format!("panicked: {said}")], ..PassReport::default() }
+        }
+    }
+}
+
 /// Runs `reconciler` until the runtime ends: at once, at every poke, and at least `every` so often. Failing passes are
 /// repeated with a growing pause (50 ms to 5 s) without waiting for the clock.
 pub fn drive(reconciler: Arc<impl Reconciler>, poke: Poke, every: Duration) -> Driven {
@@ -65,7 +82,7 @@ pub fn drive(reconciler: Arc<impl Reconciler>, poke: Poke, every: Duration) -> D
         let mut pause = Duration::from_millis(50);
         loop {
             let begun = Instant::now();
-            let mut report = reconciler.pass().await;
+            let mut report = guarded(reconciler.as_ref()).await;
             report.took = begun.elapsed();
             let wait = if report.errors.is_empty() {
                 pause = Duration::from_millis(50);
@@ -83,4 +100,30 @@ pub fn drive(reconciler: Arc<impl Reconciler>, poke: Poke, every: Duration) -> D
         }
     });
     Driven { name, poke, last }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    struct Clumsy(AtomicU32);
+    #[async_trait::async_trait]
+    impl Reconciler for Clumsy {
+        fn name(&self) -> &'static str {
+            "clumsy"
+        }
+        async fn pass(&self) -> PassReport {
+            let n = self.0.fetch_add(1, Ordering::SeqCst);
+            assert!(n > 0, "the first pass panics");
+            PassReport::changed(1)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_panics_is_repeated() {
+        let mut driven = drive(Arc::new(Clumsy(AtomicU32::new(0))), Poke::default(), Duration::from_secs(600));
+        let report = driven.last.wait_for(|r| r.changed == 1).await.unwrap();
+        assert!(report.errors.is_empty());
+    }
 }
