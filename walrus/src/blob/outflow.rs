@@ -50,11 +50,14 @@ pub struct Source {
 /// Told of bytes that are not what was written.
 pub type Damage = Box<dyn Fn(&io::Error) + Send + Sync>;
 
+/// A block being read, and the blob it came from when there is more of it.
+type Ahead = JoinHandle<io::Result<(Bytes, Option<Open>)>>;
+
 struct Flow {
     source: Source,
     damage: Damage,
     open: Option<Open>,
-    ahead: Option<JoinHandle<io::Result<(Bytes, Option<Open>)>>>,
+    ahead: Option<Ahead>,
 }
 
 /// The blob being read.
@@ -106,7 +109,7 @@ impl Flow {
     }
 
     /// Starts reading what comes next; `None` at the end of the range.
-    fn next_block(&mut self) -> Option<JoinHandle<io::Result<(Bytes, Option<Open>)>>> {
+    fn next_block(&mut self) -> Option<Ahead> {
         let left = self.source.length;
         if left == 0 {
             return None;
