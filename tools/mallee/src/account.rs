@@ -3,6 +3,7 @@
 use mallee_tiers::{AccountCreate, AccountKeys, StatusAsked};
 
 use crate::error::{Error, Result};
+use crate::output::out;
 use crate::state::State;
 use crate::table::{table, time};
 use crate::{admin, certificate, needs};
@@ -14,8 +15,8 @@ pub async fn create(state: &State, name: &str) -> Result<()> {
     needs::root()?;
     check_name(name)?;
     let keys = made(state, name, false).await?;
-    println!("account {} has the number {} and the access key {}", keys.name, keys.account, keys.access_key);
-    println!("use it with: eval \"$(mallee env --account {})\"", keys.name);
+    out!("account {} has the number {} and the access key {}", keys.name, keys.account, keys.access_key);
+    out!("use it with: eval \"$(mallee env --account {})\"", keys.name);
     Ok(())
 }
 
@@ -33,7 +34,7 @@ pub async fn list(state: &State) -> Result<()> {
     for row in accounts {
         shown.add_row([row.name, row.account, time(row.created), row.instances.to_string()]);
     }
-    println!("{shown}");
+    out!("{shown}");
     Ok(())
 }
 

@@ -67,7 +67,8 @@ impl Client {
     pub async fn of_account(state: &State, name: &str) -> Result<Client> {
         let machine = Machine::expect(state)?;
         let keys = admin::client(state).account_keys(&AccountAsked { name: name.to_owned() }).await?;
-        let access_key = keys.access_key.parse().map_err(|_| Error::refused("the account's access key is malformed"))?;
+        let access_key =
+            keys.access_key.parse().map_err(|_| Error::refused("the account's access key is malformed"))?;
         Ok(Client {
             http: Http::builder(TokioExecutor::new()).build_http(),
             access_key,
@@ -138,7 +139,8 @@ impl Client {
     async fn once(&self, request: Request<Full<Bytes>>) -> std::result::Result<(StatusCode, Bytes), String> {
         let response = self.http.request(request).await.map_err(|error| mallee_service::tiers::chain(&error))?;
         let status = response.status();
-        let answer = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| error.to_string())?;
+        let answer =
+            Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| error.to_string())?;
         Ok((status, answer.to_bytes()))
     }
 

@@ -14,14 +14,20 @@ use crate::{account, down, env, image, join, logs, node, status, supervise, up, 
 ///
 /// `mallee up` makes a cloud on this machine; unmodified AWS clients use it after `eval "$(mallee env)"`.
 #[derive(Parser)]
-#[command(name = "mallee", version, propagate_version = true, arg_required_else_help = true, after_help = "Examples:
+#[command(
+    name = "mallee",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
   mallee up                            a cloud on this machine
   eval \"$(mallee env)\"                 use it with aws, boto3, s3cmd, ...
   mallee image add mini                a small guest to start
   mallee status                        how everything is
   mallee why i-0123456789abcdef0       why an instance is as it is
   mallee down                          end the tiers; guests go on
-  mallee down --all                    leave nothing")]
+  mallee down --all                    leave nothing"
+)]
 struct Cli {
     /// Where everything of the cloud is kept on this machine
     #[arg(long, global = true, env = "MALLEE_STATE", default_value = crate::state::DEFAULT, value_name = "DIR")]
@@ -64,14 +70,20 @@ Works when parts are down, and shows which.")]
 Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defined, so that no call goes to the real AWS.")]
     Env(env::Choices),
     /// Accounts: create, list
-    #[command(subcommand, after_help = "Examples:
+    #[command(
+        subcommand,
+        after_help = "Examples:
   mallee account create alice
-  mallee account list")]
+  mallee account list"
+    )]
     Account(Account),
     /// Nodes: list, and tokens for machines that shall join
-    #[command(subcommand, after_help = "Examples:
+    #[command(
+        subcommand,
+        after_help = "Examples:
   mallee node list
-  mallee node token rack-7 --zone mallee-1a")]
+  mallee node token rack-7 --zone mallee-1a"
+    )]
     Node(Node),
     /// Make this machine part of a cloud, with a token from `mallee node token`
     #[command(after_help = "Examples:
@@ -88,12 +100,15 @@ Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defin
         json: bool,
     },
     /// Images: build, bundle, upload, register; or all of it with add
-    #[command(subcommand, after_help = "Examples:
+    #[command(
+        subcommand,
+        after_help = "Examples:
   mallee image add mini                                  all of the following in one go
   mallee image build mini --out mini
   mallee image bundle mini/mini-disk.raw --out bundle
   mallee image upload bundle/mini-disk.raw.manifest.xml images
-  mallee image register images/mini-disk.raw.manifest.xml --name mini")]
+  mallee image register images/mini-disk.raw.manifest.xml --name mini"
+    )]
     Image(Image),
     /// Show what tiers, supervisor and engines wrote
     #[command(after_help = "Examples:

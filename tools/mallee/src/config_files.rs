@@ -37,7 +37,10 @@ pub fn render(state: &State, machine: &Machine, tier: &Tier) -> Result<String> {
         _ => {}
     }
     let text = toml::to_string(&table).map_err(unwritable)?;
-    Ok(format!("# Written by `mallee` from {}; changes are lost at the next `mallee up`.\n{text}", state.machine().display()))
+    Ok(format!(
+        "# Written by `mallee` from {}; changes are lost at the next `mallee up`.\n{text}",
+        state.machine().display()
+    ))
 }
 
 fn cloud_controller(table: &mut Table, state: &State, machine: &Machine, tier: &Tier) -> Result<()> {

@@ -8,6 +8,7 @@ use mallee_engines::{Engines, process};
 
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Wanted};
+use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 use crate::supervise::{Ask, ask};
@@ -44,11 +45,11 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         let begun = step("engines");
         let stopped = stop_engines(state, &machine).await;
         begun.outcome(stopped, |()| "ended: no guest needs them".to_owned())?;
-        println!("Everything has ended; what the cloud keeps is in {}. `mallee up` goes on.", state.root().display());
+        out!("Everything has ended; what the cloud keeps is in {}. `mallee up` goes on.", state.root().display());
     } else {
-        println!("Running on: {}.", guests.join(", "));
-        println!("For their disks and packets these stay: libvirtd, Open vSwitch, OVN, volume exports, and the supervisor");
-        println!("that restarts them. `mallee up` goes on; `mallee down --all` ends them too.");
+        out!("Running on: {}.", guests.join(", "));
+        out!("For their disks and packets these stay: libvirtd, Open vSwitch, OVN, volume exports, and the supervisor");
+        out!("that restarts them. `mallee up` goes on; `mallee down --all` ends them too.");
     }
     Ok(())
 }
@@ -130,7 +131,7 @@ async fn remove_all(state: &State, machine: &Machine) -> Result<()> {
     begun.outcome(ended, |count| count.to_string())?;
     let begun = step("state");
     begun.outcome(remove_state(state), |()| format!("{} removed", state.root().display()))?;
-    println!("Nothing of the cloud is left on this machine.");
+    out!("Nothing of the cloud is left on this machine.");
     Ok(())
 }
 
@@ -145,7 +146,8 @@ async fn end_exports(state: &State) -> Result<usize> {
                 let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let command = String::from_utf8_lossy(&command);
                 let mut words = command.split('\0');
-                let program = words.next().and_then(|word| Path::new(word).file_name()).map(|name| name.to_string_lossy());
+                let program =
+                    words.next().and_then(|word| Path::new(word).file_name()).map(|name| name.to_string_lossy());
                 program.is_some_and(|name| name == "qemu-storage-daemon") && words.any(|word| word.contains(&ours))
             })
             .collect()
@@ -170,18 +172,23 @@ async fn end_exports(state: &State) -> Result<usize> {
 
 /// Only a directory that this command made, and only what it makes in one: `--state /` must never be an accident.
 fn remove_state(state: &State) -> Result<()> {
-    let mut made: Vec<PathBuf> = ["etc", "tokens", "engines", "run", "log", "accounts"].map(|name| state.root().join(name)).into();
+    let mut made: Vec<PathBuf> =
+        ["etc", "tokens", "engines", "run", "log", "accounts"].map(|name| state.root().join(name)).into();
     made.extend(tier::ROLES.map(|role| state.tier(role.as_str())));
     for directory in made {
         match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::file("removing", directory)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("removing", directory)(error));
+            }
             _ => {}
         }
     }
     // Last, so that a removal that failed can be repeated.
     std::fs::remove_file(state.machine()).map_err(Error::file("removing", state.machine()))?;
     match std::fs::remove_dir(state.root()) {
-        Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(Error::file("removing", state.root())(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
+            Err(Error::file("removing", state.root())(error))
+        }
         _ => Ok(()),
     }
 }

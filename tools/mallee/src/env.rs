@@ -7,6 +7,7 @@ use mallee_tiers::{AccountAsked, AccountKeys, Role};
 
 use crate::error::{Error, Result};
 use crate::machine::Machine;
+use crate::output::out;
 use crate::state::{State, make_private};
 use crate::{admin, certificate, needs};
 
@@ -28,11 +29,11 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     if let Some(directory) = &choices.euca {
         return write_euca(state, directory, &keys, &urls).await;
     }
-    print!("{}", lines(&keys, &urls));
+    out!("{}", lines(&keys, &urls).trim_end());
     if let Some(version) = installed_aws()
         && is_too_old(version)
     {
-        print!("{}", aws_function(&urls));
+        out!("{}", aws_function(&urls).trim_end());
     }
     Ok(())
 }
@@ -62,6 +63,12 @@ fn lines(keys: &AccountKeys, urls: &Urls) -> String {
         .to_owned();
     for (name, value) in exports {
         text += &format!("export {name}={}\n", quoted(value));
+    }
+    // A proxy must not be asked for this machine's own addresses.
+    for name in ["no_proxy", "NO_PROXY"] {
+        text += &format!(
+            "case ,${{{name}-}}, in *,127.0.0.1,*) ;; *) export {name}=\"127.0.0.1${{{name}:+,${name}}}\" ;; esac\n"
+        );
     }
     text
 }
@@ -136,8 +143,8 @@ async fn write_euca(state: &State, directory: &Path, keys: &AccountKeys, urls: &
     let cloud = copy(&files.cloud, "cloud-cert.pem")?;
     let path = directory.join("euca2ools.ini");
     mallee_service::pki::write_secret(&path, euca_ini(keys, urls, [&certificate, &key, &cloud]).as_bytes())?;
-    println!("export EUCA_CONFIG_PATH={}", quoted(&directory.display().to_string()));
-    println!("unset EC2_URL S3_URL AWS_IAM_URL TOKEN_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY");
+    out!("export EUCA_CONFIG_PATH={}", quoted(&directory.display().to_string()));
+    out!("unset EC2_URL S3_URL AWS_IAM_URL TOKEN_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY");
     eprintln!("written: {}", path.display());
     Ok(())
 }

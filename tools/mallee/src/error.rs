@@ -32,7 +32,10 @@ pub enum Error {
 fn tier_words(error: &TierError) -> String {
     match error.kind {
         TierErrorKind::Unreachable => {
-            format!("the cloud-controller does not answer ({}); is the cloud up? `mallee status` shows it", error.message)
+            format!(
+                "the cloud-controller does not answer ({}); is the cloud up? `mallee status` shows it",
+                error.message
+            )
         }
         _ => error.message.clone(),
     }

@@ -8,6 +8,7 @@ use mallee_tiers::Role;
 
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Tier, Wanted};
+use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 use crate::{needs, up};
@@ -33,7 +34,8 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         "-" => std::io::read_to_string(std::io::stdin()).map_err(Error::file("reading", "standard input"))?,
         text => text.to_owned(),
     };
-    let token = Token::decode(&text).ok_or_else(|| Error::refused("this is no join token: `mallee node token` makes one"))?;
+    let token =
+        Token::decode(&text).ok_or_else(|| Error::refused("this is no join token: `mallee node token` makes one"))?;
     let old = Machine::load(state)?;
     if old.as_ref().is_some_and(|old| old.cloud_controller != token.address) {
         return Err(Error::refused(format!(
@@ -62,7 +64,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     let begun = step("supervisor");
     let started = up::start_supervisor(state, &machine, old.as_ref()).await;
     begun.outcome(started, |started| started.to_string())?;
-    println!("{} {} is being started; `mallee logs {}` shows it join", token.role, token.name, token.role);
+    out!("{} {} is being started; `mallee logs {}` shows it join", token.role, token.name, token.role);
     Ok(())
 }
 
@@ -114,7 +116,9 @@ fn own_address(cloud: &str) -> Result<IpAddr> {
         socket.connect(cloud)?;
         Ok(socket.local_addr()?.ip())
     };
-    looked().map_err(|error| Error::Unreachable(format!("no way from this machine to the cloud-controller at {cloud}: {error}")))
+    looked().map_err(|error| {
+        Error::Unreachable(format!("no way from this machine to the cloud-controller at {cloud}: {error}"))
+    })
 }
 
 fn usual_port(role: Role) -> u16 {

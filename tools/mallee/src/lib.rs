@@ -21,6 +21,7 @@ mod logs;
 mod machine;
 mod needs;
 mod node;
+mod output;
 mod progress;
 mod state;
 mod status;

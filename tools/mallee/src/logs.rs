@@ -27,13 +27,15 @@ pub async fn run(state: &State, names: &[String], lines: usize, follow: bool) ->
     for source in &mut sources {
         show_end(source, lines, several)?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(LOOK_AGAIN).await;
         for source in &mut sources {
             show_new(source, several)?;
         }
     }
-    Ok(())
 }
 
 fn sources(state: &State, names: &[String]) -> Result<Vec<Source>> {
@@ -53,13 +55,10 @@ fn sources(state: &State, names: &[String]) -> Result<Vec<Source>> {
         all.retain(|source| source.path.starts_with(state.log()));
         return Ok(all);
     }
-    let known: Vec<String> = all.iter().map(|source| source.name.clone()).collect();
-    for name in names {
-        if !known.contains(name) {
-            let mut known = known.clone();
-            known.dedup();
-            return Err(Error::refused(format!("no log of {name:?}; there are: {}", known.join(", "))));
-        }
+    let mut known: Vec<String> = all.iter().map(|source| source.name.clone()).collect();
+    known.dedup();
+    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+        return Err(Error::refused(format!("no log of {name:?}; there are: {}", known.join(", "))));
     }
     all.retain(|source| names.contains(&source.name));
     Ok(all)

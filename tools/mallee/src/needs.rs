@@ -45,8 +45,12 @@ pub fn packages(node: bool, central: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let programs: Vec<String> = missing.iter().map(|(program, package)| format!("{program} (package {package})")).collect();
-    Err(Error::refused(format!("missing on this machine: {}; `tools/setup` installs what Mallee needs", programs.join(", "))))
+    let programs: Vec<String> =
+        missing.iter().map(|(program, package)| format!("{program} (package {package})")).collect();
+    Err(Error::refused(format!(
+        "missing on this machine: {}; `tools/setup` installs what Mallee needs",
+        programs.join(", ")
+    )))
 }
 
 fn in_path(program: &str) -> bool {
@@ -65,8 +69,12 @@ pub fn programs() -> Result<PathBuf> {
 
 /// All of these tiers have their program.
 pub fn tiers(programs: &Path, roles: &[Role]) -> Result<()> {
-    let missing: Vec<&str> =
-        ROLES.iter().filter(|role| roles.contains(role)).map(|role| role.as_str()).filter(|name| !programs.join(name).exists()).collect();
+    let missing: Vec<&str> = ROLES
+        .iter()
+        .filter(|role| roles.contains(role))
+        .map(|role| role.as_str())
+        .filter(|name| !programs.join(name).exists())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 use mallee_tiers::{Role, StatusAsked, TokenAsked};
 
 use crate::error::Result;
+use crate::output::out;
 use crate::state::State;
 use crate::table::time;
 use crate::{admin, needs, status};
@@ -10,7 +11,7 @@ use crate::{admin, needs, status};
 pub async fn list(state: &State) -> Result<()> {
     needs::root()?;
     let cloud = admin::client(state).status(&StatusAsked::default()).await?;
-    println!("{}", status::nodes_table(&cloud.nodes));
+    out!("{}", status::nodes_table(&cloud.nodes));
     Ok(())
 }
 
@@ -20,6 +21,6 @@ pub async fn token(state: &State, name: &str, zone: &str, role: Role, hours: u64
     let asked = TokenAsked { role, zone: zone.to_owned(), name: name.to_owned(), seconds: hours * 3600 };
     let token = admin::client(state).join_token(&asked).await?;
     eprintln!("for {role} {name}, once, until {} UTC; on that machine: mallee join TOKEN", time(token.expires));
-    println!("{}", token.token.0);
+    out!("{}", token.token.0);
     Ok(())
 }

@@ -71,9 +71,14 @@ impl State {
     }
 
     pub fn create(&self) -> Result<()> {
-        for directory in
-            [self.root.clone(), self.root.join("etc"), self.root.join("tokens"), self.root.join("accounts"), self.run(), self.log()]
-        {
+        for directory in [
+            self.root.clone(),
+            self.root.join("etc"),
+            self.root.join("tokens"),
+            self.root.join("accounts"),
+            self.run(),
+            self.log(),
+        ] {
             make_private(&directory)?;
         }
         Ok(())
@@ -82,9 +87,5 @@ impl State {
 
 /// A directory that only root may look into.
 pub fn make_private(directory: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(Error::file("creating", directory))
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(Error::file("creating", directory))
 }

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Wanted};
+use crate::output::out;
 use crate::state::State;
-use crate::supervise::{Ask, Answer, ask};
+use crate::supervise::{Answer, Ask, ask};
 use crate::table::{memory, span, table, time};
 use crate::{admin, down, needs, tier};
 
@@ -53,7 +54,7 @@ pub async fn run(state: &State, json: bool) -> Result<()> {
     let shown = gather(state, &machine).await?;
     if json {
         let text = serde_json::to_string_pretty(&shown).map_err(|error| Error::refused(error.to_string()))?;
-        println!("{text}");
+        out!("{text}");
         return Ok(());
     }
     print(&machine, &shown);
@@ -117,34 +118,35 @@ async fn processes(plans: &[mallee_engines::Plan], answer: &Answer) -> Vec<Proce
 
 fn print(machine: &Machine, shown: &Shown) {
     if machine.wanted == Wanted::Engines {
-        println!("The cloud was taken down; `mallee up` brings it back.\n");
+        out!("The cloud was taken down; `mallee up` brings it back.\n");
     }
     match (&shown.cloud, &shown.cloud_trouble) {
         (Some(cloud), _) => print_cloud(cloud),
         (None, trouble) => {
-            println!("The cloud-controller does not answer: {}\n", trouble.as_deref().unwrap_or("unknown"));
-            println!("{}\n", processes_table("TIER", &shown.tiers));
+            out!("The cloud-controller does not answer: {}\n", trouble.as_deref().unwrap_or("unknown"));
+            out!("{}\n", processes_table("TIER", &shown.tiers));
         }
     }
     // Tiers of this machine that the cloud cannot know to be down are shown by their processes.
-    let down: Vec<&Process> = shown.tiers.iter().filter(|process| process.phase != "answers" || process.restarts > 0).collect();
+    let down: Vec<&Process> =
+        shown.tiers.iter().filter(|process| process.phase != "answers" || process.restarts > 0).collect();
     if shown.cloud.is_some() && !down.is_empty() {
         let mut lines = table(["TIER", "HERE", "PID", "RESTARTS", "LAST END"]);
         for process in down {
             lines.add_row(row_of(process));
         }
-        println!("{lines}\n");
+        out!("{lines}\n");
     }
     if !shown.engines.is_empty() {
-        println!("{}\n", processes_table("ENGINE", &shown.engines));
+        out!("{}\n", processes_table("ENGINE", &shown.engines));
     }
     if shown.supervisor.pid.is_none() {
-        println!("No supervisor runs here: what ends stays down until `mallee up`.\n");
+        out!("No supervisor runs here: what ends stays down until `mallee up`.\n");
     }
     if !shown.guests.is_empty() {
-        println!("Guests running on this machine: {}\n", shown.guests.join(", "));
+        out!("Guests running on this machine: {}\n", shown.guests.join(", "));
     }
-    println!(
+    out!(
         "Memory: tiers {}, engines {}, supervisor {}",
         memory(shown.rss_kib.tiers),
         memory(shown.rss_kib.engines),
@@ -172,7 +174,7 @@ fn processes_table(what: &str, processes: &[Process]) -> String {
 }
 
 fn print_cloud(cloud: &CloudStatus) {
-    println!("Cloud {}\n", cloud.region);
+    out!("Cloud {}\n", cloud.region);
     let mut tiers = table(["TIER", "ZONE", "NAME", "ADDRESS", "STATE", "PID", "VERSION", "MEMORY", "UP"]);
     let mut faults: Vec<(String, Fault)> = Vec::new();
     for row in &cloud.tiers {
@@ -205,20 +207,21 @@ fn print_cloud(cloud: &CloudStatus) {
             status.map(|status| span(status.now - status.started)).unwrap_or_default(),
         ]);
     }
-    println!("{tiers}\n\n{}\n", nodes_table(&cloud.nodes));
+    out!("{tiers}\n\n{}\n", nodes_table(&cloud.nodes));
     if !cloud.instances_by_state.is_empty() {
-        let states: Vec<String> = cloud.instances_by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        println!("Instances: {}\n", states.join(", "));
+        let states: Vec<String> =
+            cloud.instances_by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        out!("Instances: {}\n", states.join(", "));
     }
     if !cloud.orphans.is_empty() {
-        println!("Orphans (run, and nobody asked for them; nothing touches them): {}\n", cloud.orphans.join(", "));
+        out!("Orphans (run, and nobody asked for them; nothing touches them): {}\n", cloud.orphans.join(", "));
     }
     if !faults.is_empty() {
         let mut lines = table(["FAULT OF", "SINCE (UTC)", "WHAT", "REMEDY"]);
         for (of, fault) in faults {
             lines.add_row([of, time(fault.since), fault.what, fault.remedy]);
         }
-        println!("{lines}\n");
+        out!("{lines}\n");
     }
 }
 
@@ -226,7 +229,8 @@ pub fn nodes_table(nodes: &[ZoneNode]) -> String {
     let mut lines = table(["NODE", "ZONE", "STATE", "HYPERVISOR", "VCPUS", "MEMORY MiB", "DISK GiB", "INSTANCES"]);
     for ZoneNode { zone, node } in nodes {
         let of = |used: u64, total: u64| format!("{used} of {total}");
-        let state = if node.reason.is_empty() { node.state.clone() } else { format!("{}: {}", node.state, node.reason) };
+        let state =
+            if node.reason.is_empty() { node.state.clone() } else { format!("{}: {}", node.state, node.reason) };
         lines.add_row([
             node.node.clone(),
             zone.clone(),

@@ -33,7 +33,9 @@ pub enum Ask {
     /// `machine.json` has changed. Answered when it is so.
     Look,
     /// A tier has a new program or a new configuration.
-    Restart { tier: String },
+    Restart {
+        tier: String,
+    },
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -10,13 +10,8 @@ use crate::machine::{Machine, Tier};
 use crate::state::State;
 
 /// The tiers' programs, in the order they are started.
-pub const ROLES: [Role; 5] = [
-    Role::CloudController,
-    Role::Walrus,
-    Role::ClusterController,
-    Role::StorageController,
-    Role::NodeController,
-];
+pub const ROLES: [Role; 5] =
+    [Role::CloudController, Role::Walrus, Role::ClusterController, Role::StorageController, Role::NodeController];
 
 /// The supervisor's own name among the records and logs.
 pub const SUPERVISOR: &str = "supervisor";

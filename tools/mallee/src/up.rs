@@ -12,6 +12,7 @@ use mallee_tiers::{CloudStatus, Role, StatusAsked};
 
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Tier, Wanted, listen, node_name};
+use crate::output::out;
 use crate::progress::{Step, step};
 use crate::state::State;
 use crate::supervise::{Ask, ask};
@@ -108,11 +109,11 @@ async fn finish(state: &State, machine: &Machine, engines: &Engines) -> Result<(
 
     let ec2 = machine.url(Role::CloudController)?;
     let s3 = machine.url(Role::Walrus)?;
-    println!("\nThe cloud {} is up: EC2 at {ec2}, S3 at {s3}.", cloud.region);
-    println!("Next:\n");
-    println!("    eval \"$(mallee{} env)\"", state_option(state));
-    println!("    aws ec2 describe-availability-zones\n");
-    println!("`mallee status` shows how it is; `mallee image --help` tells how images come in.");
+    out!("\nThe cloud {} is up: EC2 at {ec2}, S3 at {s3}.", cloud.region);
+    out!("Next:\n");
+    out!("    eval \"$(mallee{} env)\"", state_option(state));
+    out!("    aws ec2 describe-availability-zones\n");
+    out!("`mallee status` shows how it is; `mallee image --help` tells how images come in.");
     Ok(())
 }
 
@@ -156,12 +157,15 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
     }
     for (what, name) in [("cloud", &region), ("zone", &zone)] {
         if !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') || name.len() > 32 {
-            return Err(Error::refused(format!("{name:?} is no name for a {what}: lower-case letters, digits and '-'")));
+            return Err(Error::refused(format!(
+                "{name:?} is no name for a {what}: lower-case letters, digits and '-'"
+            )));
         }
     }
-    let node = choices.node.clone().or(old.map(|old| old.node.clone())).unwrap_or_else(|| {
-        node_name(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim())
-    });
+    let node =
+        choices.node.clone().or(old.map(|old| old.node.clone())).unwrap_or_else(|| {
+            node_name(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim())
+        });
     if node_name(&node) != node {
         return Err(Error::refused(format!("{node:?} is no name for a node: lower-case letters, digits and '-'")));
     }
@@ -306,9 +310,8 @@ pub fn write_configs(state: &State, machine: &Machine) -> Result<Vec<Role>> {
 /// Starts the supervisor, or tells the running one to look. The answer says which.
 pub async fn start_supervisor(state: &State, machine: &Machine, old: Option<&Machine>) -> Result<&'static str> {
     let plan = tier::supervisor_plan(state)?;
-    let engines_changed = old.is_some_and(|old| {
-        serde_json::to_value(&old.engines).ok() != serde_json::to_value(&machine.engines).ok()
-    });
+    let engines_changed =
+        old.is_some_and(|old| serde_json::to_value(&old.engines).ok() != serde_json::to_value(&machine.engines).ok());
     let mut word = "started";
     if let Some(running) = process::find(&plan) {
         if !engines_changed && !tier::is_outdated(&plan) {

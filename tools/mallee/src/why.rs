@@ -3,6 +3,7 @@
 use mallee_tiers::WhyAsked;
 
 use crate::error::{Error, Result};
+use crate::output::out;
 use crate::state::State;
 use crate::table::{table, time};
 use crate::{admin, needs};
@@ -12,7 +13,7 @@ pub async fn run(state: &State, id: &str, json: bool) -> Result<()> {
     let answer = admin::client(state).why(&WhyAsked { id: id.to_owned() }).await?;
     if json {
         let text = serde_json::to_string_pretty(&answer).map_err(|error| Error::refused(error.to_string()))?;
-        println!("{text}");
+        out!("{text}");
         return Ok(());
     }
     if answer.lines.is_empty() {
@@ -22,6 +23,6 @@ pub async fn run(state: &State, id: &str, json: bool) -> Result<()> {
     for line in answer.lines {
         shown.add_row([time(line.at), line.by, line.kind, line.text]);
     }
-    println!("{shown}");
+    out!("{shown}");
     Ok(())
 }

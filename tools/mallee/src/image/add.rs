@@ -7,6 +7,7 @@ use super::{build, bundle, register, upload};
 use crate::aws::Client;
 use crate::error::{Error, Result};
 use crate::needs;
+use crate::output::out;
 use crate::state::State;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -64,7 +65,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         no_wait: false,
         account: choices.account.clone(),
     };
-    println!("{}", register::register(&client, &registering).await?);
+    out!("{}", register::register(&client, &registering).await?);
     Ok(())
 }
 

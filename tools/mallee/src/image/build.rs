@@ -54,7 +54,9 @@ pub async fn build(recipe: Recipe, out: &Path, fresh: bool) -> Result<()> {
 fn find(recipe: Recipe) -> Result<PathBuf> {
     let own = own_program()?;
     let mut places: Vec<PathBuf> = std::env::var_os("MALLEE_SHARE").map(PathBuf::from).into_iter().collect();
-    places.extend(own.ancestors().skip(1).flat_map(|directory| [directory.join("share/mallee"), directory.join("tools")]));
+    places.extend(
+        own.ancestors().skip(1).flat_map(|directory| [directory.join("share/mallee"), directory.join("tools")]),
+    );
     let below = Path::new("images").join(recipe.as_str()).join("build");
     places.iter().map(|place| place.join(&below)).find(|path| path.exists()).ok_or_else(|| {
         Error::refused(format!(

@@ -15,6 +15,7 @@ use super::encrypt::{Encrypting, Secrets, for_owner};
 use super::manifest::{Kind, Manifest};
 use super::parts::Parts;
 use crate::error::{Error, Result};
+use crate::output::out;
 use crate::state::State;
 use crate::{admin, certificate, needs, progress};
 
@@ -48,7 +49,7 @@ pub struct Choices {
 pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     let manifest = bundle(state, choices).await?;
-    println!("{}", manifest.display());
+    out!("{}", manifest.display());
     Ok(())
 }
 
@@ -211,7 +212,8 @@ mod tests {
         let manifest = std::fs::read_to_string(write(&choices, &owner(directory)).unwrap()).unwrap();
         assert!(manifest.contains("<kernel_id>aki-1</kernel_id>") && manifest.contains("<parts count=\"2\">"));
         std::fs::write(directory.join("manifest"), &manifest).unwrap();
-        let signed = format!("<machine_configuration>{}</image>", between(&manifest, "<machine_configuration>", "</image>"));
+        let signed =
+            format!("<machine_configuration>{}</image>", between(&manifest, "<machine_configuration>", "</image>"));
         std::fs::write(directory.join("signed"), signed).unwrap();
         let signature = hex::decode(between(&manifest, "<signature>", "</signature>")).unwrap();
         std::fs::write(directory.join("signature"), signature).unwrap();

@@ -22,7 +22,9 @@ impl Secrets {
 
 /// RSA, PKCS#1 v1.5, hex: what `openssl rsautl -encrypt -pkcs` makes.
 pub fn for_owner(secret: &[u8; 16], owner: &PKey<Public>) -> Result<String> {
-    let rsa = owner.rsa().map_err(|_| Error::refused("bundles are encrypted for RSA certificates; this one has another kind of key"))?;
+    let rsa = owner
+        .rsa()
+        .map_err(|_| Error::refused("bundles are encrypted for RSA certificates; this one has another kind of key"))?;
     let text = hex::encode(secret);
     let mut encrypted = vec![0; rsa.size() as usize];
     let length = rsa.public_encrypt(text.as_bytes(), &mut encrypted, Padding::PKCS1)?;

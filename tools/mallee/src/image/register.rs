@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::aws::Client;
 use crate::error::{Error, Result};
 use crate::needs;
+use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 
@@ -69,13 +70,14 @@ struct Reason {
 pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     let client = Client::of_account(state, &choices.account).await?;
-    println!("{}", register(&client, choices).await?);
+    out!("{}", register(&client, choices).await?);
     Ok(())
 }
 
 pub async fn register(client: &Client, choices: &Choices) -> Result<String> {
     let mut parameters = vec![("Name", choices.name.as_str()), ("ImageLocation", choices.location.as_str())];
-    let optional = [("Description", &choices.description), ("KernelId", &choices.kernel), ("RamdiskId", &choices.ramdisk)];
+    let optional =
+        [("Description", &choices.description), ("KernelId", &choices.kernel), ("RamdiskId", &choices.ramdisk)];
     parameters.extend(optional.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))));
     let registered: Registered = client.ec2("RegisterImage", &parameters).await?;
     let id = registered.image_id;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::aws::Client;
 use crate::error::{Error, Result};
+use crate::output::out;
 use crate::state::State;
 use crate::{needs, progress};
 
@@ -52,7 +53,7 @@ struct Part {
 pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     let client = Client::of_account(state, &choices.account).await?;
-    println!("{}", upload(&client, &choices.manifest, &choices.bucket).await?);
+    out!("{}", upload(&client, &choices.manifest, &choices.bucket).await?);
     Ok(())
 }
 
@@ -71,7 +72,10 @@ pub async fn upload(client: &Client, manifest: &Path, place: &str) -> Result<Str
     for part in &read.image.parts.part {
         // A manifest from elsewhere must not name files of ours.
         if part.filename.contains('/') || part.filename.starts_with('.') {
-            return Err(Error::refused(format!("the manifest names a part {:?}, which is no plain file name", part.filename)));
+            return Err(Error::refused(format!(
+                "the manifest names a part {:?}, which is no plain file name",
+                part.filename
+            )));
         }
         let path = directory.join(&part.filename);
         let bytes = Bytes::from(std::fs::read(&path).map_err(Error::file("reading", &path))?);
@@ -83,7 +87,9 @@ pub async fn upload(client: &Client, manifest: &Path, place: &str) -> Result<Str
     // Last, so that a manifest that can be registered has all its parts.
     let name = manifest.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let location = format!("{place}/{name}");
-    client.s3(Method::PUT, &format!("/{location}"), &[READABLE, ("content-type", "application/xml")], Bytes::from(text)).await?;
+    client
+        .s3(Method::PUT, &format!("/{location}"), &[READABLE, ("content-type", "application/xml")], Bytes::from(text))
+        .await?;
     bar.done(&format!("in {} parts", read.image.parts.part.len()));
     Ok(location)
 }
