@@ -342,7 +342,8 @@ fn push_resource(
     for (at, (name, value)) in signed.iter().enumerate() {
         text.push(if at == 0 { b'?' } else { b'&' });
         text.extend_from_slice(name.as_bytes());
-        if let Some(value) = value {
+        // `?uploads=` is signed as `?uploads`: rclone sends the one and signs the other, and they ask for the same.
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
             text.push(b'=');
             text.extend_from_slice(value);
         }

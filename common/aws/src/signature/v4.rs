@@ -356,8 +356,10 @@ pub(super) fn parse_basic_date(text: &str) -> Option<OffsetDateTime> {
     Some(date.with_time(Time::from_hms(two(9)?, two(11)?, two(13)?).ok()?).assume_utc())
 }
 
-/// RFC 822's and its successors', with `GMT` or a numeric zone.
+/// RFC 822's and its successors', with `GMT`, Go's `UTC` (rclone under SigV2) or a numeric zone.
 pub(super) fn parse_mail_date(text: &str) -> Option<OffsetDateTime> {
+    let in_gmt = text.strip_suffix(" UTC").map(|rest| format!("{rest} GMT"));
+    let text = in_gmt.as_deref().unwrap_or(text);
     OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822)
         .ok()
         .or_else(|| httpdate::parse_http_date(text).ok().map(OffsetDateTime::from))
