@@ -371,9 +371,29 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
     s.wait_ssh();
     assert_eq!(s.ssh("cat /root/durable").unwrap(), "written");
     step(&mut begun, "QEMU was killed: the guest is back with what it had synced");
+
+    // libvirtd and QEMU die together, as in a loss of power but for the files.
+    let killed = qemu(id).0;
+    process::find(libvirtd).unwrap().kill();
+    Command::new("kill").args(["-9", &killed.to_string()]).status().unwrap();
+    while find_qemu(id).is_none_or(|(pid, _)| pid == killed) {
+        assert!(Instant::now() < begun + PATIENCE);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    s.wait_ssh();
+    step(&mut begun, "libvirtd and QEMU were killed together: the guest is back");
+
+    // The guest powers off while nobody looks.
+    s.node.take().unwrap().end();
     let _ = s.ssh("poweroff");
+    while find_qemu(id).is_some() {
+        assert!(Instant::now() < begun + PATIENCE);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    s.node = Some(s.world.node(&s.config, None));
     s.until(id, "off by itself", |r| r.observed == Observed::Stopped && r.guest_off);
-    step(&mut begun, "the guest powered off and stays off");
+    assert!(find_qemu(id).is_none());
+    step(&mut begun, "the guest powered off while the node was away, and stays off");
     s.want(id, |w| w.desired = Desired::Terminated);
     s.see(id, Observed::Gone);
     s.zone.rows.clear();

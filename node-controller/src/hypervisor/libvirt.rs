@@ -25,7 +25,7 @@ use virt::{
     sys,
 };
 
-use super::{DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
+use super::{DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
 
 const QUICK_THREADS: usize = 2;
 /// libvirtd works on five requests of a client at a time; more would only wait there.
@@ -48,14 +48,10 @@ impl Libvirt {
         let removed = Removed::default();
         let target = EventTarget { events, removed: removed.clone() };
         let quick = Arc::new(Link::new(uri, Some(target)));
-        watch(Arc::downgrade(&quick));
-        Ok(Self {
-            quick: Pool::new(quick, QUICK_THREADS, "libvirt-quick")?,
-            slow: Pool::new(Arc::new(Link::new(uri, None)), SLOW_THREADS, "libvirt-slow")?,
-            kind: kind.into(),
-            why: why.into(),
-            removed,
-        })
+        watch(Arc::downgrade(&quick), if kind == "kvm" { "kvm" } else { "qemu" });
+        let slow = Pool::new(Arc::new(Link::new(uri, None)), SLOW_THREADS, "libvirt-slow")?;
+        let quick = Pool::new(quick, QUICK_THREADS, "libvirt-quick")?;
+        Ok(Self { quick, slow, kind: kind.into(), why: why.into(), removed })
     }
 
     /// Runs `work` on the domain of that name; one that is not there is [`HypervisorError::Refused`].
@@ -353,11 +349,20 @@ impl Link {
     }
 }
 
-/// Opens the quick connection again when it is lost, for as long as anybody holds it: events come through it.
-fn watch(link: Weak<Link>) {
+/// Opens the quick connection again when it is lost, for as long as anybody holds it: events come through it. A new libvirtd
+/// asks QEMU for two seconds what it can do before it defines its first domain, so it is made to ask at once.
+fn watch(link: Weak<Link>, virt: &'static str) {
     std::thread::spawn(move || {
+        let mut warmed = std::ptr::null();
         while let Some(link) = link.upgrade() {
-            let _ = link.get();
+            if let Ok(open) = link.get()
+                && warmed != Arc::as_ptr(&open)
+            {
+                warmed = Arc::as_ptr(&open);
+                if let Err(e) = open.0.get_domain_capabilities(Some(EMULATOR), Some("x86_64"), Some("q35"), Some(virt), 0) {
+                    tracing::warn!(error = e.message(), "libvirt cannot say what QEMU can do");
+                }
+            }
             drop(link);
             std::thread::sleep(Duration::from_millis(500));
         }
@@ -392,9 +397,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // ------------------------------------------------------------------------------------------------ events
 
-/// Who waits for which device of which domain to be gone.
+/// Who waits for which device (domain, alias) to be gone.
+type Waiting = BTreeMap<(String, String), Vec<oneshot::Sender<()>>>;
+
 #[derive(Clone, Default)]
-struct Removed(Arc<Mutex<BTreeMap<(String, String), Vec<oneshot::Sender<()>>>>>);
+struct Removed(Arc<Mutex<Waiting>>);
 
 impl Removed {
     fn listen(&self, domain: &str, alias: &str) -> oneshot::Receiver<()> {

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use mallee_tiers::ExportAddress;
 use tokio::sync::mpsc;
 
+pub(crate) use domain::EMULATOR;
 pub use domain::{Accelerator, DomainSpec, Kernel, Nic};
 pub use libvirt::Libvirt;
 pub use simulated::{Simulated, SimulatedConfig};

@@ -25,6 +25,9 @@ use tokio::io::AsyncWriteExt;
 
 pub use source::Walrus;
 
+/// A stream that brings nothing for this long is given up, and begun again.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Where blobs come from: walrus.
 #[async_trait::async_trait]
 pub trait Blobs: Send + Sync + 'static {
@@ -120,8 +123,9 @@ impl ImageCache {
         let mut stream = self.blobs.open(&blob.digest).await?;
         let mut file = tokio::fs::File::create(part).await.map_err(ImageError::io("creating", part))?;
         let (mut hash, mut length) = (Sha256::new(), 0u64);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| ImageError::Unavailable(format!("walrus stopped sending image {}: {e}", blob.digest)))?;
+        let stopped = |e: &dyn std::fmt::Display| ImageError::Unavailable(format!("walrus stopped sending image {}: {e}", blob.digest));
+        while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(|e| stopped(&e))? {
+            let chunk = chunk.map_err(|e| stopped(&e))?;
             length += chunk.len() as u64;
             if length > blob.size {
                 return Err(ImageError::Refused(format!("image {} is longer than its row says ({} bytes)", blob.digest, blob.size)));

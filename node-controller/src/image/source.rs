@@ -40,7 +40,10 @@ impl Blobs for Walrus {
         let unavailable = |e: &dyn std::fmt::Display| ImageError::Unavailable(format!("image {digest}: {e}"));
         let walrus = self.place().await.map_err(|e| unavailable(&e))?;
         let request = Request::get("/").body(body::empty()).map_err(|e| unavailable(&e))?;
-        let response = match walrus.send(request, &mallee_tiers::blob_path(digest)).await {
+        let path = mallee_tiers::blob_path(digest);
+        let answered = tokio::time::timeout(super::SILENCE, walrus.send(request, &path)).await;
+        let answered = answered.unwrap_or_else(|_| Err(TierError::unreachable("walrus does not answer")));
+        let response = match answered {
             Ok(response) => response,
             Err(e) => {
                 // It may have moved: ask again where it is.

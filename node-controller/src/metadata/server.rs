@@ -35,6 +35,8 @@ const ORDINARY_TTL: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections of one VPC at a time; more wait in the socket's backlog, so one VPC cannot use up the process' descriptors.
 const CONNECTIONS: usize = 256;
+/// Connections of one guest at a time; one more is closed, so no guest can shut its neighbours out.
+const CONNECTIONS_OF_ONE: usize = 32;
 
 pub struct Service {
     shared: Arc<Shared>,
@@ -107,15 +109,19 @@ impl Service {
 async fn accept(listener: TcpListener, vpc: String, shared: Arc<Shared>) {
     let vpc: Arc<str> = vpc.into();
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut guests: BTreeMap<Ipv4Addr, Arc<Semaphore>> = BTreeMap::new();
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, remote)) => {
                 let IpAddr::V4(address) = remote.ip() else { continue };
+                guests.retain(|_, own| own.available_permits() < CONNECTIONS_OF_ONE);
+                let own = guests.entry(address).or_insert_with(|| Arc::new(Semaphore::new(CONNECTIONS_OF_ONE)));
+                let Ok(own) = own.clone().try_acquire_owned() else { continue };
                 let (vpc, shared) = (vpc.clone(), shared.clone());
                 tokio::spawn(async move {
                     serve(stream, &vpc, address, shared).await;
-                    drop(place);
+                    drop((own, place));
                 });
             }
             Err(e) => {
