@@ -3,15 +3,22 @@
 //!
 //! A VPC is a logical router, a subnet a logical switch, an interface a logical port, a security group a port group with
 //! ACLs, an elastic IP a `dnat_and_snat`. The rows belong to the pages in `ec2/`; [`wanted`] reads them, [`render`] turns
-//! them into northbound rows without looking at anything else, [`reconcile`] applies the difference.
+//! them into northbound rows without looking at anything else, [`plan`] is the difference to what is there, and
+//! [`reconcile`] applies it.
 
 pub mod cidr;
 pub mod default_vpc;
 pub mod mac;
+pub mod northbound;
 pub mod outside;
+pub mod plan;
+pub mod reconcile;
+pub mod render;
+pub mod wanted;
 
 pub use cidr::Cidr;
 pub use default_vpc::create_default_vpc;
+pub use reconcile::{Network, drive};
 
 use mallee_aws::id::InstanceId;
 use mallee_store::Tx;

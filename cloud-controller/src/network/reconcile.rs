@@ -1,0 +1,279 @@
+//! Makes OVN's northbound database match the rows, in one transaction per pass.
+//!
+//! A pass reads the rows, renders them, compares with a replica of the database and applies the difference. It is woken
+//! when rows changed, by the clock, and by any change of the watched tables that it did not make itself, so what is changed
+//! by hand is put right at once. The database may go away at any time: the next pass connects again.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate};
+use mallee_service::{Faults, PassReport, Poke, Reconciler};
+use mallee_store::Store;
+use tokio::sync::{Mutex, Notify};
+
+use super::{
+    northbound::Table,
+    plan::{Plan, plan},
+    render::{Outside, render},
+    wanted,
+};
+use crate::{Cloud, Refusal, config};
+
+const DATABASE: &str = "OVN_Northbound";
+const GLOBAL: &str = "NB_Global";
+/// How long one exchange with the database may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long northd may leave what was written alone.
+const NORTHD_PATIENCE: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(30);
+
+const FAULT_UNREACHABLE: &str = "network.northbound";
+const FAULT_NORTHD: &str = "network.northd";
+const FAULT_CHASSIS: &str = "network.gateway-chassis";
+
+/// The network's reconciler.
+pub struct Network {
+    config: config::Network,
+    store: Store,
+    faults: Faults,
+    poke: Poke,
+    session: Mutex<Option<Session>>,
+    /// A pass wants the session: whoever waits for updates lets it go.
+    wanted: Notify,
+}
+
+/// One connection with what is known through it.
+struct Session {
+    client: Client,
+    replica: Replica,
+    monitor: Monitor,
+    /// Since when northd lags behind what was written.
+    behind: Option<Instant>,
+}
+
+/// How far what was written has got: numbers that only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Raised with every transaction of a pass.
+    pub written: i64,
+    /// What northd has compiled.
+    pub compiled: i64,
+    /// What every chassis has in its switch.
+    pub effective: i64,
+}
+
+/// Starts the reconciler. Without a northbound database in the configuration there is nothing to drive.
+pub fn drive(cloud: &Arc<Cloud>) -> Option<mallee_service::Driven> {
+    cloud.config.network.northbound.as_ref()?;
+    let network = Network::new(&cloud.config.network, &cloud.store, &cloud.faults, &cloud.pokes.network);
+    Some(network.drive())
+}
+
+impl Network {
+    pub fn new(config: &config::Network, store: &Store, faults: &Faults, poke: &Poke) -> Arc<Self> {
+        Arc::new(Self {
+            config: config.clone(),
+            store: store.clone(),
+            faults: faults.clone(),
+            poke: poke.clone(),
+            session: Mutex::new(None),
+            wanted: Notify::new(),
+        })
+    }
+
+    /// Runs it until the runtime ends.
+    pub fn drive(self: Arc<Self>) -> mallee_service::Driven {
+        tokio::spawn(watch(self.clone()));
+        let poke = self.poke.clone();
+        mallee_service::drive(self, poke, EVERY)
+    }
+
+    /// One pass; the plan that was carried out.
+    async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
+        let outside = Outside::of(&self.config).map_err(why)?;
+        let rows = self.store.read("read the network", wanted::read).await.map_err(why)?;
+        let content = render(&rows, &outside);
+        self.wanted.notify_one();
+        let mut held = self.session.lock().await;
+        // Taken out while it is used: a pass that is given up half-way leaves no session in an unknown state.
+        let mut session = match held.take() {
+            Some(session) => session,
+            None => connect(socket).await?,
+        };
+        session.catch_up()?;
+        let plan = plan(&content, &session.replica);
+        if !plan.is_empty() {
+            session.apply(&plan).await?;
+        }
+        let behind = session.northd_is_behind();
+        *held = Some(session);
+        drop(held);
+        if behind {
+            self.faults.raise(
+                FAULT_NORTHD,
+                "ovn-northd does not take up what is written to the northbound database",
+                "See whether ovn-northd runs, and its log",
+            );
+        } else {
+            self.faults.clear(FAULT_NORTHD);
+        }
+        if outside.chassis.is_empty() && !rows.vpcs.is_empty() {
+            self.faults.raise(
+                FAULT_CHASSIS,
+                "No chassis carries the routers' outer ports: elastic IPs and the way out do not work",
+                "Set network.gateway_chassis in the cloud-controller's configuration",
+            );
+        } else {
+            self.faults.clear(FAULT_CHASSIS);
+        }
+        Ok(plan)
+    }
+
+    /// What northd and the chassis say they have done. None: not connected.
+    pub async fn progress(&self) -> Option<Progress> {
+        self.wanted.notify_one();
+        let mut held = self.session.lock().await;
+        let session = held.as_mut()?;
+        session.catch_up().ok()?;
+        session.progress()
+    }
+}
+
+#[async_trait::async_trait]
+impl Reconciler for Network {
+    fn name(&self) -> &'static str {
+        "network"
+    }
+
+    async fn pass(&self) -> PassReport {
+        let Some(socket) = self.config.northbound.clone() else { return PassReport::default() };
+        let done = match tokio::time::timeout(PATIENCE, self.reconcile(&socket)).await {
+            Ok(done) => done,
+            Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        };
+        match done {
+            Ok(plan) => {
+                self.faults.clear(FAULT_UNREACHABLE);
+                if !plan.is_empty() {
+                    tracing::info!(
+                        network.inserted = plan.inserted,
+                        network.updated = plan.updated,
+                        network.deleted = plan.deleted,
+                        "the northbound database was changed"
+                    );
+                }
+                let mut report = PassReport::changed(plan.changes() as u64);
+                // Then it can be told whether northd has taken it up.
+                report.again = (!plan.is_empty()).then_some(NORTHD_PATIENCE + Duration::from_secs(1));
+                report
+            }
+            Err(error) => {
+                self.faults.raise(
+                    FAULT_UNREACHABLE,
+                    format!("OVN's northbound database at {} cannot be kept right: {error}", socket.display()),
+                    "Running instances keep their network. See whether its ovsdb-server runs (`mallee status`)",
+                );
+                let mut report = PassReport::default();
+                report.error(error);
+                report
+            }
+        }
+    }
+}
+
+fn why(refusal: Refusal) -> String {
+    refusal.cause.unwrap_or(refusal.answer.message)
+}
+
+async fn connect(socket: &Path) -> Result<Session, String> {
+    let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
+    let mut tables: Vec<MonitorTable> =
+        Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
+    tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg"]));
+    let (replica, monitor) = client.replicate(DATABASE, tables).await.map_err(|e| e.to_string())?;
+    Ok(Session { client, replica, monitor, behind: None })
+}
+
+impl Session {
+    /// Takes the updates that have come, without waiting for any.
+    fn catch_up(&mut self) -> Result<(), String> {
+        use futures_util::FutureExt;
+        while let Some(updates) = self.monitor.next().now_or_never() {
+            self.replica.apply(updates.map_err(|e| e.to_string())?);
+        }
+        Ok(())
+    }
+
+    /// The whole plan in one transaction, with a number that northd and the chassis pass on when they have done it.
+    async fn apply(&mut self, plan: &Plan) -> Result<(), String> {
+        let mut ops = plan.ops.clone();
+        // A database that nobody has touched has no such row yet; northd makes it.
+        if self.progress().is_some() {
+            ops.push(Op::mutate(GLOBAL, [], "nb_cfg", "+=", 1));
+        }
+        ops.push(Op::comment("mallee cloud-controller"));
+        self.client.transact(DATABASE, ops).await.map_err(|e| e.to_string())?;
+        // The updates of a transaction come before its answer.
+        self.catch_up()
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        let (_, row) = self.replica.rows(GLOBAL).next()?;
+        Some(Progress {
+            written: row.integer("nb_cfg").unwrap_or_default(),
+            compiled: row.integer("sb_cfg").unwrap_or_default(),
+            effective: row.integer("hv_cfg").unwrap_or_default(),
+        })
+    }
+
+    fn northd_is_behind(&mut self) -> bool {
+        let behind = self.progress().is_none_or(|p| p.compiled < p.written);
+        let since = behind.then(|| *self.behind.get_or_insert_with(Instant::now));
+        self.behind = since;
+        since.is_some_and(|since| since.elapsed() > NORTHD_PATIENCE)
+    }
+}
+
+/// Whether updates are about more than the counters northd and the chassis keep.
+fn concerns_us(updates: &[RowUpdate]) -> bool {
+    updates.iter().any(|update| update.table != GLOBAL)
+}
+
+/// Between passes: follows the database, and wakes the reconciler when somebody else changed it or it went away.
+async fn watch(network: Arc<Network>) {
+    loop {
+        let mut held = network.session.lock().await;
+        let Some(session) = held.as_mut() else {
+            drop(held);
+            // Nothing to follow until a pass has connected, and that pass says so when it wants the session.
+            network.wanted.notified().await;
+            tokio::task::yield_now().await;
+            continue;
+        };
+        tokio::select! {
+            biased;
+            () = network.wanted.notified() => {}
+            updates = session.monitor.next() => match updates {
+                Ok(updates) => {
+                    let ours = concerns_us(&updates);
+                    session.replica.apply(updates);
+                    if ours {
+                        network.poke.poke();
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("the connection to the northbound database ended: {error}");
+                    *held = None;
+                    network.poke.poke();
+                }
+            },
+        }
+        drop(held);
+        // The lock is fair, but a pass that is about to ask for it must get to run.
+        tokio::task::yield_now().await;
+    }
+}
