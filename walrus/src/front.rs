@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mallee_aws::{
     AwsError, Protocol, document,
@@ -161,7 +161,7 @@ fn settle(walrus: &Walrus, parts: &http::request::Parts, now: i64) -> Result<Set
             let (principal, verified) = verify(walrus, &presented, now)?;
             (principal, Some(verified))
         }
-        None => (Principal::Anonymous, unsigned(&parts.headers)?),
+        None => (Principal::Anonymous, unsigned(parts)?),
     };
     let target = Target::of(parts.uri.path(), bucket)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
@@ -196,14 +196,9 @@ pub fn verify(walrus: &Walrus, presented: &Presented, now: i64) -> Result<(Princ
     Ok((Principal::Account(holder.account.clone()), verified))
 }
 
-/// What nobody signed may still say how its body comes: SDKs without credentials send aws-chunked too.
-fn unsigned(headers: &HeaderMap) -> Result<Option<Verified>, Error> {
-    let said = headers.get("x-amz-content-sha256").and_then(|value| value.to_str().ok());
-    let payload = match said {
-        Some("STREAMING-UNSIGNED-PAYLOAD-TRAILER") => signature::Payload::UnsignedTrailer,
-        Some(said) if said.starts_with("STREAMING-") => return Err(refuse::access_denied()),
-        _ => return Ok(None),
-    };
+/// What nobody signed may still say how its body comes, and what it is: SDKs without credentials do.
+fn unsigned(parts: &http::request::Parts) -> Result<Option<Verified>, Error> {
+    let payload = signature::anonymous_payload(parts)?;
     let access_key = "anonymous".parse()?;
     Ok(Some(Verified { access_key, route: Route::S3, method: signature::Method::V4Header, payload, chunk_key: None }))
 }
