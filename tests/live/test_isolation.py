@@ -1,0 +1,148 @@
+"""A guest is who it is: it cannot use another's address, and metadata answers by who asks, not by what is said."""
+
+import subprocess
+import sys
+
+import pytest
+
+from waiting import until
+
+TOKEN = "X-aws-ec2-metadata-token"
+
+
+def http(guest, request, source=None):
+    """One raw HTTP/1.0 exchange with the metadata service; the status line, or nothing when nothing answered."""
+    bound = f"-s {source} " if source else ""
+    lines = request.replace("\n", "\\r\\n")
+    return guest.run(f"printf '{lines}\\r\\n\\r\\n' | timeout 5 nc -w 3 {bound}169.254.169.254 80 | tr -d '\\r'", check=False)
+
+
+def test_metadata_by_token_and_without(guest):
+    assert guest.run("imds meta-data/instance-id") == guest.id
+    plain = http(guest, "GET /latest/meta-data/instance-id HTTP/1.0")
+    assert plain.splitlines()[0].split()[1] == "200" and plain.endswith(guest.id)
+    wrong = http(guest, f"GET /latest/meta-data/instance-id HTTP/1.0\n{TOKEN}: AQAEwrong")
+    assert wrong.splitlines()[0].split()[1] == "401"
+
+
+def test_a_forwarded_request_gets_no_token(guest):
+    put = "PUT /latest/api/token HTTP/1.0\nX-aws-ec2-metadata-token-ttl-seconds: 60\nContent-Length: 0"
+    assert http(guest, put).splitlines()[0].split()[1] == "200"
+    forwarded = http(guest, f"{put}\nX-Forwarded-For: 10.0.0.1")
+    assert forwarded.splitlines()[0].split()[1] == "403"
+    assert guest.run("imds meta-data/instance-id") == guest.id
+
+
+def test_a_header_names_nobody(guest, launch):
+    """What a header claims is not who asks."""
+    other = launch()
+    private = other.described()["PrivateIpAddress"]
+    answer = http(guest, f"GET /latest/meta-data/instance-id HTTP/1.0\nX-Forwarded-For: {private}\nX-Instance-ID: {other.id}")
+    assert other.id not in answer
+
+
+def test_a_token_is_needed_where_it_is_required(launch):
+    guest = launch(MetadataOptions={"HttpTokens": "required"})
+    guest.wait()
+    plain = http(guest, "GET /latest/meta-data/instance-id HTTP/1.0")
+    assert plain.splitlines()[0].split()[1] == "401"
+    assert guest.run("imds meta-data/instance-id") == guest.id
+
+
+def test_a_token_of_another_instance_is_worth_nothing(guest, launch):
+    other = launch()
+    other.wait()
+    put = "PUT /latest/api/token HTTP/1.0\nX-aws-ec2-metadata-token-ttl-seconds: 60\nContent-Length: 0"
+    stolen = http(other, put).splitlines()[-1]
+    answer = http(guest, f"GET /latest/meta-data/instance-id HTTP/1.0\n{TOKEN}: {stolen}")
+    assert answer.splitlines()[0].split()[1] == "401"
+
+
+SNIFF = """
+import socket, sys, time
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+link.bind((sys.argv[1], 0))
+link.settimeout(20)
+print("ready", flush=True)
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    frame = link.recv(2048)
+    packet = frame[14:]
+    if frame[12:14] == b"\\x08\\x00" and packet[9] == 6 and packet[12:16] == bytes([169, 254, 169, 254]):
+        header = (packet[0] & 15) * 4
+        data = packet[header + (packet[header + 12] >> 4) * 4 : int.from_bytes(packet[2:4], "big")]
+        if data.startswith(b"HTTP/"):
+            print(packet[8], flush=True)
+            break
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_answer_with_a_token_travels_as_many_hops_as_allowed(limit, cloud, guest, ec2):
+    """A container behind the guest is one hop more. The packet's time to live is read where it enters the guest."""
+    ec2.modify_instance_metadata_options(InstanceId=guest.id, HttpPutResponseHopLimit=limit)
+    applied = lambda: guest.described()["MetadataOptions"]["HttpPutResponseHopLimit"] == limit
+    until("the limit is set", applied)
+    tap = cloud.virsh("domiflist", guest.id).split()[0]
+    put = "PUT /latest/api/token HTTP/1.0\nX-aws-ec2-metadata-token-ttl-seconds: 60\nContent-Length: 0"
+
+    def seen():
+        command = ["ip", "netns", "exec", cloud.namespace, sys.executable, "-c", SNIFF, tap]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sniffer:
+            assert sniffer.stdout.readline() == "ready\n"
+            assert http(guest, put)
+            return int(sniffer.stdout.readline())
+
+    until(f"the time to live is {limit}", lambda: seen() == limit)
+
+
+def test_a_guest_cannot_use_an_address_that_is_not_its_own(guest, launch):
+    victim = launch()
+    victim.wait()
+    stolen, own = victim.described()["PrivateIpAddress"], guest.described()["PrivateIpAddress"]
+    request = "GET /latest/meta-data/instance-id HTTP/1.0"
+    guest.run(f"ip addr add {stolen}/32 dev eth0")
+    try:
+        assert guest.id in http(guest, request, source=own)
+        assert http(guest, request, source=stolen) == ""
+        # Nor does anybody learn that the address lives here now.
+        assert victim.run("hostname") != guest.run("hostname")
+    finally:
+        guest.run(f"ip addr del {stolen}/32 dev eth0")
+    assert victim.run("imds meta-data/instance-id") == victim.id
+
+
+def test_a_guest_cannot_use_a_hardware_address_that_is_not_its_own(guest):
+    """It tries for some seconds and comes back; what it saw meanwhile is read afterwards."""
+    own = guest.run("cat /sys/class/net/eth0/address")
+    route = guest.run("ip route show default")
+    guest.start(
+        "exec >/tmp/spoof 2>&1; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:99; ip link set eth0 up;"
+        f"ip route add {route}; sleep 1; printf 'GET /latest/meta-data/instance-id HTTP/1.0\\r\\n\\r\\n' | timeout 4 nc -w 3 169.254.169.254 80;"
+        f"ip link set eth0 down; ip link set eth0 address {own}; ip link set eth0 up; ip route add {route}; echo done"
+    )
+    seen = until("the guest is back", lambda: guest.run("grep -q done /tmp/spoof && cat /tmp/spoof", check=False))
+    assert guest.id not in seen
+
+
+def test_another_account_sees_nothing_and_can_do_nothing(guest, other, cloud):
+    assert other.describe_instances()["Reservations"] == []
+    calls = {
+        "describe_instances": {"InstanceIds": [guest.id]},
+        "terminate_instances": {"InstanceIds": [guest.id]},
+        "stop_instances": {"InstanceIds": [guest.id]},
+        "get_console_output": {"InstanceId": guest.id},
+    }
+    for operation, parameters in calls.items():
+        with pytest.raises(other.exceptions.ClientError) as theirs:
+            getattr(other, operation)(**parameters)
+        nothing = {name: ([no_such(one) for one in value] if isinstance(value, list) else no_such(value)) for name, value in parameters.items()}
+        with pytest.raises(other.exceptions.ClientError) as unknown:
+            getattr(other, operation)(**nothing)
+        theirs, unknown = theirs.value.response["Error"], unknown.value.response["Error"]
+        assert theirs["Code"] == unknown["Code"] == "InvalidInstanceID.NotFound", operation
+        assert theirs["Message"].replace(guest.id, "") == unknown["Message"].replace(no_such(guest.id), ""), operation
+
+
+def no_such(id):
+    return f"{id.split('-')[0]}-{'0' * 17}"
