@@ -17,7 +17,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{NodeProcess, PATIENCE, World, Zone, blob};
 use mallee_engines::{Engines, EnginesConfig, NamespaceConfig, Supervisor, process};
 use mallee_tiers::{
-    Boot, ConsoleAsked, Desired, Export, ExportAddress, Instance, InstanceReport, Interface, Metadata, Observed, VolumeAttachment, VpcLink,
+    Boot, ConsoleAsked, Desired, Export, ExportAddress, Instance, InstanceReport, Interface, Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
 };
 use uuid::Uuid;
 
@@ -405,5 +405,55 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
     step(&mut begun, "terminated; no tap is left");
     daemon.kill().unwrap();
     daemon.wait().unwrap();
+    s.node.take().unwrap().end();
+    killed_at_any_moment(s, mini, &public);
+}
+
+/// The daemon itself, killed with -9 again and again on the way up and on the way down: one guest, then none.
+fn killed_at_any_moment(mut s: Stage, mini: &Path, public: &str) {
+    let id = "i-00000000000000003";
+    let mut begun = Instant::now();
+    s.node = Some(s.world.daemon(&s.config));
+    s.want(id, guest(mini, false, public));
+    for ms in [0, 3, 6, 9, 12, 20, 40, 100, 200, 300] {
+        std::thread::sleep(Duration::from_millis(ms));
+        s.node.take().unwrap().end();
+        s.node = Some(s.world.daemon(&s.config));
+    }
+    s.see(id, Observed::Running);
+    s.wait_ssh();
+    let status = s.world.runtime.block_on(s.zone.client(s.node()).status(&StatusAsked {})).unwrap();
+    step(&mut begun, &format!("killed ten times on the way up: SSH answers; {} on {}", status.hypervisor, status.hypervisor_reason));
+    println!("            node-controller: {} KiB; engines: {:?}", status.tier.rss_kib, status.engines.iter().map(|e| (&e.name, e.rss_kib, &e.version)).collect::<Vec<_>>());
+    s.want(id, |w| w.desired = Desired::Terminated);
+    for ms in [0, 5, 20, 300, 1000, 5] {
+        std::thread::sleep(Duration::from_millis(ms));
+        s.node.take().unwrap().end();
+        s.node = Some(s.world.daemon(&s.config));
+    }
+    s.see(id, Observed::Gone);
+    assert!(find_qemu(id).is_none());
+    assert!(!s.world.dir.join("node/instances").join(id).exists());
+    step(&mut begun, "killed six times on the way down: nothing is left");
+
+    // Several at once.
+    let ids: Vec<String> = (0..6).map(|n| format!("i-0000000000000001{n}")).collect();
+    for id in &ids {
+        s.zone.want(id, guest(mini, false, public));
+        s.zone.rows.get_mut(id).unwrap().interfaces.clear();
+    }
+    s.send();
+    for id in &ids {
+        s.see(id, Observed::Running);
+    }
+    step(&mut begun, "six at once run");
+    for id in &ids {
+        s.zone.want(id, |w| w.desired = Desired::Terminated);
+    }
+    s.send();
+    for id in &ids {
+        s.see(id, Observed::Gone);
+    }
+    step(&mut begun, "six at once are gone");
     s.node.take().unwrap().end();
 }

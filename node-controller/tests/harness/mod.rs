@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
+    process::{Child, Command},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -64,16 +66,40 @@ impl World {
 
     /// A node in a runtime of its own, which can be ended like a process.
     pub fn node(&self, config: &str, simulated: Option<Simulated>) -> NodeProcess {
-        let state = self.dir.join("node");
-        let text = format!(
-            "name = 'n1'\nzone = '{ZONE}'\nstate = '{}'\nlisten = ['127.0.0.1:0']\ncloud_controller = '127.0.0.1:1'\n{config}",
-            state.display()
-        );
-        let config: Config = toml::from_str(&text).unwrap();
+        let config: Config = toml::from_str(&self.config("127.0.0.1:0", config)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let parts = Parts { identity: Some(self.identity(Role::NodeController, "n1")), simulated, ..Parts::default() };
         let running = runtime.block_on(start(config, parts)).unwrap();
-        NodeProcess { runtime, running }
+        let address = running.addresses[0].to_string();
+        NodeProcess { address, life: Life::Here(runtime, Box::new(running)) }
+    }
+
+    fn config(&self, listen: &str, more: &str) -> String {
+        let state = self.dir.join("node");
+        format!(
+            "name = 'n1'\nzone = '{ZONE}'\nstate = '{}'\nlisten = ['{listen}']\ncloud_controller = '127.0.0.1:1'\n{more}",
+            state.display()
+        )
+    }
+
+    /// The daemon itself, which can be killed.
+    pub fn daemon(&self, config: &str) -> NodeProcess {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let file = self.dir.join("node.toml");
+        std::fs::write(&file, self.config(&address, config)).unwrap();
+        self.identity(Role::NodeController, "n1");
+        let (from, to) = (self.dir.join("tls-n1"), self.dir.join("node/tls"));
+        std::fs::create_dir_all(&to).unwrap();
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+        let child = Command::new(env!("CARGO_BIN_EXE_node-controller")).arg("--config").arg(&file).spawn().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(&address).is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        NodeProcess { address, life: Life::Daemon(child) }
     }
 
     pub fn zone(&self) -> Zone {
@@ -82,15 +108,35 @@ impl World {
 }
 
 pub struct NodeProcess {
-    runtime: Runtime,
-    pub running: Running,
+    address: String,
+    life: Life,
+}
+
+enum Life {
+    Here(Runtime, Box<Running>),
+    Daemon(Child),
 }
 
 impl NodeProcess {
     pub fn end(self) {
-        let Self { runtime, running } = self;
-        drop(running);
-        runtime.shutdown_timeout(Duration::from_secs(5));
+        match self.life {
+            Life::Here(runtime, running) => {
+                drop(running);
+                runtime.shutdown_timeout(Duration::from_secs(5));
+            }
+            // SIGKILL.
+            Life::Daemon(mut child) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        match &self.life {
+            Life::Here(..) => std::process::id(),
+            Life::Daemon(child) => child.id(),
+        }
     }
 }
 
@@ -121,8 +167,7 @@ pub struct Zone {
 
 impl Zone {
     pub fn client(&self, node: &NodeProcess) -> NodeClient {
-        let address = node.running.addresses[0].to_string();
-        NodeClient::new(Arc::new(TierHttp::new(&self.identity, &address, Role::NodeController, "n1").unwrap()))
+        NodeClient::new(Arc::new(TierHttp::new(&self.identity, &node.address, Role::NodeController, "n1").unwrap()))
     }
 
     /// Changes one wish, as a newer generation.
