@@ -84,6 +84,11 @@ impl Known {
     }
 }
 
+/// The services that are known by name and not served, for the documentation.
+pub fn not_served() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().filter(|known| known.served.is_none()).map(|known| known.scope)
+}
+
 /// The service of a Query request. `scope` is the service the signature names, if it names one.
 pub fn query(path: &str, scope: Option<&str>, params: &Params) -> Route {
     let action = params.action().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use mallee_cloud_controller::{bootstrap, ec2, route, service::Service, sts};
-use mallee_walrus::{Does, OPERATIONS, On};
+use mallee_walrus::operation::{Does, OPERATIONS, On};
 
 /// Services with the name people know them by.
 pub const SERVICES: &[(&str, &Service)] =

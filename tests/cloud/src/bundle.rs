@@ -118,7 +118,15 @@ impl Bundle {
             let mut headers = HeaderMap::new();
             headers.insert("x-amz-acl", HeaderValue::from_static("aws-exec-read"));
             let target = format!("/{bucket}/{name}");
-            let put = client.send(client.objects, "s3", Method::PUT, &target, headers, bytes.clone().into(), Signed::Properly);
+            let put = client.send(
+                client.objects,
+                "s3",
+                Method::PUT,
+                &target,
+                headers,
+                bytes.clone().into(),
+                Signed::Properly,
+            );
             put.await.unwrap_or_else(|e| panic!("{target}: {e}")).ok();
         }
         format!("{bucket}/{}", self.manifest_name)

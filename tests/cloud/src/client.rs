@@ -113,7 +113,11 @@ impl Client {
     /// Like [`Client::query`], for a front that may be down.
     pub async fn try_query(&self, service: &str, form: &str, signed: Signed) -> Result<Answer, String> {
         let version = if service == "sts" { "2011-06-15" } else { "2016-11-15" };
-        let versioned = if format!("&{form}").contains("&Version=") { form.to_owned() } else { format!("{form}&Version={version}") };
+        let versioned = if format!("&{form}").contains("&Version=") {
+            form.to_owned()
+        } else {
+            format!("{form}&Version={version}")
+        };
         let mut headers = HeaderMap::new();
         let form_type = HeaderValue::from_static("application/x-www-form-urlencoded; charset=utf-8");
         headers.insert(header::CONTENT_TYPE, form_type);
@@ -199,7 +203,8 @@ impl Client {
         ]);
         pairs.sort();
         let canonical = pairs.join("&");
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.key.secret.expose().as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(self.key.secret.expose().as_bytes()).unwrap_or_else(|e| panic!("{e}"));
         mac.update(format!("{method}\n{to}\n{target}\n{canonical}").as_bytes());
         format!("{canonical}&Signature={}", percent_encode(base64(&mac.finalize().into_bytes()).as_bytes()))
     }
@@ -208,7 +213,8 @@ impl Client {
     fn header_v2(&self, request: &mut Request<()>) -> Result<(), String> {
         let date = httpdate::fmt_http_date(std::time::SystemTime::now());
         let to_sign = format!("{}\n\n\n{date}\n{}", request.method(), request.uri().path());
-        let mut mac = Hmac::<sha1::Sha1>::new_from_slice(self.key.secret.expose().as_bytes()).map_err(|e| e.to_string())?;
+        let mut mac =
+            Hmac::<sha1::Sha1>::new_from_slice(self.key.secret.expose().as_bytes()).map_err(|e| e.to_string())?;
         mac.update(to_sign.as_bytes());
         let authorization = format!("AWS {}:{}", self.key.access_key, base64(&mac.finalize().into_bytes()));
         let headers = request.headers_mut();
@@ -225,7 +231,8 @@ fn base64(bytes: &[u8]) -> String {
 
 /// `Name=value` pairs as a form.
 pub fn form(pairs: &[(&str, &str)]) -> String {
-    let encoded: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={}", percent_encode(value.as_bytes()))).collect();
+    let encoded: Vec<String> =
+        pairs.iter().map(|(name, value)| format!("{name}={}", percent_encode(value.as_bytes()))).collect();
     encoded.join("&")
 }
 

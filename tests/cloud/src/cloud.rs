@@ -15,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-use mallee_service::{AdminSocket, Clock};
+use mallee_node_controller::hypervisor::{Simulated, SimulatedConfig};
+use mallee_service::{Clock, tiers::AdminSocket};
 use mallee_tiers::{AccountCreate, AdminClient, CloudStatus, Role, StatusAsked, TokenAsked, WhyAsked};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
@@ -119,6 +120,7 @@ pub struct Cloud {
     base_port: u16,
     dir: tempfile::TempDir,
     running: Mutex<BTreeMap<Tier, Running>>,
+    machines: Mutex<BTreeMap<Tier, Simulated>>,
     user: OnceCell<Client>,
     image: OnceCell<String>,
 }
@@ -145,19 +147,27 @@ impl Cloud {
     pub async fn start_with(options: Options) -> Self {
         if options.processes {
             let program = binary(Tier::CloudController);
-            assert!(program.exists(), "{} is not built: `cargo build --bins` first, as tools/test does", program.display());
+            assert!(
+                program.exists(),
+                "{} is not built: `cargo build --bins` first, as tools/test does",
+                program.display()
+            );
         }
         let pid = std::process::id();
         // Process ids have 22 bits here, as has what is below 127.64.
-        let address = format!("127.{}.{}.{}", 64 + (pid >> 16 & 63), pid >> 8 & 255, pid & 255);
+        let address = format!("127.{}.{}.{}", 64 + ((pid >> 16) & 63), (pid >> 8) & 255, pid & 255);
         let base_port = 10_000 + 100 * CLOUDS.fetch_add(1, Ordering::SeqCst);
-        let dir = tempfile::Builder::new().prefix("mallee-test-").tempdir().unwrap_or_else(|e| panic!("a folder for the cloud: {e}"));
+        let dir = tempfile::Builder::new()
+            .prefix("mallee-test-")
+            .tempdir()
+            .unwrap_or_else(|e| panic!("a folder for the cloud: {e}"));
         let cloud = Self {
             options,
             address,
             base_port,
             dir,
             running: Mutex::default(),
+            machines: Mutex::default(),
             user: OnceCell::new(),
             image: OnceCell::new(),
         };
@@ -241,7 +251,8 @@ impl Cloud {
         let running = if self.options.processes {
             Running::Process(self.spawn(tier, &config))
         } else {
-            Running::Here(start_here(tier, config, self.options.clock.clone()).await)
+            let machine = matches!(tier, Tier::Node(..)).then(|| self.machine(tier));
+            Running::Here(start_here(tier, config, self.options.clock.clone(), machine).await)
         };
         self.lock().insert(tier, running);
         let address = self.address_of(tier);
@@ -300,6 +311,25 @@ impl Cloud {
         ending.await.unwrap_or_else(|e| panic!("ending {tiers:?}: {e}"));
     }
 
+    /// The simulated machine under a node: its guests outlive the node-controller, as real ones do. Not of processes: there
+    /// the machine is in the node-controller's memory, and killing that is a power cut.
+    pub fn machine(&self, node: Tier) -> Simulated {
+        let mut machines = self.machines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        machines.entry(node).or_insert_with(|| Simulated::new(SimulatedConfig::default())).clone()
+    }
+
+    /// How often an instance was started, on all nodes together.
+    pub fn boots(&self, id: &str) -> u32 {
+        let machines = self.machines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        machines.values().map(|machine| machine.boots(id)).sum()
+    }
+
+    /// How many guests run, on all nodes together.
+    pub fn guests(&self) -> usize {
+        let machines = self.machines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        machines.values().map(Simulated::running).sum()
+    }
+
     /// Kills and starts again.
     pub async fn restart(&self, tiers: &[Tier]) {
         self.kill(tiers).await;
@@ -333,7 +363,8 @@ impl Cloud {
 
     /// Until every tier registered and answers, and every node is up.
     pub async fn wait_for_everybody(&self) {
-        let (tiers, nodes) = (self.tiers().len() - self.options.zones * self.options.nodes, self.options.zones * self.options.nodes);
+        let (tiers, nodes) =
+            (self.tiers().len() - self.options.zones * self.options.nodes, self.options.zones * self.options.nodes);
         eventually("every tier is registered and every node is up", || async {
             let status = self.admin().status(&StatusAsked::default()).await.ok()?;
             let answering = status.tiers.iter().filter(|tier| tier.status.is_some()).count();
@@ -389,9 +420,8 @@ impl Cloud {
 
     /// The certificate bundles are made for.
     pub async fn bundling_certificate(&self) -> String {
-        let asked = mallee_tiers::AccountAsked { name: "alice".into() };
-        self.user().await;
-        let keys = self.admin().account_keys(&asked).await.unwrap_or_else(|e| panic!("keys of alice: {e}"));
+        let asked = AccountCreate { name: "alice".into(), ensure: true };
+        let keys = self.admin().account_create(&asked).await.unwrap_or_else(|e| panic!("keys of alice: {e}"));
         keys.cloud_certificate_pem
     }
 
@@ -492,7 +522,7 @@ fn binary(tier: Tier) -> PathBuf {
 }
 
 /// On a runtime of its own, so that it can be ended like a process.
-async fn start_here(tier: Tier, config: String, clock: Clock) -> Runtime {
+async fn start_here(tier: Tier, config: String, clock: Clock, simulated: Option<Simulated>) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name(tier.program())
@@ -505,9 +535,16 @@ async fn start_here(tier: Tier, config: String, clock: Clock) -> Runtime {
                 mallee_cloud_controller::start(read(&config)?, clock).await.map(drop).map_err(|e| e.to_string())
             }
             Tier::Walrus => mallee_walrus::start(read(&config)?).await.map(drop).map_err(|e| e.to_string()),
-            Tier::Cluster(_) => mallee_cluster_controller::start(read(&config)?).await.map(drop).map_err(|e| e.to_string()),
-            Tier::Storage(_) => mallee_storage_controller::start(read(&config)?).await.map(drop).map_err(|e| e.to_string()),
-            Tier::Node(..) => mallee_node_controller::start(read(&config)?).await.map(drop).map_err(|e| e.to_string()),
+            Tier::Cluster(_) => {
+                mallee_cluster_controller::start(read(&config)?).await.map(drop).map_err(|e| e.to_string())
+            }
+            Tier::Storage(_) => {
+                mallee_storage_controller::start(read(&config)?).await.map(drop).map_err(|e| e.to_string())
+            }
+            Tier::Node(..) => {
+                let parts = mallee_node_controller::Parts { simulated, ..Default::default() };
+                mallee_node_controller::start(read(&config)?, parts).await.map(drop).map_err(|e| e.to_string())
+            }
         }
     });
     match started.await {

@@ -31,7 +31,8 @@ fn pieces(mut text: &str) -> Vec<Piece<'_>> {
             found.push(Piece::Name(name));
             text = rest;
         } else {
-            let special = |(at, char): (usize, char)| (at > 0 && (char == '…' || name_at(&text[at..]).is_some())).then_some(at);
+            let special =
+                |(at, char): (usize, char)| (at > 0 && (char == '…' || name_at(&text[at..]).is_some())).then_some(at);
             let end = text.char_indices().find_map(special).unwrap_or(text.len());
             found.push(Piece::Literal(&text[..end]));
             text = &text[end..];
@@ -47,7 +48,9 @@ pub fn substitute(text: &str, bindings: &Bindings) -> Result<String, String> {
         match piece {
             Piece::Literal(literal) => out.push_str(literal),
             Piece::Anything => out.push('…'),
-            Piece::Name(name) => out.push_str(bindings.get(name).ok_or_else(|| format!("{{{name}}} has no value yet"))?),
+            Piece::Name(name) => {
+                out.push_str(bindings.get(name).ok_or_else(|| format!("{{{name}}} has no value yet"))?)
+            }
         }
     }
     Ok(out)
@@ -98,7 +101,8 @@ pub fn element_fits(expected: &Element, element: &Element, bindings: &mut Bindin
             .zip(&element.attributes)
             .all(|(wanted, got)| wanted.0 == got.0 && text_fits(&wanted.1, &got.1, &mut trial));
     // `<a>…</a>` is any text or none; `<a>` with a text pattern is about all its text.
-    let fits = expected.name == element.name && attributes && children_fit(&expected.children, &element.children, &mut trial);
+    let fits =
+        expected.name == element.name && attributes && children_fit(&expected.children, &element.children, &mut trial);
     if fits {
         *bindings = trial;
     }
@@ -109,16 +113,14 @@ fn children_fit(expected: &[Node], children: &[Node], bindings: &mut Bindings) -
     match (expected.split_first(), children.split_first()) {
         (None, None) => true,
         (None, Some(_)) => false,
-        (Some((Node::Text(skip), rest)), _) if skip == "…" => {
-            (0..=children.len()).any(|skipped| {
-                let mut trial = bindings.clone();
-                let fits = children_fit(rest, &children[skipped..], &mut trial);
-                if fits {
-                    *bindings = trial;
-                }
-                fits
-            })
-        }
+        (Some((Node::Text(skip), rest)), _) if skip == "…" => (0..=children.len()).any(|skipped| {
+            let mut trial = bindings.clone();
+            let fits = children_fit(rest, &children[skipped..], &mut trial);
+            if fits {
+                *bindings = trial;
+            }
+            fits
+        }),
         (Some(_), None) => false,
         (Some((wanted, more_wanted)), Some((got, more))) => {
             let fits = match (wanted, got) {
@@ -140,7 +142,11 @@ pub fn diff(expected: &str, actual: &str, bindings: &Bindings) -> String {
     for i in (0..left.len()).rev() {
         for j in (0..right.len()).rev() {
             let along = best[i + 1][j].max(best[i][j + 1]);
-            best[i][j] = if left[i].trim() != "…" && same(left[i], right[j]) { along.max(best[i + 1][j + 1] + 1) } else { along };
+            best[i][j] = if left[i].trim() != "…" && same(left[i], right[j]) {
+                along.max(best[i + 1][j + 1] + 1)
+            } else {
+                along
+            };
         }
     }
     let (mut i, mut j, mut skipping) = (0, 0, false);

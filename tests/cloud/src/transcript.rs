@@ -101,7 +101,9 @@ pub fn parse(name: &str, text: &str) -> Result<Transcript, String> {
                 (exchange.answer_line, exchange.answer) = (number, refusal(&exchange.service, code, &block.join(" ")));
                 exchanges.push(exchange);
             }
-            (["request", ..], Some(before)) => return Err(format!("{name}:{}: the request has no answer", before.line)),
+            (["request", ..], Some(before)) => {
+                return Err(format!("{name}:{}: the request has no answer", before.line));
+            }
             (["answer" | "refused", ..], None) => return Err(format!("{name}:{number}: an answer to no request")),
             // Other blocks are for the reader.
             (_, before) => waiting = before,
@@ -165,7 +167,9 @@ pub fn load(folder: &Path) -> Result<Vec<Transcript>, String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|ending| ending == "md") && path.file_stem().is_some_and(|stem| stem != "README") {
+        if path.extension().is_some_and(|ending| ending == "md")
+            && path.file_stem().is_some_and(|stem| stem != "README")
+        {
             let text = std::fs::read_to_string(&path).map_err(failed)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             found.push(parse(&format!("tests/transcripts/{name}"), &text)?);
@@ -225,7 +229,9 @@ fn compare(exchange: &Exchange, answer: &Answer, bindings: &mut Bindings) -> Res
     let actual = xml::parse(&text).map_or(text, |tree| tree.pretty());
     let is_header = |line: &String| {
         let name = line.split(':').next().unwrap_or_default();
-        line.contains(':') && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        line.contains(':')
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
     let heads = exchange.service == "s3" || exchange.service == "http";
     let head: Vec<&String> = exchange.answer.iter().take_while(|line| heads && is_header(line)).collect();
@@ -237,8 +243,12 @@ fn compare(exchange: &Exchange, answer: &Answer, bindings: &mut Bindings) -> Res
     let mut trial = bindings.clone();
     for line in head {
         let (name, wanted) = line.split_once(':').unwrap_or((line, ""));
-        let got: Vec<String> =
-            answer.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect();
+        let got: Vec<String> = answer
+            .headers
+            .get_all(name)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .collect();
         if !pattern::text_fits(wanted.trim(), &got.join(", "), &mut trial) {
             return Err(format!("header {name}: {:?} instead of {:?}", got.join(", "), wanted.trim()));
         }
@@ -272,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_transcript_is_read_with_its_line_numbers() {
-        let text = "# T\n\nWhy.\n\n```request s3 as other sigv2\nGET /b\n```\n\n```answer 404 eventually\n<Error/>\n```\n";
+        let text =
+            "# T\n\nWhy.\n\n```request s3 as other sigv2\nGET /b\n```\n\n```answer 404 eventually\n<Error/>\n```\n";
         let transcript = parse("t.md", text).unwrap();
         let [exchange] = transcript.exchanges.as_slice() else { panic!("{transcript:?}") };
         assert_eq!((exchange.line, exchange.answer_line, exchange.status), (5, 9, 404));
@@ -281,7 +292,9 @@ mod tests {
 
     #[test]
     fn a_request_without_an_answer_is_found_before_anything_runs() {
-        for bad in ["", "```request ec2\n```", "```answer 200\n```", "```request ec2\nAction=A", "```request ec2 loudly\n```"] {
+        for bad in
+            ["", "```request ec2\n```", "```answer 200\n```", "```request ec2\nAction=A", "```request ec2 loudly\n```"]
+        {
             assert!(parse("t.md", bad).is_err(), "{bad}");
         }
     }

@@ -83,7 +83,8 @@ pub fn parse(text: &str) -> Result<Element, String> {
     let mut open = vec![Element::default()];
     let mut pending = String::new();
     loop {
-        let event = reader.read_event().map_err(|e| format!("not well-formed at byte {}: {e}", reader.error_position()))?;
+        let event =
+            reader.read_event().map_err(|e| format!("not well-formed at byte {}: {e}", reader.error_position()))?;
         if !matches!(event, Event::Text(_) | Event::CData(_) | Event::GeneralRef(_)) {
             settle(&mut open, &mut pending);
         }

@@ -4,13 +4,16 @@
 use std::path::Path;
 
 use mallee_tests_cloud::{
-    Cloud, Options, pattern::Bindings,
+    Cloud, Options,
+    pattern::Bindings,
     transcript::{self, Actors, Transcript},
 };
 
 async fn run(cloud: &Cloud, number: usize, transcript: &Transcript) -> Result<(), String> {
-    let actors =
-        Actors { own: cloud.account(&format!("own-{number}")).await, other: cloud.account(&format!("other-{number}")).await };
+    let actors = Actors {
+        own: cloud.account(&format!("own-{number}")).await,
+        other: cloud.account(&format!("other-{number}")).await,
+    };
     let mut known = Bindings::from([
         ("account".to_owned(), actors.own.key.account.clone()),
         ("other_account".to_owned(), actors.other.key.account.clone()),
@@ -38,7 +41,12 @@ async fn the_product_says_what_the_transcripts_say() {
         let cloud = &cloud;
         async move {
             let outcome = run(cloud, number, transcript).await;
-            println!("{} {} ({} requests)", if outcome.is_ok() { "ok  " } else { "FAIL" }, transcript.name, transcript.exchanges.len());
+            println!(
+                "{} {} ({} requests)",
+                if outcome.is_ok() { "ok  " } else { "FAIL" },
+                transcript.name,
+                transcript.exchanges.len()
+            );
             outcome.err()
         }
     });

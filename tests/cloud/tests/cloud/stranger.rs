@@ -1,0 +1,343 @@
+//! Strangers: nobody without a signature does anything, and what belongs to another account looks like nothing at all.
+//! Both are generated from the product's own tables, so that an action added tomorrow is tried as well.
+
+use std::collections::BTreeMap;
+
+use http::Method;
+use mallee_tests_cloud::{Answer, Client, Cloud, Signed, actions::SERVICES};
+use mallee_walrus::operation::{By, OPERATIONS, On};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_action_is_refused_to_strangers() {
+    let cloud = Cloud::start().await;
+    let user = cloud.user().await;
+    for (_, service) in SERVICES {
+        let version = match service.name {
+            "sts" => "2011-06-15",
+            "bootstrap" => "eucalyptus",
+            _ => "2016-11-15",
+        };
+        for action in service.tables.iter().flat_map(|table| table.iter()) {
+            for how in [Signed::Not, Signed::WrongSecret, Signed::UnknownKey, Signed::LongAgo, Signed::OtherBody] {
+                let answer = user.query(service.name, &format!("Action={}&Version={version}", action.name), how).await;
+                let expected: &[&str] = match how {
+                    Signed::LongAgo => &["RequestExpired", "SignatureDoesNotMatch"],
+                    _ => {
+                        &["AuthFailure", "SignatureDoesNotMatch", "InvalidClientTokenId", "MissingAuthenticationToken"]
+                    }
+                };
+                assert!(expected.contains(&answer.code().as_str()), "{} {how:?}: {}", action.name, answer.text());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_on_a_private_bucket_is_refused_to_strangers() {
+    let cloud = Cloud::start().await;
+    let (alice, mallory) = (cloud.user().await, cloud.account("mallory").await);
+    alice.s3(Method::PUT, "/private", "").await.ok();
+    alice.s3(Method::PUT, "/private/key", "secret").await.ok();
+    for row in OPERATIONS {
+        let (path, who): (&str, &[Signed]) = match row.on {
+            // Everybody has a list of their own buckets.
+            On::Service => ("/", &[Signed::Not]),
+            On::Bucket => ("/private", &[Signed::Not, Signed::Properly]),
+            On::Object => ("/private/key", &[Signed::Not, Signed::Properly]),
+        };
+        let query = match row.by {
+            By::Query(name) | By::QueryAndHeader(name, _) => format!("?{name}"),
+            By::QueryAndId(name) => format!("?{name}&id=x"),
+            By::Value(name, value) => format!("?{name}={value}"),
+            By::Nothing | By::Header(_) | By::Form => String::new(),
+        };
+        // A stranger that makes a bucket of a name that is taken is told that it is, and no more.
+        let codes: &[&str] =
+            if row.name == "CreateBucket" { &["AccessDenied", "BucketAlreadyExists"] } else { &["AccessDenied"] };
+        let mut headers = http::HeaderMap::new();
+        if let By::Header(name) | By::QueryAndHeader(_, name) = row.by {
+            headers.insert(http::HeaderName::from_static(name), http::HeaderValue::from_static("/private/key"));
+        }
+        if row.by == By::Form {
+            continue; // Its credentials are in the form: tried in walrus' own tests.
+        }
+        for how in who {
+            let method = row.method.parse().unwrap();
+            let target = format!("{path}{query}");
+            let sent = mallory.send(mallory.objects, "s3", method, &target, headers.clone(), Default::default(), *how);
+            let answer = sent.await.unwrap();
+            if row.method == "HEAD" {
+                assert_eq!(answer.status, 403, "{} {how:?}", row.name);
+            } else {
+                assert!(codes.contains(&answer.code().as_str()), "{} {how:?}: {}", row.name, answer.text());
+            }
+        }
+    }
+    assert_eq!(alice.s3(Method::GET, "/private/key", "").await.ok().text(), "secret");
+}
+
+/// What alice has, by the kind of its id, beside an id of that kind that nobody has.
+struct Things(BTreeMap<&'static str, (String, String)>);
+
+impl Things {
+    async fn of(cloud: &Cloud, alice: &Client) -> Self {
+        let image = cloud.image().await.to_owned();
+        let running = cloud.launch("").await;
+        cloud.instance_is(&running, "running").await;
+        let first = |what: Answer, name: &str| what.value(name);
+        let mut things = BTreeMap::new();
+        let mut add = |kind: &'static str, id: String| {
+            let unknown = match id.split_once('-') {
+                Some((prefix, _)) if id.contains("-") && kind != "name" => {
+                    let prefix = id.rsplit_once('-').map_or(prefix, |(prefix, _)| prefix);
+                    format!("{prefix}-0123456789abcdef0")
+                }
+                _ if kind == "address" => "172.29.0.255".to_owned(),
+                _ => format!("un{}", &id[2..]),
+            };
+            things.insert(kind, (id, unknown));
+        };
+        add("image", image);
+        let instance = alice.ec2(&format!("Action=DescribeInstances&InstanceId.1={running}")).await;
+        add("instance", running);
+        add("vpc", instance.value("vpcId"));
+        add("subnet", instance.value("subnetId"));
+        add("interface", instance.value("networkInterfaceId"));
+        add("volume", first(alice.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await, "volumeId"));
+        add(
+            "group",
+            first(alice.ec2("Action=CreateSecurityGroup&GroupName=mine&GroupDescription=mine").await, "groupId"),
+        );
+        add("rule", first(alice.ec2("Action=DescribeSecurityGroupRules").await, "securityGroupRuleId"));
+        let pair = alice.ec2("Action=CreateKeyPair&KeyName=alices-key&KeyType=ed25519").await;
+        add("pair", pair.value("keyPairId"));
+        add("name", "alices-key".into());
+        let address = alice.ec2("Action=AllocateAddress&Domain=vpc").await;
+        add("allocation", address.value("allocationId"));
+        add("address", address.value("publicIp"));
+        let instance = things["instance"].0.clone();
+        let associate =
+            format!("Action=AssociateAddress&AllocationId={}&InstanceId={instance}", address.value("allocationId"));
+        things.insert("association", {
+            let id = alice.ec2(&associate).await.value("associationId");
+            (id, "eipassoc-0123456789abcdef0".into())
+        });
+        for (kind, action, member, unknown) in [
+            ("gateway", "DescribeInternetGateways", "internetGatewayId", "igw-0123456789abcdef0"),
+            ("table", "DescribeRouteTables", "routeTableId", "rtb-0123456789abcdef0"),
+            ("acl", "DescribeNetworkAcls", "networkAclId", "acl-0123456789abcdef0"),
+            ("dhcp", "DescribeDhcpOptions", "dhcpOptionsId", "dopt-0123456789abcdef0"),
+        ] {
+            let found = alice.ec2(&format!("Action={action}")).await;
+            things.insert(kind, (found.value(member), unknown.to_owned()));
+        }
+        Things(things)
+    }
+
+    /// Everything alice can see of her own: it must not change.
+    async fn picture(alice: &Client) -> String {
+        let mut picture = String::new();
+        for action in SERVICES[0].1.tables.iter().flat_map(|table| table.iter()) {
+            if action.name.starts_with("Describe") {
+                picture += &without_request_id(&alice.ec2(&format!("Action={}", action.name)).await);
+            }
+        }
+        picture
+    }
+}
+
+fn without_request_id(answer: &Answer) -> String {
+    let mut text = answer.text();
+    for name in ["requestId", "RequestID"] {
+        if let Some(id) = answer.get(name) {
+            text = text.replace(&id, "");
+        }
+    }
+    text
+}
+
+/// The kinds of things a parameter may name; empty for parameters that name nothing of an account.
+fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
+    match parameter {
+        "InstanceId" => &["instance"],
+        "ImageId" => &["image"],
+        "VpcId" => &["vpc"],
+        "SubnetId" => &["subnet"],
+        "NetworkInterfaceId" => &["interface"],
+        "VolumeId" => &["volume"],
+        "GroupId" | "SecurityGroupId" => &["group"],
+        "SecurityGroupRuleId" => &["rule"],
+        "KeyPairId" => &["pair"],
+        "KeyName" if action != "CreateKeyPair" && action != "ImportKeyPair" => &["name"],
+        "AllocationId" => &["allocation"],
+        "AssociationId" => &["association"],
+        "PublicIp" => &["address"],
+        "InternetGatewayId" => &["gateway"],
+        "RouteTableId" => &["table"],
+        "NetworkAclId" => &["acl"],
+        "DhcpOptionsId" => &["dhcp"],
+        "ResourceId" => &[
+            "instance",
+            "image",
+            "vpc",
+            "subnet",
+            "interface",
+            "volume",
+            "group",
+            "rule",
+            "pair",
+            "allocation",
+            "gateway",
+            "table",
+            "acl",
+            "dhcp",
+        ],
+        _ => &[],
+    }
+}
+
+/// What else the action needs before it looks its ids up. `mallory` has the things it may name beside alice's.
+fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> String {
+    let needs: &[(&str, &str)] = match action {
+        "RunInstances" => {
+            &[("ImageId", "{image}"), ("MinCount", "1"), ("MaxCount", "1"), ("InstanceType", "mini.nano")]
+        }
+        "CreateTags" => &[("Tag.1.Key", "mine"), ("Tag.1.Value", "now")],
+        "AttachVolume" => &[("VolumeId", "{volume}"), ("InstanceId", "{instance}"), ("Device", "/dev/sdf")],
+        "AssociateAddress" => &[("AllocationId", "{allocation}"), ("InstanceId", "{instance}")],
+        "DescribeInstanceAttribute" => &[("Attribute", "userData")],
+        "DescribeVolumeAttribute" => &[("Attribute", "autoEnableIO")],
+        "DescribeVpcAttribute" => &[("Attribute", "enableDnsSupport")],
+        "DescribeImageAttribute" => &[("Attribute", "launchPermission")],
+        "DescribeNetworkInterfaceAttribute" => &[("Attribute", "description")],
+        "ModifyInstanceAttribute" => &[("DisableApiTermination.Value", "true")],
+        "ModifyImageAttribute" => &[("LaunchPermission.Add.1.Group", "all")],
+        "ModifyInstanceMetadataOptions" => &[("HttpTokens", "required")],
+        "ModifyInstanceMaintenanceOptions" => &[("AutoRecovery", "disabled")],
+        "CreateSecurityGroup" => &[("GroupName", "foreign"), ("GroupDescription", "foreign")],
+        "AuthorizeSecurityGroupIngress"
+        | "AuthorizeSecurityGroupEgress"
+        | "RevokeSecurityGroupIngress"
+        | "RevokeSecurityGroupEgress"
+            if parameter != "SecurityGroupRuleId" =>
+        {
+            &[
+                ("IpPermissions.1.IpProtocol", "tcp"),
+                ("IpPermissions.1.FromPort", "22"),
+                ("IpPermissions.1.ToPort", "22"),
+                ("IpPermissions.1.IpRanges.1.CidrIp", "0.0.0.0/0"),
+            ]
+        }
+        "RevokeSecurityGroupIngress" | "RevokeSecurityGroupEgress" => &[("GroupId", "{group}")],
+        "UpdateSecurityGroupRuleDescriptionsIngress" | "UpdateSecurityGroupRuleDescriptionsEgress" => &[
+            ("IpPermissions.1.IpProtocol", "tcp"),
+            ("IpPermissions.1.FromPort", "22"),
+            ("IpPermissions.1.ToPort", "22"),
+            ("IpPermissions.1.IpRanges.1.CidrIp", "0.0.0.0/0"),
+            ("IpPermissions.1.IpRanges.1.Description", "foreign"),
+        ],
+        "ModifySecurityGroupRules" => &[
+            ("SecurityGroupRule.1.SecurityGroupRuleId", "sgr-0123456789abcdef0"),
+            ("SecurityGroupRule.1.SecurityGroupRule.IpProtocol", "tcp"),
+            ("SecurityGroupRule.1.SecurityGroupRule.FromPort", "22"),
+            ("SecurityGroupRule.1.SecurityGroupRule.ToPort", "22"),
+            ("SecurityGroupRule.1.SecurityGroupRule.CidrIpv4", "0.0.0.0/0"),
+        ],
+        _ => &[],
+    };
+    let mut text = String::new();
+    for (name, value) in needs {
+        if *name == parameter {
+            continue;
+        }
+        let mut value = (*value).to_owned();
+        for (kind, id) in own {
+            value = value.replace(&format!("{{{kind}}}"), id);
+        }
+        text += &format!("&{name}={value}");
+    }
+    text
+}
+
+/// Nested parameters that name things: `Action`, parameter, kind.
+const NESTED: &[(&str, &str, &str)] = &[
+    ("RunInstances", "NetworkInterface.1.SubnetId", "subnet"),
+    ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
+    ("AuthorizeSecurityGroupIngress", "IpPermissions.2.Groups.1.GroupId", "group"),
+    ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
+];
+
+/// Action and parameter whose answer does not end in a `NotFound`, with why that is right. This list may only shrink.
+const OTHERWISE: &[(&str, &str, &str)] = &[
+    ("DeleteKeyPair", "KeyName", "deleting what is not there is a success, as at AWS"),
+    ("DeleteKeyPair", "KeyPairId", "deleting what is not there is a success, as at AWS"),
+    ("DeleteTags", "ResourceId", "deleting what is not there is a success, as at AWS"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_another_account_looks_exactly_like_one_that_does_not_exist() {
+    let cloud = Cloud::start().await;
+    let alice = cloud.user().await.clone();
+    let things = Things::of(&cloud, &alice).await;
+    let mallory = cloud.account("mallory").await;
+    let own = of_mallory(&cloud, &mallory).await;
+    let before = Things::picture(&alice).await;
+    let mut wrong = Vec::new();
+    let mut tried = 0;
+    let mut cases: Vec<(&str, String, &str)> = Vec::new();
+    for action in SERVICES[0].1.tables.iter().flat_map(|table| table.iter()) {
+        for parameter in (action.parameters)() {
+            cases
+                .extend(kinds(action.name, parameter).iter().map(|kind| (action.name, (*parameter).to_owned(), *kind)));
+        }
+    }
+    cases.extend(NESTED.iter().map(|(action, parameter, kind)| (*action, (*parameter).to_owned(), *kind)));
+    for (action, parameter, kind) in cases {
+        let (foreign, unknown) = &things.0[kind];
+        let more = rest(action, &parameter, &own);
+        let mut seen = String::new();
+        // The table says names, not whether there may be several.
+        for spelling in [parameter.clone(), format!("{parameter}.1")] {
+            let ask = async |id: &str| mallory.ec2(&format!("Action={action}&{spelling}={id}{more}")).await;
+            let (of_alice, of_nobody) = (ask(foreign).await, ask(unknown).await);
+            let told = (of_alice.status, without_request_id(&of_alice).replace(foreign, unknown));
+            if told != (of_nobody.status, without_request_id(&of_nobody)) {
+                wrong.push(format!(
+                    "{action} {spelling} ({kind}) tells them apart:\n  {}\n  {}",
+                    of_alice.text(),
+                    of_nobody.text()
+                ));
+            }
+            let code = of_nobody.code();
+            let expected = code.contains("NotFound") || OTHERWISE.iter().any(|o| o.0 == action && o.1 == parameter);
+            if expected {
+                tried += 1;
+                seen.clear();
+                break;
+            }
+            seen += &format!("\n  {spelling}: {}", of_nobody.text());
+        }
+        if !seen.is_empty() {
+            wrong.push(format!(
+                "{action} {parameter} ({kind}) is not looked up, or `rest` does not give what it needs:{seen}"
+            ));
+        }
+    }
+    assert_eq!(Things::picture(&alice).await, before, "something of alice's was changed by another account");
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), wrong.len() + tried, wrong.join("\n"));
+    assert!(tried > 40, "only {tried} cases: is the table empty?");
+}
+
+/// What another account needs to name beside alice's things.
+async fn of_mallory(cloud: &Cloud, mallory: &Client) -> BTreeMap<&'static str, String> {
+    let image = cloud.register(mallory, "mallorys").await;
+    mallee_tests_cloud::image_settles(mallory, &image, "available").await;
+    let launch = format!("Action=RunInstances&ImageId={image}&InstanceType=mini.nano&MinCount=1&MaxCount=1");
+    BTreeMap::from([
+        ("instance", mallory.ec2(&launch).await.value("instanceId")),
+        ("image", image),
+        ("volume", mallory.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await.value("volumeId")),
+        ("allocation", mallory.ec2("Action=AllocateAddress&Domain=vpc").await.value("allocationId")),
+        ("group", mallory.ec2("Action=DescribeSecurityGroups").await.value("groupId")),
+    ])
+}
