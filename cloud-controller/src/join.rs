@@ -111,7 +111,10 @@ pub async fn redeem(cloud: &Cloud, asked: &Join) -> Result<SignedCertificate, Ti
 
 /// A certificate for `peer`, over the public key of `request`.
 pub fn sign(cloud: &Cloud, peer: &Peer, request: &SigningRequest) -> Result<SignedCertificate, TierError> {
-    let certificate_pem = cloud.ca.sign(peer, &request.pem).map_err(|e| TierError::refused(e.to_string()))?;
+    // Users reach walrus as they reach us; nobody but tiers has business with the others.
+    let names = if peer.role == Role::Walrus { public_names(&cloud.config) } else { Vec::new() };
+    let signed = cloud.ca.sign_front(peer, &request.pem, &names);
+    let certificate_pem = signed.map_err(|e| TierError::refused(e.to_string()))?;
     Ok(SignedCertificate { certificate_pem, ca_pem: cloud.ca.certificate_pem.clone() })
 }
 
@@ -151,10 +154,15 @@ pub fn own_identity(config: &crate::Config, ca: &pki::Ca) -> Result<mallee_servi
     }
     if !dir.join("public.pem").exists() {
         let key = ensure_key("public.key")?;
-        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        names.extend(config.public_names.iter().filter(|n| !["localhost", "127.0.0.1"].contains(&n.as_str())).cloned());
-        let certificate = ca.issue_public(&key, &names).map_err(|e| failed(&e))?;
+        let certificate = ca.issue_public(&key, &public_names(config)).map_err(|e| failed(&e))?;
         pki::write_public(&dir.join("public.pem"), certificate.as_bytes()).map_err(|e| failed(&e))?;
     }
     mallee_service::Identity::load(&dir).map_err(|e| failed(&e))
+}
+
+/// What users may call the fronts, beside the operator's choice always what they call them on this machine.
+fn public_names(config: &crate::Config) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    names.extend(config.public_names.iter().filter(|n| !["localhost", "127.0.0.1"].contains(&n.as_str())).cloned());
+    names
 }

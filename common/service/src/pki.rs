@@ -78,8 +78,14 @@ impl Ca {
     /// Signs the public key of `csr_pem` for `peer`. Nothing else of the request is believed. The answer is the chain with
     /// the CA at its end: a joiner, which knows only the CA's fingerprint, must be shown it.
     pub fn sign(&self, peer: &Peer, csr_pem: &str) -> Result<String, PkiError> {
+        self.sign_front(peer, csr_pem, &[])
+    }
+
+    /// The same for a tier that users reach, too, by these names.
+    pub fn sign_front(&self, peer: &Peer, csr_pem: &str, names: &[String]) -> Result<String, PkiError> {
         let csr = CertificateSigningRequestParams::from_pem(csr_pem)?;
-        let params = tier_params(peer)?;
+        let mut params = tier_params(peer)?;
+        params.subject_alt_names.extend(CertificateParams::new(names)?.subject_alt_names);
         Ok(format!("{}{}", params.signed_by(&csr.public_key, &self.issuer)?.pem(), self.certificate_pem))
     }
 
