@@ -4,6 +4,7 @@ second run begins at once; a test cleans up what it started."""
 import contextlib
 import os
 import secrets
+import shutil
 
 import pytest
 
@@ -56,12 +57,14 @@ def mini(cloud, ec2):
         wanted = found["ImageId"]
     else:
         if not (MINI / "mini-disk.raw").exists():
-            cloud.mallee("image", "build", "mini", MINI, timeout=900)
-        bundled = cloud.state / "mini-bundle"
-        cloud.mallee("image", "bundle", MINI / "mini-disk.raw", bundled, "--name", "mini")
-        cloud.mallee("image", "upload", bundled / "mini.manifest.xml", "images")
-        registered = cloud.mallee("image", "register", "images/mini.manifest.xml", "--name", "mini").stdout
-        wanted = next(word for word in registered.split() if word.startswith("ami-"))
+            cloud.mallee("image", "build", "mini", "--out", MINI, timeout=900)
+        bundle = cloud.state / "mini-bundle"
+        cloud.mallee("image", "bundle", MINI / "mini-disk.raw", "--out", bundle)
+        cloud.mallee("image", "upload", bundle / "mini-disk.raw.manifest.xml", "images")
+        cloud.mallee("image", "register", "images/mini-disk.raw.manifest.xml", "--name", "mini")
+        shutil.rmtree(bundle)
+        (found,) = ec2.describe_images(Filters=[{"Name": "name", "Values": ["mini"]}])["Images"]
+        wanted = found["ImageId"]
 
     def available():
         (state,) = ec2.describe_images(ImageIds=[wanted])["Images"]

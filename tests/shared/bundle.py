@@ -21,7 +21,7 @@ class Bundle:
 
     def __init__(self, image, name, account, cloud_certificate, certificate=None, key=None, kind="machine", part=PART):
         """PEM files; without `key` the manifest says UNSIGNED."""
-        self.name = name
+        self.name, self.key = name, key
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w") as archive:
             member = tarfile.TarInfo(name)
