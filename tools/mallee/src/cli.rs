@@ -57,7 +57,7 @@ What was chosen once stays chosen; running it again mends what is broken and res
     #[command(after_help = "Examples:
   mallee status
   mallee status --json | jq .rss_kib
-Works when parts are down, and shows which.")]
+Works when parts are down, and shows which; then its exit code is 3.")]
     Status {
         #[arg(long)]
         json: bool,
@@ -193,7 +193,7 @@ fn role(text: &str) -> std::result::Result<Role, String> {
 pub async fn run() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("mallee: {error}");
             ExitCode::FAILURE
@@ -201,12 +201,23 @@ pub async fn run() -> ExitCode {
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<()> {
+/// The exit code of `mallee status` when it worked and something else does not.
+const NOT_WELL: u8 = 3;
+
+async fn dispatch(cli: Cli) -> Result<ExitCode> {
     let state = &State::new(&cli.state)?;
-    match cli.command {
+    if let Command::Status { json } = cli.command {
+        let well = status::run(state, json).await?;
+        return Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) });
+    }
+    act(state, cli.command).await.map(|()| ExitCode::SUCCESS)
+}
+
+async fn act(state: &State, command: Command) -> Result<()> {
+    match command {
         Command::Up(choices) => up::run(state, &choices).await,
         Command::Down(choices) => down::run(state, &choices).await,
-        Command::Status { json } => status::run(state, json).await,
+        Command::Status { json } => status::run(state, json).await.map(drop),
         Command::Env(choices) => env::run(state, &choices).await,
         Command::Account(Account::Create { name }) => account::create(state, &name).await,
         Command::Account(Account::List) => account::list(state).await,

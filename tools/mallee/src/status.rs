@@ -1,4 +1,5 @@
-//! `mallee status`: how the cloud is, as far as it can be asked, and how this machine is, which always can be.
+//! `mallee status`: how the cloud is, as far as it can be asked, and how this machine is, which always can be. The exit code
+//! says whether all of it is as it should be.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::output::out;
 use crate::state::State;
 use crate::supervise::{Answer, Ask, ask};
 use crate::table::{memory, span, table, time};
-use crate::{admin, down, needs, tier};
+use crate::{admin, down, needs, tier, up};
 
 #[derive(Serialize)]
 struct Shown {
@@ -48,17 +49,31 @@ struct Process {
     last_end: Option<String>,
 }
 
-pub async fn run(state: &State, json: bool) -> Result<()> {
+/// Whether everything answers.
+pub async fn run(state: &State, json: bool) -> Result<bool> {
     needs::root()?;
     let machine = Machine::expect(state)?;
     let shown = gather(state, &machine).await?;
+    let well = shown.is_well(&machine);
     if json {
         let text = serde_json::to_string_pretty(&shown).map_err(|error| Error::refused(error.to_string()))?;
         out!("{text}");
-        return Ok(());
+        return Ok(well);
     }
     print(&machine, &shown);
-    Ok(())
+    Ok(well)
+}
+
+impl Shown {
+    fn is_well(&self, machine: &Machine) -> bool {
+        let processes = self.tiers.iter().chain(&self.engines).chain([&self.supervisor]);
+        let heard = match &self.cloud {
+            Some(cloud) => up::missing(machine, cloud).is_empty(),
+            // A machine that joined cannot ask; its own processes are all it knows.
+            None => machine.tier(Role::CloudController).is_none(),
+        };
+        heard && processes.into_iter().all(|process| process.phase == "answers")
+    }
 }
 
 async fn gather(state: &State, machine: &Machine) -> Result<Shown> {

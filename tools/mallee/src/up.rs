@@ -405,7 +405,7 @@ fn last_lines(state: &State, tiers: &[&str]) -> String {
 }
 
 /// The tiers of this machine that the cloud does not hear of, and why.
-fn missing(machine: &Machine, cloud: &CloudStatus) -> Vec<(&'static str, String)> {
+pub fn missing(machine: &Machine, cloud: &CloudStatus) -> Vec<(&'static str, String)> {
     let mut missing = Vec::new();
     for tier in &machine.tiers {
         let trouble = if tier.role == Role::NodeController {
