@@ -12,7 +12,7 @@ use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 use crate::supervise::{Ask, ask};
-use crate::{needs, tier};
+use crate::{needs, tier, up};
 
 const EXPORT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +47,8 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         begun.outcome(stopped, |()| "ended: no guest needs them".to_owned())?;
         out!("Everything has ended; what the cloud keeps is in {}. `mallee up` goes on.", state.root().display());
     } else {
+        // Also where it had been killed: the switch must be back at once, whatever ends it.
+        up::start_supervisor(state, &machine, Some(&machine)).await?;
         out!("Running on: {}.", guests.join(", "));
         out!("For their disks and packets these stay: libvirtd, Open vSwitch, OVN, volume exports, and the supervisor");
         out!("that restarts them. `mallee up` goes on; `mallee down --all` ends them too.");
@@ -131,6 +133,9 @@ async fn remove_all(state: &State, machine: &Machine) -> Result<()> {
     begun.outcome(ended, |count| count.to_string())?;
     let begun = step("state");
     begun.outcome(remove_state(state), |()| format!("{} removed", state.root().display()))?;
+    if state.root().exists() {
+        out!("{} stays: there are files in it that this command did not make.", state.root().display());
+    }
     out!("Nothing of the cloud is left on this machine.");
     Ok(())
 }

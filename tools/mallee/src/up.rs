@@ -191,6 +191,7 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
 }
 
 fn choose_engines(state: &State, old: Option<EnginesConfig>, choices: &Choices, node: &str) -> Result<EnginesConfig> {
+    let before = old.clone();
     let mut engines = old.unwrap_or_else(|| EnginesConfig::one_machine(state.engines(), node));
     // Refuses a state directory whose name is too long for sockets before anything is made.
     Layout::new(&engines.base)?;
@@ -224,6 +225,12 @@ fn choose_engines(state: &State, old: Option<EnginesConfig>, choices: &Choices, 
         };
     }
     engines.check()?;
+    let network = |engines: &EnginesConfig| serde_json::to_value(&engines.namespace).ok();
+    if before.is_some_and(|before| network(&before) != network(&engines)) {
+        return Err(Error::refused(
+            "link, address, namespace and elastic IPs are those the cloud was made with: instances and addresses are in them",
+        ));
+    }
     Ok(engines)
 }
 
@@ -320,6 +327,13 @@ pub async fn start_supervisor(state: &State, machine: &Machine, old: Option<&Mac
         }
         running.stop(&plan).await?;
         word = "started anew";
+    }
+    if engines_changed && let Some(config) = &machine.engines {
+        // Whether it sees /dev/kvm was settled when it was started. Its guests live on.
+        let engines = Engines::look(config.clone()).await?;
+        for libvirtd in engines.plans().iter().filter(|plan| plan.name == "libvirtd") {
+            process::stop(libvirtd).await?;
+        }
     }
     let mut started = process::start(&plan)?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
