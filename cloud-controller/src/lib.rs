@@ -5,11 +5,7 @@
 //! whole list and takes its reports, `network` makes OVN's northbound database match, `ec2::image` imports bundles.
 
 pub mod account;
-// BUILDERS: `admin`, `start` (and main.rs) are switched off until these exist; whoever adds the last one uncomments them:
-//   network::create_default_vpc(tx, account: &str, zones: &[String], now: i64) -> Outcome<()>, network::drive(&Arc<Cloud>),
-//   zone::{drive(&Arc<Cloud>), why(&Cloud, id: &str) -> Result<WhyAnswer, TierError>, orphans(tx) -> Result<Vec<String>, StoreError>},
-//   ec2::image::drive(&Arc<Cloud>), ec2::instance::{count(tx, account) -> Result<u64, _>, count_by_state(tx) -> Result<Vec<(String, u64)>, _>}
-// pub mod admin;
+pub mod admin;
 pub mod bootstrap;
 pub mod bundling;
 pub mod config;
@@ -23,7 +19,7 @@ pub mod refusal;
 pub mod route;
 pub mod schema;
 pub mod service;
-// pub mod start;
+pub mod start;
 pub mod sts;
 pub mod tier;
 pub mod zone;
@@ -34,7 +30,7 @@ pub use cloud::{Cloud, Pokes};
 pub use config::Config;
 pub use principal::Principal;
 pub use refusal::Refusal;
-// pub use start::{Running, start};
+pub use start::{Running, start};
 
 /// What every rule returns.
 pub type Outcome<T> = Result<T, Refusal>;

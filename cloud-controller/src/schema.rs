@@ -29,4 +29,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 43, name: "tiers", sql: zone::registry::TABLES },
     Migration { version: 44, name: "generations", sql: zone::generation::TABLES },
     Migration { version: 45, name: "events", sql: zone::event::TABLES },
+    Migration { version: 46, name: "orphans", sql: zone::orphan::TABLES },
 ];

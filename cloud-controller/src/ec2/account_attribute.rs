@@ -51,11 +51,11 @@ async fn describe(call: &Call, input: DescribeAccountAttributes) -> Outcome<Desc
     let default_vpc =
         call.cloud.store.read("find the default VPC", move |tx| super::vpc::default_of(tx, &account)).await?;
     let value = |name: &str| match name {
-        "default-vpc" => default_vpc.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string),
+        "default-vpc" => default_vpc.as_ref().map_or_else(|| "none".to_owned(), |vpc| vpc.id.to_string()),
         "max-instances" => call.cloud.config.max_instances.to_string(),
         "supported-platforms" => "VPC".to_owned(),
         "vpc-max-security-groups-per-interface" => "5".to_owned(),
-        _ => super::address::MAX_PER_ACCOUNT.to_string(),
+        _ => call.cloud.config.max_addresses.to_string(),
     };
     let account_attribute_set = NAMES
         .into_iter()

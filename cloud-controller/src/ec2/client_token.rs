@@ -82,6 +82,15 @@ impl Given {
     }
 }
 
+/// Forgets tokens that are older than `before`, a bounded number of them; how many.
+pub fn sweep(tx: &mut Tx<'_>, before: i64) -> Result<u64, mallee_store::Error> {
+    tx.execute(
+        "DELETE FROM client_token WHERE (account, action, token) IN
+             (SELECT account, action, token FROM client_token WHERE created < ?1 ORDER BY created LIMIT 500)",
+        params![before],
+    )
+}
+
 /// Parameters of the request's envelope, which differ between two tries of the same request.
 fn is_envelope(name: &str) -> bool {
     const NAMES: [&str; 8] =

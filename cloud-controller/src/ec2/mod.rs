@@ -1,5 +1,6 @@
 //! EC2: one file per resource, each with its table of actions, its rules, its rows and its SQL.
 
+pub mod account_attribute;
 pub mod address;
 pub mod client_token;
 pub mod dhcp_options;
@@ -17,6 +18,7 @@ pub mod route_table;
 pub mod security_group;
 pub mod subnet;
 pub mod tag;
+pub mod unsupported;
 pub mod volume;
 pub mod vpc;
 
@@ -30,9 +32,19 @@ use crate::{
 
 /// The service, resource by resource.
 pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, tables: &[
+    account_attribute::ACTIONS,
     address::associate::ACTIONS,
     address::describe::ACTIONS,
     dhcp_options::ACTIONS,
+    image::attribute::ACTIONS,
+    image::describe::ACTIONS,
+    image::register::ACTIONS,
+    instance::attribute::ACTIONS,
+    instance::console::ACTIONS,
+    instance::describe::ACTIONS,
+    instance::lifecycle::ACTIONS,
+    instance::run::ACTIONS,
+    instance::status::ACTIONS,
     instance_type::ACTIONS,
     interface::ACTIONS,
     internet_gateway::ACTIONS,
@@ -46,6 +58,9 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     security_group::rule_edit::ACTIONS,
     subnet::ACTIONS,
     tag::ACTIONS,
+    volume::attach::ACTIONS,
+    volume::create::ACTIONS,
+    volume::describe::ACTIONS,
     vpc::ACTIONS,
 ] };
 

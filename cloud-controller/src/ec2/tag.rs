@@ -106,9 +106,20 @@ pub fn drop_all(tx: &mut Tx<'_>, resource: &str) -> Result<(), StoreError> {
 pub struct TagsOf(BTreeMap<String, Vec<Tag>>);
 
 impl TagsOf {
+    pub fn extend(&mut self, other: TagsOf) {
+        self.0.extend(other.0);
+    }
+
     pub fn take(&mut self, resource: &str) -> Vec<Tag> {
         self.0.remove(resource).unwrap_or_default()
     }
+}
+
+/// The tags of one resource.
+pub fn of(tx: &mut Tx<'_>, resource: &str) -> Result<Vec<Tag>, StoreError> {
+    tx.query("SELECT name, value FROM tag WHERE resource = ?1 ORDER BY name", params![resource], |row| {
+        Ok(Tag { key: row.get(0)?, value: row.get(1)? })
+    })
 }
 
 /// All tags of an account's resources whose ids start with `prefix` (`i-`), in one query.
@@ -144,6 +155,7 @@ async fn create(call: &Call, input: CreateTags) -> Outcome<()> {
             for id in &input.resource_id {
                 super::resource::require(tx, &account, id)?;
                 put(tx, &account, id, &input.tag)?;
+                super::instance::tags_changed(tx, id)?;
             }
             unless_dry_run(input.dry_run)
         })
@@ -186,10 +198,13 @@ async fn delete(call: &Call, input: DeleteTags) -> Outcome<()> {
                         params![id, tag.key, tag.value],
                     )?;
                 }
+                super::instance::tags_changed(tx, id)?;
             }
             unless_dry_run(input.dry_run)
         })
-        .await
+        .await?;
+    call.cloud.pokes.instances.poke();
+    Ok(())
 }
 
 #[derive(Deserialize)]

@@ -1,10 +1,97 @@
 //! Zones: where their controllers are, what is sent down to them, and what their reports change up here.
 //!
 //! `registry` knows the addresses, `generation` numbers the lists, `cluster` and `storage` each send one kind of list and
-//! take its reports, `event` keeps what happened, `why` tells the story of an id.
+//! take its reports, `event` keeps what happened, `orphan` what nobody asked for, `why` tells the story of an id.
 
+mod cluster;
 pub mod event;
 pub mod generation;
+pub mod orphan;
 pub mod registry;
+mod storage;
+mod why;
 
+use std::{sync::Arc, time::Duration};
+
+use mallee_service::{Faults, IntentSender, Poke, drive as drive_one};
+use mallee_tiers::{TierError, TierErrorKind};
+
+pub use orphan::all as orphans;
 pub use registry::Tiers;
+pub use why::why;
+
+use crate::Cloud;
+
+/// How long an observation hangs when nothing changes.
+const HANG_MS: u64 = 20_000;
+/// Lists are sent again this often even when nobody poked: what got lost is mended by then.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Starts everything that talks to zones: per zone two senders and two observers, and one sweep.
+pub fn drive(cloud: &Arc<Cloud>) {
+    let (mut instances, mut volumes) = (Vec::new(), Vec::new());
+    for zone in &cloud.config.zones {
+        let sender = cluster::Sender {
+            cloud: cloud.clone(),
+            zone: zone.clone(),
+            intent: IntentSender::default(),
+            rendered: Default::default(),
+        };
+        instances.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
+        let sender = storage::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default() };
+        volumes.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
+        tokio::spawn(cluster::observe(cloud.clone(), zone.clone()));
+        tokio::spawn(storage::observe(cloud.clone(), zone.clone()));
+    }
+    tokio::spawn(pass_on(cloud.pokes.instances.clone(), instances));
+    tokio::spawn(pass_on(cloud.pokes.volumes.clone(), volumes));
+    drive_one(Arc::new(cluster::Sweep { cloud: cloud.clone() }), Poke::default(), Duration::from_secs(60));
+}
+
+/// A poke wakes one waiter; every zone has its own.
+async fn pass_on(from: Poke, to: Vec<Poke>) {
+    loop {
+        from.poked().await;
+        to.iter().for_each(Poke::poke);
+    }
+}
+
+/// Shows or takes back the fault that a list was not taken.
+fn trouble(faults: &Faults, tier: &str, zone: &str, delivered: &Result<(), TierError>) {
+    let key = format!("{tier} of {zone}");
+    match delivered {
+        Ok(()) => faults.clear(&key),
+        Err(e) => {
+            let remedy = match e.kind {
+                TierErrorKind::OtherIncarnation | TierErrorKind::Stale => {
+                    "nothing is ended meanwhile; if this cloud-controller's store is the right one: mallee zone adopt ZONE"
+                }
+                TierErrorKind::Unreachable => "start it, or see its log; what is wanted is sent as soon as it answers",
+                _ => "see the logs of both tiers",
+            };
+            faults.raise(&key, format!("{tier} of zone {zone} does not take its list: {}", e.message), remedy);
+        }
+    }
+}
+
+/// Grows from 50 ms to 2 s while something does not work.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Self::FIRST)
+    }
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(50);
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(2));
+    }
+
+    fn reset(&mut self) {
+        self.0 = Self::FIRST;
+    }
+}

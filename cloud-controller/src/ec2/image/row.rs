@@ -7,10 +7,9 @@ use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::{Blob, DiskFormat};
 use serde::{Deserialize, Serialize};
 
-use crate::ec2::{
-    Id,
-    instance::{unword, word},
-};
+use crate::ec2::{Id, instance::unword};
+
+pub use crate::ec2::instance::word;
 
 pub const TABLES: &str = "
 CREATE TABLE image (
@@ -223,14 +222,19 @@ pub fn set_progress(tx: &mut Tx<'_>, id: &str, progress: u32, reason: &str) -> R
     .map(|_| ())
 }
 
-/// The import is through. False: somebody deregistered it meanwhile, and its bytes may have to go.
-pub fn set_available(tx: &mut Tx<'_>, id: &str, proof: Proof, digest: &str, size: u64) -> Result<bool, StoreError> {
-    let changed = tx.execute(
-        "UPDATE image SET state = 'available', reason = '', progress = 100, proof = ?2, digest = ?3, size = ?4
-         WHERE id = ?1 AND state = 'pending'",
+/// The import is through. One that was deregistered meanwhile only learns its digest, so that its bytes can go.
+pub fn set_available(tx: &mut Tx<'_>, id: &str, proof: Proof, digest: &str, size: u64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE image SET state = CASE WHEN state = 'pending' THEN 'available' ELSE state END, reason = '', progress = 100,
+             proof = ?2, digest = ?3, size = ?4
+         WHERE id = ?1",
         params![id, word(proof), digest, size],
-    )?;
-    Ok(changed > 0)
+    )
+    .map(|_| ())
+}
+
+pub fn set_tokens_required(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE image SET tokens_required = 1 WHERE id = ?1", params![id]).map(|_| ())
 }
 
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {

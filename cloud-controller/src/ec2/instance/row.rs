@@ -35,6 +35,7 @@ CREATE TABLE instance (
     cause TEXT NOT NULL,
     forced BIGINT NOT NULL,
     reboots BIGINT NOT NULL,
+    starts BIGINT NOT NULL,
     observed TEXT,
     observed_epoch BIGINT NOT NULL,
     observed_counter BIGINT NOT NULL,
@@ -48,6 +49,7 @@ CREATE TABLE instance (
 );
 CREATE INDEX instance_of ON instance (account, id);
 CREATE INDEX instance_in ON instance (zone, id);
+CREATE INDEX instance_reserved ON instance (reservation);
 CREATE INDEX instance_from ON instance (image);
 CREATE INDEX instance_gone ON instance (gone);
 CREATE TABLE instance_user_data (instance TEXT PRIMARY KEY, base64 TEXT NOT NULL);
@@ -88,6 +90,8 @@ pub struct MetadataOptions {
 pub struct Options {
     /// As it was at the launch: a key pair deleted since does not lock anybody out.
     pub public_key: Option<String>,
+    /// `/dev/sda1`: as the image had it.
+    pub root_device: String,
     pub shutdown: ShutdownBehavior,
     pub protect_termination: bool,
     pub protect_stop: bool,
@@ -122,6 +126,8 @@ pub struct Instance {
     /// Stop without asking the guest.
     pub forced: bool,
     pub reboots: u32,
+    /// How often it was started again; 0 is the launch itself.
+    pub starts: u32,
     /// None: nothing was heard of it yet.
     pub observed: Option<Observed>,
     pub observed_generation: Generation,
@@ -129,6 +135,7 @@ pub struct Instance {
     pub step: String,
     pub reason: String,
     pub reboots_done: u32,
+    /// Since when it has been seen running, after its launch or its last start.
     pub started: Option<i64>,
     /// JSON: step → milliseconds.
     pub took: String,
@@ -165,7 +172,7 @@ fn unreadable(e: &dyn std::fmt::Display) -> StoreError {
 
 const COLUMNS: &str = "id, account, reservation, launch_index, client_token, zone, epoch, counter, image, kernel, ramdisk, \
      architecture, instance_type, key_name, subnet, vpc, launched, options, desired, asked_at, cause, forced, reboots, \
-     observed, observed_epoch, observed_counter, node, step, reason, reboots_done, started, took, gone";
+     observed, observed_epoch, observed_counter, node, step, reason, reboots_done, started, took, gone, starts";
 
 fn read(row: &Row<'_>) -> Result<Instance, StoreError> {
     let observed: Option<String> = row.get(23)?;
@@ -201,6 +208,7 @@ fn read(row: &Row<'_>) -> Result<Instance, StoreError> {
         started: row.get(30)?,
         took: row.get(31)?,
         gone: row.get(32)?,
+        starts: row.get(33)?,
     })
 }
 
@@ -209,9 +217,9 @@ pub fn insert(tx: &mut Tx<'_>, i: &Instance) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO instance (id, account, reservation, launch_index, client_token, zone, epoch, counter, image, kernel,
              ramdisk, architecture, instance_type, key_name, subnet, vpc, launched, options, desired, asked_at, cause, forced,
-             reboots, observed, observed_epoch, observed_counter, node, step, reason, reboots_done, started, took, gone)
+             reboots, observed, observed_epoch, observed_counter, node, step, reason, reboots_done, started, took, gone, starts)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?17, ?20, 0, 0,
-             NULL, 0, 0, NULL, '', '', 0, NULL, '', NULL)",
+             NULL, 0, 0, NULL, '', '', 0, NULL, '', NULL, 0)",
         params![
             i.id.as_str(),
             i.account,
@@ -258,6 +266,15 @@ pub fn any(tx: &mut Tx<'_>, id: &str) -> Result<Option<Instance>, StoreError> {
     tx.query_opt(&format!("SELECT {COLUMNS} FROM instance WHERE id = ?1"), params![id], read)
 }
 
+/// The instances of one launch.
+pub fn of_reservation(tx: &mut Tx<'_>, account: &str, reservation: &str) -> Result<Vec<InstanceId>, StoreError> {
+    tx.query(
+        "SELECT id FROM instance WHERE account = ?1 AND reservation = ?2 ORDER BY launch_index",
+        params![account, reservation],
+        |row| Ok(row.get::<Id<InstanceId>>(0)?.0),
+    )
+}
+
 /// How many instances count against an account's limit.
 pub fn count(tx: &mut Tx<'_>, account: &str) -> Result<u64, StoreError> {
     tx.query_one("SELECT COUNT(*) FROM instance WHERE account = ?1 AND desired <> 'terminated'", params![account], |row| {
@@ -294,8 +311,13 @@ pub fn reboot(tx: &mut Tx<'_>, instance: &Instance) -> Result<(), StoreError> {
     touch(tx, instance.id.as_str())
 }
 
-pub fn set_launched(tx: &mut Tx<'_>, instance: &Instance, now: i64) -> Result<(), StoreError> {
-    tx.execute("UPDATE instance SET launched = ?2 WHERE id = ?1", params![instance.id.as_str(), now]).map(|_| ())
+/// Wants a stopped one running again. What was seen of its last life says nothing about this one.
+pub fn start(tx: &mut Tx<'_>, instance: &Instance, now: i64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE instance SET launched = ?2, starts = starts + 1, started = NULL, reason = '' WHERE id = ?1",
+        params![instance.id.as_str(), now],
+    )?;
+    want(tx, instance, Desired::Running, Cause::User, false, now)
 }
 
 pub fn set_options(tx: &mut Tx<'_>, instance: &str, options: &Options) -> Result<(), StoreError> {
@@ -351,6 +373,7 @@ pub fn put_console(tx: &mut Tx<'_>, instance: &str, base64: &str, at: i64) -> Re
 
 /// What was observed, as the newest report has it.
 pub fn set_observed(tx: &mut Tx<'_>, report: &mallee_tiers::InstanceReport, gone: Option<i64>) -> Result<(), StoreError> {
+    let started = report.started.filter(|_| report.observed == Observed::Running);
     let took = if report.took_ms.is_empty() { String::new() } else { serde_json::to_string(&report.took_ms).unwrap_or_default() };
     tx.execute(
         "UPDATE instance SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, node = COALESCE(?5, node), step = ?6,
@@ -366,7 +389,7 @@ pub fn set_observed(tx: &mut Tx<'_>, report: &mallee_tiers::InstanceReport, gone
             report.step,
             report.reason,
             report.reboots_done,
-            report.started,
+            started,
             took,
             gone,
         ],
@@ -405,4 +428,28 @@ pub fn counts(tx: &mut Tx<'_>) -> Result<Vec<(String, u64)>, StoreError> {
     tx.query("SELECT account, COUNT(*) FROM instance WHERE gone IS NULL GROUP BY account", params![], |row| {
         Ok((row.get(0)?, row.get(1)?))
     })
+}
+
+/// (desired, observed, has run, how many) over all instances.
+pub fn by_condition(tx: &mut Tx<'_>) -> Result<Vec<(Desired, Option<Observed>, bool, u64)>, StoreError> {
+    tx.query(
+        "SELECT desired, observed, CASE WHEN started IS NULL THEN 0 ELSE 1 END, COUNT(*) FROM instance
+         GROUP BY desired, observed, CASE WHEN started IS NULL THEN 0 ELSE 1 END",
+        params![],
+        |row| {
+            let observed: Option<String> = row.get(1)?;
+            Ok((unword(row.get(0)?)?, observed.map(unword).transpose()?, row.get(2)?, row.get(3)?))
+        },
+    )
+}
+
+/// (id, generation) of a zone's list, by id.
+pub fn listed_in(tx: &mut Tx<'_>, zone: &str) -> Result<Vec<(String, Generation)>, StoreError> {
+    tx.query("SELECT id, epoch, counter FROM instance WHERE zone = ?1 AND gone IS NULL ORDER BY id", params![zone], |row| {
+        Ok((row.get(0)?, Generation { epoch: row.get(1)?, counter: row.get(2)? }))
+    })
+}
+
+pub fn drop_user_data(tx: &mut Tx<'_>, instance: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM instance_user_data WHERE instance = ?1", params![instance]).map(|_| ())
 }

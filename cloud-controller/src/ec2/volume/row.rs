@@ -291,3 +291,12 @@ pub fn set_reason(tx: &mut Tx<'_>, a: &Attachment, reason: &str) -> Result<(), S
 pub fn remove_attachment(tx: &mut Tx<'_>, a: &Attachment) -> Result<(), StoreError> {
     tx.execute("DELETE FROM volume_attachment WHERE id = ?1", params![a.id]).map(|_| ())
 }
+
+/// Whether it goes with its instance. False: it is not attached there.
+pub fn set_delete_on_termination(tx: &mut Tx<'_>, instance: &str, device: &str, yes: bool) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE volume_attachment SET delete_on_termination = ?3 WHERE instance = ?1 AND device = ?2",
+        params![instance, device, yes],
+    )?;
+    Ok(changed > 0)
+}

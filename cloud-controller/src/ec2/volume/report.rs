@@ -1,0 +1,44 @@
+//! What a storage-controller reported of a volume, and what follows from it, in the transaction that keeps it.
+
+use mallee_store::{Error as StoreError, Tx};
+use mallee_tiers::{VolumeDesired, VolumeObserved, VolumeReport};
+
+use super::{attach, row};
+use crate::{
+    ec2::tag,
+    zone::event::{self, Kind},
+};
+
+/// Who is to be woken after the transaction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Consequences {
+    /// The volume was never asked for by this store.
+    pub orphan: bool,
+    pub instances: bool,
+    pub volumes: bool,
+}
+
+pub fn take(tx: &mut Tx<'_>, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
+    let mut consequences = Consequences::default();
+    let Some(before) = row::any(tx, &report.id)? else {
+        consequences.orphan = report.observed != VolumeObserved::Gone;
+        return Ok(consequences);
+    };
+    if before.observed != Some(report.observed) || before.reason != report.reason {
+        let reason = if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) };
+        event::note(tx, &report.id, now, Kind::Observed, &format!("{}{reason}", format!("{:?}", report.observed).to_lowercase()))?;
+    }
+    if report.observed == VolumeObserved::Gone && before.desired == VolumeDesired::Deleted {
+        row::remove(tx, &before)?;
+        tag::drop_all(tx, &report.id)?;
+        event::drop_all(tx, &report.id)?;
+        consequences.volumes = true;
+        return Ok(consequences);
+    }
+    row::set_observed(tx, report)?;
+    if let Some(after) = row::any(tx, &report.id)? {
+        consequences.instances = attach::storage_reported(tx, &before, &after, now)?;
+        consequences.volumes = row::attachment_of(tx, &report.id)?.is_none() && after.export.is_some();
+    }
+    Ok(consequences)
+}

@@ -1,0 +1,132 @@
+//! A zone's volumes: the list that goes down to its storage-controller, and the reports that come up.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mallee_aws::id::VolumeId;
+use mallee_service::{IntentSender, PassReport, Reconciler};
+use mallee_store::Error as StoreError;
+use mallee_tiers::{Observation, Observe, Seen, TierError, Volume, VolumeReport};
+
+use super::{
+    generation::{self, List},
+    orphan, trouble,
+};
+use crate::{
+    Cloud,
+    ec2::volume::{self, Attachment},
+};
+
+/// Sends the zone its whole list of volumes.
+pub struct Sender {
+    pub cloud: Arc<Cloud>,
+    pub zone: String,
+    pub intent: IntentSender,
+}
+
+#[async_trait::async_trait]
+impl Reconciler for Sender {
+    fn name(&self) -> &'static str {
+        "volumes of a zone"
+    }
+
+    async fn pass(&self) -> PassReport {
+        let mut report = PassReport::default();
+        let zone = self.zone.clone();
+        let read = self
+            .cloud
+            .store
+            .read("read a zone's volumes", move |tx| {
+                let generation = generation::current(tx, &zone, List::Volumes)?;
+                let attachments: BTreeMap<VolumeId, Attachment> =
+                    volume::attachments_in(tx, &zone)?.into_iter().map(|a| (a.volume.clone(), a)).collect();
+                let rows: Vec<Volume> =
+                    volume::in_zone(tx, &zone)?.iter().map(|v| volume::wanted(v, attachments.get(&v.id))).collect();
+                Ok::<_, StoreError>((generation, rows))
+            })
+            .await;
+        let (list, rows) = match read {
+            Ok(read) => read,
+            Err(e) => {
+                report.error(e);
+                return report;
+            }
+        };
+        let delivered = match self.cloud.tiers.storage(&self.cloud.store, &self.zone).await {
+            Ok(client) => {
+                let client = &client;
+                let call = |intent| async move { client.intend(&intent).await };
+                self.intent.deliver(self.cloud.store.incarnation(), list, &rows, call).await
+            }
+            Err(e) => Err(e),
+        };
+        trouble(&self.cloud.faults, "storage-controller", &self.zone, &delivered);
+        if let Err(e) = delivered {
+            report.error(format!("{}: {}", self.zone, e.message));
+        }
+        report
+    }
+}
+
+/// Takes the zone's reports until the runtime ends.
+pub async fn observe(cloud: Arc<Cloud>, zone: String) {
+    let mut since: Option<Seen> = None;
+    let mut pause = super::Pause::default();
+    loop {
+        let observation = match ask(&cloud, &zone, since).await {
+            Ok(observation) => observation,
+            Err(e) => {
+                tracing::debug!(zone, error = %e, "the storage-controller cannot be asked for reports");
+                pause.wait().await;
+                continue;
+            }
+        };
+        let seen = observation.seen;
+        match take(&cloud, &zone, observation).await {
+            Ok(()) => {
+                since = Some(seen);
+                pause.reset();
+            }
+            Err(e) => {
+                tracing::warn!(zone, error = %e, "reports were not taken; they are asked for again");
+                pause.wait().await;
+            }
+        }
+    }
+}
+
+async fn ask(cloud: &Cloud, zone: &str, since: Option<Seen>) -> Result<Observation<VolumeReport>, TierError> {
+    let client = cloud.tiers.storage(&cloud.store, zone).await?;
+    client.observe(&Observe { since, wait_ms: super::HANG_MS }).await
+}
+
+async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>) -> Result<(), StoreError> {
+    let (zone, now) = (zone.to_owned(), cloud.now());
+    let present: BTreeSet<String> = observation.present.into_iter().collect();
+    let reports = observation.changed;
+    let follow = cloud
+        .store
+        .write("take reports of volumes", move |tx| {
+            let mut all = volume::Consequences::default();
+            for report in &reports {
+                let one = volume::take_report(tx, report, now)?;
+                if one.orphan {
+                    orphan::note(tx, &zone, "volumes", &report.id, now)?;
+                }
+                all.instances |= one.instances;
+                all.volumes |= one.volumes;
+            }
+            orphan::retain(tx, &zone, "volumes", &present)?;
+            Ok::<_, StoreError>(all)
+        })
+        .await?;
+    if follow.instances {
+        cloud.pokes.instances.poke();
+    }
+    if follow.volumes {
+        cloud.pokes.volumes.poke();
+    }
+    Ok(())
+}
