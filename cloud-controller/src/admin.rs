@@ -106,7 +106,7 @@ impl Admin for Operator {
     async fn account_create(&self, _: &Peer, asked: AccountCreate) -> Result<AccountKeys, TierError> {
         let (name, now) = (asked.name.clone(), self.cloud.now());
         let new = account::New::named(&name, &self.cloud.sealing, now)?;
-        let zones = self.cloud.config.zones.clone();
+        let config = self.cloud.config.clone();
         let made = self
             .cloud
             .store
@@ -115,7 +115,7 @@ impl Admin for Operator {
                     return Ok::<_, crate::Refusal>(false);
                 }
                 new.insert(tx)?;
-                crate::network::create_default_vpc(tx, &new.account.id, &zones, now)?;
+                crate::network::create_default_vpc(tx, &config, &new.account.id, now)?;
                 Ok(true)
             })
             .await

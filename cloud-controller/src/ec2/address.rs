@@ -110,7 +110,7 @@ fn no_such_ip(ip: &str) -> Refusal {
 }
 
 /// An address as requests name it: by allocation, or by itself as in EC2 classic.
-fn named(
+pub fn named(
     tx: &mut Tx<'_>,
     account: &str,
     allocation: Option<&AllocationId>,

@@ -1,6 +1,6 @@
 //! Network interfaces: an address, a MAC and a logical port in a subnet, and which instance wears them.
 //!
-//! An interface belongs to this page from its creation to [`remove`]; the instance page asks for what it needs. Three
+//! An interface belongs to this page from its creation to [`remove`]; the instance page asks for what it needs. Two
 //! steps end one that goes with its instance: [`release`] when the instance is asked to terminate (its public address is
 //! given back and its port is shut), [`remove`] when the node has reported that nothing of the guest is left (its private
 //! address is free only then: the guest might still be using it).

@@ -76,7 +76,8 @@ impl Table {
             Table::Policy => &["priority", "match", "action", TAGS],
             Table::Nat => &["type", "external_ip", "logical_ip", TAGS],
             Table::PortGroup => &["name", "ports", "acls", TAGS],
-            Table::Acl => &["priority", "direction", "match", "action", "log", TAGS],
+            // An operator may switch logging on.
+            Table::Acl => &["priority", "direction", "match", "action", TAGS],
             Table::DhcpOptions => &["cidr", "options", TAGS],
         }
     }
@@ -92,6 +93,7 @@ pub const TAG: &str = "mallee";
 pub enum Column {
     Text(String),
     Number(i64),
+    /// An optional boolean that is set.
     Flag(bool),
     /// A set of text; also an optional text, of one element or none.
     Set(BTreeSet<String>),

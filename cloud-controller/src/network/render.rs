@@ -167,7 +167,6 @@ fn acl(out: &mut Content, key: &str, direction: &str, priority: i64, expression:
         ("priority", Column::Number(priority)),
         ("match", Column::Text(expression)),
         ("action", Column::text(action)),
-        ("log", Column::Flag(false)),
     ]);
 }
 

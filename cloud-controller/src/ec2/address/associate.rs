@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AddressRow, COLUMNS, named, read, touch_instance_of};
 use crate::{
-    Outcome, Refusal, actions,
+    Config, Outcome, Refusal, actions,
     ec2::{
         interface,
         interface::InterfaceRow,
@@ -64,24 +64,10 @@ async fn allocate(call: &Call, input: AllocateAddress) -> Outcome<Allocated> {
         .cloud
         .store
         .write("allocate an address", move |tx| {
-            let most = cloud.config.max_addresses;
-            let count: u64 =
-                tx.query_one("SELECT COUNT(*) FROM address WHERE account = ?1", params![account], |row| row.get(0))?;
-            if count >= most {
-                let message = format!("The maximum number of addresses has been reached ({most}).");
-                return Err(Refusal::new("AddressLimitExceeded", message));
-            }
-            let id = AllocationId::from_random(rand::random());
-            let public_ip = outside::take(tx, &cloud.config.network, Pool::Elastic, id.as_str())?.ok_or_else(|| {
-                Refusal::new("InsufficientAddressCapacity", "All elastic IPs of this cloud are in use.")
-            })?;
-            tx.execute(
-                "INSERT INTO address (id, account, public_ip, created) VALUES (?1, ?2, ?3, ?4)",
-                params![id.as_str(), account, Address(public_ip), now],
-            )?;
+            let AddressRow { id, public_ip, .. } = take(tx, &cloud.config, &account, now)?;
             tag::put(tx, &account, id.as_str(), &tags)?;
             unless_dry_run(input.dry_run)?;
-            Ok((id, public_ip))
+            Ok::<_, Refusal>((id, public_ip))
         })
         .await?;
     Ok(Allocated {
@@ -91,6 +77,26 @@ async fn allocate(call: &Call, input: AllocateAddress) -> Outcome<Allocated> {
         public_ipv4_pool: "amazon",
         network_border_group: call.cloud.region().to_owned(),
     })
+}
+
+/// Takes an address out of the pool for an account.
+pub fn take(tx: &mut Tx<'_>, config: &Config, account: &str, now: i64) -> Outcome<AddressRow> {
+    let most = config.max_addresses;
+    let count: u64 =
+        tx.query_one("SELECT COUNT(*) FROM address WHERE account = ?1", params![account], |row| row.get(0))?;
+    if count >= most {
+        let message = format!("The maximum number of addresses has been reached ({most}).");
+        return Err(Refusal::new("AddressLimitExceeded", message));
+    }
+    let id = AllocationId::from_random(rand::random());
+    let public_ip = outside::take(tx, &config.network, Pool::Elastic, id.as_str())?
+        .ok_or_else(|| Refusal::new("InsufficientAddressCapacity", "All elastic IPs of this cloud are in use."))?;
+    tx.execute(
+        "INSERT INTO address (id, account, public_ip, created) VALUES (?1, ?2, ?3, ?4)",
+        params![id.as_str(), account, Address(public_ip), now],
+    )?;
+    let account = account.to_owned();
+    Ok(AddressRow { id, account, public_ip, interface: None, association: None, created: now })
 }
 
 #[derive(Deserialize)]
@@ -176,7 +182,8 @@ fn not_valid_state(instance: &InstanceId) -> Refusal {
     Refusal::new("IncorrectInstanceState", message)
 }
 
-fn point(
+/// Points an address at an interface. `may_move`: also one that points elsewhere, or instead of one that is there.
+pub fn point(
     tx: &mut Tx<'_>,
     address: &AddressRow,
     target: &InterfaceRow,
