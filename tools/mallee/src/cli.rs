@@ -43,6 +43,7 @@ enum Command {
   mallee up
   mallee up --address 10.99.0.1/24 --elastic 10.99.0.128/25    where 172.29.0.0/24 is in use
   mallee up --accelerator tcg                                  do not use KVM
+  mallee up --internet                                         guests reach what this machine reaches
   mallee --state /srv/lab up --name lab --port-base 9773 --namespace lab --link lab0 --address 10.98.0.1/24
                                                                a second cloud beside the first
 What was chosen once stays chosen; running it again mends what is broken and restarts what was upgraded.")]

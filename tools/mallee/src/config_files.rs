@@ -110,6 +110,7 @@ mod tests {
             cloud_controller: "127.0.0.1:8773".to_owned(),
             programs: "/usr/bin".into(),
             engines: Some(EnginesConfig::one_machine("/s/engines", "n1")),
+            internet: None,
             tiers: vec![
                 tier(Role::CloudController, "", "cloud-controller", 8773),
                 tier(Role::Walrus, "", "walrus", 8777),

@@ -12,7 +12,7 @@ use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 use crate::supervise::{Ask, ask};
-use crate::{needs, tier, up};
+use crate::{internet, needs, tier, up};
 
 const EXPORT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -127,6 +127,9 @@ async fn remove_all(state: &State, machine: &Machine) -> Result<()> {
             0 => String::new(),
             _ => format!("ended {}", remains.guests.join(", ")),
         })?;
+    }
+    if let (Some(link), Some(before)) = (machine.link(), &machine.internet) {
+        internet::close(link, before).await?;
     }
     let begun = step("volume exports");
     let ended = end_exports(state).await;

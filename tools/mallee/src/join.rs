@@ -85,6 +85,7 @@ fn joined(
             cloud_controller: token.address.clone(),
             programs: needs::programs()?,
             engines: None,
+            internet: None,
             tiers: Vec::new(),
             wanted: Wanted::Everything,
         },

@@ -16,6 +16,7 @@ mod down;
 mod env;
 mod error;
 mod image;
+mod internet;
 mod join;
 mod logs;
 mod machine;

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use mallee_engines::EnginesConfig;
+use mallee_engines::{EnginesConfig, NamespaceConfig};
 use mallee_tiers::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::internet::Internet;
 use crate::state::State;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Machine {
     pub programs: PathBuf,
     #[serde(default)]
     pub engines: Option<EnginesConfig>,
+    /// Guests reach beyond this machine; and what the host was like before.
+    #[serde(default)]
+    pub internet: Option<Internet>,
     pub tiers: Vec<Tier>,
     pub wanted: Wanted,
 }
@@ -80,6 +84,11 @@ impl Machine {
         self.tiers.iter().find(|tier| tier.role == role)
     }
 
+    /// The link that joins the cloud's network to this machine.
+    pub fn link(&self) -> Option<&NamespaceConfig> {
+        self.engines.as_ref().and_then(|engines| engines.namespace.as_ref())
+    }
+
     /// The URL users on this machine reach EC2 (or S3) by.
     pub fn url(&self, role: Role) -> Result<String> {
         let listen = self.tier(role).and_then(|tier| tier.listen.first());
@@ -100,7 +109,7 @@ pub struct Outside {
 
 impl Outside {
     /// The routers get the larger part of the link's network that is left beside the pool and the host's own address.
-    pub fn of(link: &mallee_engines::NamespaceConfig) -> Result<Outside> {
+    pub fn of(link: &NamespaceConfig) -> Result<Outside> {
         let network = link.network();
         let (first, last) = (u32::from(network.first()) + 1, u32::from(network.last()) - 1);
         let (pool_first, pool_last) = (u32::from(link.pool.first()), u32::from(link.pool.last()));
@@ -155,8 +164,6 @@ pub fn listen(port: u16, beyond: &[IpAddr]) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use mallee_engines::NamespaceConfig;
-
     use super::*;
 
     #[test]

@@ -3,8 +3,8 @@
 use mallee_tiers::{Role, StatusAsked, TokenAsked};
 
 use crate::error::Result;
-use crate::output::out;
 use crate::machine::Machine;
+use crate::output::out;
 use crate::state::State;
 use crate::table::time;
 use crate::{admin, needs, status};

@@ -11,12 +11,13 @@ use mallee_engines::{Engines, EnginesConfig, Layout, NamespaceConfig, Plan, proc
 use mallee_tiers::{CloudStatus, Role, StatusAsked};
 
 use crate::error::{Error, Result};
+use crate::internet::Internet;
 use crate::machine::{Machine, Tier, Wanted, listen, node_name};
 use crate::output::out;
 use crate::progress::{Step, step};
 use crate::state::State;
 use crate::supervise::{Ask, ask};
-use crate::{account, admin, config_files, needs, tier};
+use crate::{account, admin, config_files, internet, needs, tier};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -51,9 +52,18 @@ pub struct Choices {
     /// An address of this machine that other machines reach it by; every tier serves there, too
     #[arg(long, value_name = "ADDRESS")]
     pub public: Option<IpAddr>,
+    /// Let guests reach beyond this machine (`--internet no` stops it): forwards, and hides them behind this machine's address
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "yes", value_name = "yes|no")]
+    pub internet: Option<Answer>,
     /// What guests run on, instead of finding out by trial
     #[arg(long, value_enum)]
     pub accelerator: Option<Accelerator>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Answer {
+    Yes,
+    No,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,6 +94,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     ports_are_free(state, &machine)?;
     // Only now, when nothing was in the way, is the choice kept.
     machine.save(state)?;
+    set_internet(old.as_ref(), &machine).await?;
     let restart = write_configs(state, &machine)?;
 
     let begun = step("supervisor");
@@ -93,6 +104,15 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         ask(state, &Ask::Restart { tier: role.to_string() }).await?;
     }
     finish(state, &machine, &engines).await
+}
+
+async fn set_internet(old: Option<&Machine>, machine: &Machine) -> Result<()> {
+    let before = old.and_then(|old| old.internet.as_ref());
+    match (machine.link(), &machine.internet, before) {
+        (Some(link), Some(_), _) => internet::open(link).await,
+        (Some(link), None, Some(before)) => internet::close(link, before).await,
+        _ => Ok(()),
+    }
 }
 
 /// Waits for everything, makes the first account, and says what to do next.
@@ -176,6 +196,12 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
     }
     let engines = choose_engines(state, old.and_then(|old| old.engines.clone()), choices, &node)?;
     let tiers = choose_tiers(old, choices, &zone, &node, &engines)?;
+    let internet = match (choices.internet, old.and_then(|old| old.internet.clone())) {
+        (Some(Answer::No), _) => None,
+        (_, Some(before)) => Some(before),
+        (Some(Answer::Yes), None) => Some(Internet::look()?),
+        (None, None) => None,
+    };
     let cloud_controller =
         tiers.first().and_then(|tier| tier.listen.first()).map(ToString::to_string).unwrap_or_default();
     Ok(Machine {
@@ -185,6 +211,7 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
         cloud_controller,
         programs: needs::programs()?,
         engines: Some(engines),
+        internet,
         tiers,
         wanted: Wanted::Everything,
     })
