@@ -137,8 +137,10 @@ fn single_member(manifest: &Manifest, tar_bytes: &mut impl Read, spool: &mut imp
     if size != manifest.size {
         return Err(wrong(format!("the image has {size} bytes, its manifest says {}", manifest.size)));
     }
-    if entries.next().is_some() {
-        return Err(wrong("the bundle's archive holds more than one file"));
+    match entries.next() {
+        None => {}
+        Some(Err(e)) => return Err(e),
+        Some(Ok(_)) => return Err(wrong("the bundle's archive holds more than one file")),
     }
     spool.flush().map_err(not_written)?;
     Ok(Plain { digest: hex::encode(hash.finish()), size })
@@ -152,11 +154,13 @@ struct Parts<'m> {
     index: usize,
     hash: Sha1,
     total: u64,
+    /// The first part that was not what the manifest says. Readers above may hide why they failed.
+    damage: Option<String>,
 }
 
 impl<'m> Parts<'m> {
     fn new(manifest: &'m Manifest, pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { manifest, pieces, current: bytes::Bytes::new(), index: 0, hash: Sha1::new(), total: 0 }
+        Self { manifest, pieces, current: bytes::Bytes::new(), index: 0, hash: Sha1::new(), total: 0, damage: None }
     }
 
     /// Fetches until there are bytes. False: all parts are through.
@@ -193,7 +197,9 @@ impl<'m> Parts<'m> {
         let found = std::mem::replace(&mut self.hash, Sha1::new()).finish();
         let part = self.manifest.parts.get(self.index).ok_or_else(|| wrong("there are more parts than the manifest names"))?;
         if found != part.digest {
-            return Err(wrong(format!("part {} ({}) is damaged: its SHA-1 is not the manifest's", self.index, part.filename)));
+            let text = format!("part {} ({}) is damaged: its SHA-1 is not the manifest's", self.index, part.filename);
+            self.damage = Some(text.clone());
+            return Err(wrong(text));
         }
         self.index += 1;
         Ok(())
@@ -201,6 +207,9 @@ impl<'m> Parts<'m> {
 
     /// Reads what is left of the part that was being read and holds it against its digest.
     fn verify_current(&mut self) -> io::Result<()> {
+        if let Some(damage) = &self.damage {
+            return Err(wrong(damage.clone()));
+        }
         if self.index >= self.manifest.parts.len() {
             return Ok(());
         }

@@ -155,6 +155,9 @@ fn only_a_certificate_of_the_account_makes_a_bundle_signed() {
     let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
     let certificate = |key: &PKey<openssl::pkey::Private>| {
         let mut builder = X509::builder().unwrap();
+        builder.set_version(2).unwrap();
+        builder.set_not_before(&openssl::asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&openssl::asn1::Asn1Time::days_from_now(1).unwrap()).unwrap();
         builder.set_pubkey(key).unwrap();
         builder.sign(key, MessageDigest::sha256()).unwrap();
         String::from_utf8(builder.build().to_pem().unwrap()).unwrap()
