@@ -1,7 +1,7 @@
 //! What walrus is told, in one TOML file.
 //!
 //! Beside what every daemon has (`name`, `state`, `listen`, `announce`, `cloud_controller`, `join_token`, `store`):
-//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, and `[[identities]]` for a walrus that stands alone.
+//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`, and `[[identities]]` for a walrus that stands alone.
 
 use std::path::PathBuf;
 
@@ -29,6 +29,9 @@ pub struct Config {
     /// Where the bytes are; `STATE/blobs` unless said.
     #[serde(default)]
     pub blobs: Option<PathBuf>,
+    /// MiB of the blobs' file system that no object may take: the store needs room to write down what may go.
+    #[serde(default = "reserve_mib")]
+    pub reserve_mib: u64,
     /// Accounts and keys of a walrus without a cloud: it then asks no cloud-controller for anything.
     #[serde(default)]
     pub identities: Vec<StaticIdentity>,
@@ -66,6 +69,10 @@ impl Config {
 
 fn region() -> String {
     "mallee-1".into()
+}
+
+fn reserve_mib() -> u64 {
+    64
 }
 
 fn yes() -> bool {

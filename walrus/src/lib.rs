@@ -76,10 +76,10 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let server = Server::bind(&config.daemon.listen, tls.as_ref()).await.map_err(|e| failed("listen", &e))?;
     let addresses = server.addresses();
 
-    let (store_config, blobs_dir) = (config.store(), config.blobs_dir());
+    let (store_config, blobs_dir, reserve) = (config.store(), config.blobs_dir(), config.reserve_mib << 20);
     let opened = tokio::task::spawn_blocking(move || {
         let store = Store::open(&store_config, MIGRATIONS)?;
-        let blobs = FileBlobs::open(&blobs_dir)?;
+        let blobs = FileBlobs::open(&blobs_dir, reserve)?;
         Ok::<_, Error>((store, blobs))
     });
     let (store, blobs) = opened.await??;

@@ -37,6 +37,7 @@ impl Reconciler for Sweep {
 
     async fn pass(&self) -> PassReport {
         let mut report = PassReport::default();
+        self.look_at_room().await;
         match self.once().await {
             Ok(swept) => {
                 self.faults.clear("sweep");
@@ -58,6 +59,15 @@ impl Reconciler for Sweep {
 }
 
 impl Sweep {
+    /// A disk that is nearly full is shown before and after somebody is refused.
+    async fn look_at_room(&self) {
+        let blobs = self.blobs.clone();
+        match spawn_blocking(move || blobs.room()).await {
+            Ok(Err(e)) => self.faults.raise("room", format!("objects are refused, the disk is full: {e}"), "delete objects, or make the disk larger"),
+            _ => self.faults.clear("room"),
+        }
+    }
+
     async fn once(&self) -> Result<usize, Error> {
         self.bury_abandoned().await?;
         let now = self.clock.now_ms();

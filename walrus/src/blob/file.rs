@@ -18,13 +18,18 @@ use super::{BLOCK, BlobId, BlobReader, BlobWriter, Blobs};
 
 const SUM: usize = 8;
 
+/// How many blocks are written between two looks at what is left.
+const BLOCKS_BETWEEN_LOOKS: u32 = 64;
+
 pub struct FileBlobs {
     dir: PathBuf,
+    /// Bytes that no blob may take.
+    reserve: u64,
 }
 
 impl FileBlobs {
     /// Makes the folders, durably, so that no request ever has to.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &Path, reserve: u64) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         for n in 0..=255_u8 {
             let folder = dir.join(format!("{n:02x}"));
@@ -37,7 +42,7 @@ impl FileBlobs {
         if let Some(above) = dir.parent() {
             File::open(above)?.sync_all()?;
         }
-        Ok(Self { dir: dir.into() })
+        Ok(Self { dir: dir.into(), reserve })
     }
 
     fn folder(&self, id: &BlobId) -> PathBuf {
@@ -50,7 +55,7 @@ impl Blobs for FileBlobs {
         let folder = self.folder(id);
         let path = folder.join(id.as_str());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Box::new(Writer { file, folder, last: false }))
+        Ok(Box::new(Writer { file, folder, last: false, blocks: 0, reserve: self.reserve }))
     }
 
     fn open(&self, id: &BlobId, size: u64) -> io::Result<Box<dyn BlobReader>> {
@@ -64,29 +69,51 @@ impl Blobs for FileBlobs {
             _ => Ok(()),
         }
     }
+
+    fn room(&self) -> io::Result<()> {
+        room(&self.dir, self.reserve)
+    }
+}
+
+fn room(dir: &Path, reserve: u64) -> io::Result<()> {
+    let there = rustix::fs::statvfs(dir)?;
+    if there.f_bavail.saturating_mul(there.f_frsize) < reserve {
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "what is left is kept for the store"));
+    }
+    Ok(())
 }
 
 struct Writer {
     file: File,
     folder: PathBuf,
     last: bool,
+    blocks: u32,
+    reserve: u64,
 }
 
 impl BlobWriter for Writer {
-    fn write(&mut self, block: &[u8]) -> io::Result<()> {
-        if self.last || block.len() > BLOCK {
+    fn write(&mut self, block: &[Bytes]) -> io::Result<()> {
+        let length: usize = block.iter().map(Bytes::len).sum();
+        if self.last || length > BLOCK {
             return Err(io::Error::other("only the last block may be short"));
         }
-        self.last = block.len() < BLOCK;
-        let sum = checksum(block);
-        let whole = block.len() + SUM;
-        let mut written = self.file.write_vectored(&[IoSlice::new(block), IoSlice::new(&sum)])?;
-        // A short write: the rest, piece by piece.
-        while written < whole {
-            let rest = if written < block.len() { &block[written..] } else { &sum[written - block.len()..] };
-            match self.file.write(rest)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => written += n,
+        self.last = length < BLOCK;
+        self.blocks = self.blocks.wrapping_add(1);
+        if self.blocks.is_multiple_of(BLOCKS_BETWEEN_LOOKS) {
+            room(&self.folder, self.reserve)?;
+        }
+        let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme);
+        block.iter().for_each(|piece| sum.update(piece));
+        let sum = sum.finalize().to_be_bytes();
+        let mut slices: Vec<IoSlice<'_>> = block.iter().map(|piece| IoSlice::new(piece)).collect();
+        slices.push(IoSlice::new(&sum));
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            match self.file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut rest, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())
@@ -135,10 +162,10 @@ mod tests {
     use super::*;
 
     fn written(dir: &Path, bytes: &[u8]) -> (FileBlobs, BlobId) {
-        let (blobs, id) = (FileBlobs::open(dir).unwrap(), BlobId::new(1));
+        let (blobs, id) = (FileBlobs::open(dir, 0).unwrap(), BlobId::new(1));
         let mut writer = blobs.create(&id).unwrap();
         for block in bytes.chunks(BLOCK) {
-            writer.write(block).unwrap();
+            writer.write(&[Bytes::copy_from_slice(&block[..block.len() / 2]), Bytes::copy_from_slice(&block[block.len() / 2..])]).unwrap();
         }
         writer.finish().unwrap();
         (blobs, id)
@@ -168,6 +195,14 @@ mod tests {
         assert!(reader.block(1).is_ok());
         file.set_len((BLOCK + SUM + 50) as u64).unwrap();
         assert_eq!(reader.block(1).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_reserve_is_not_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(FileBlobs::open(dir.path(), 0).unwrap().room().is_ok());
+        let refused = FileBlobs::open(dir.path(), u64::MAX).unwrap().room().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use mallee_store::{Tx, params};
 use openssl::hash::{Hasher, MessageDigest};
 use sha2::Digest;
@@ -17,6 +17,9 @@ use crate::{
 
 /// Contents up to this size are rows: one transaction, and no file to sync.
 pub const INLINE: usize = 16 * 1024;
+
+/// A client that sends crumbs has them swept together, so that a block is not written as thousands of pieces.
+const MOST_PIECES: usize = 512;
 
 /// Where a content is, as rows of objects and of parts say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +139,9 @@ impl Digests {
 pub struct Intake {
     blobs: Arc<dyn Blobs>,
     ids: BlobIds,
-    /// The start of what is not yet given to a worker.
-    buffer: BytesMut,
+    /// What is not yet given to a worker, in the pieces it came in: nothing is copied on its way to the disk.
+    buffer: Vec<Bytes>,
+    buffered: usize,
     size: u64,
     state: State,
 }
@@ -159,6 +163,7 @@ struct Work {
 impl Intake {
     /// `sha256`: whether the request's signature covers the body's hash.
     pub fn new(blobs: Arc<dyn Blobs>, ids: BlobIds, sha256: bool, checksums: &[Algorithm]) -> Result<Self, Error> {
+        blobs.room()?;
         let md5 = Hasher::new(MessageDigest::md5()).map_err(|e| Error::Internal(format!("MD5: {e}")))?;
         let digests = Digests {
             md5,
@@ -166,7 +171,7 @@ impl Intake {
             checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
             broken: None,
         };
-        Ok(Self { blobs, ids, buffer: BytesMut::new(), size: 0, state: State::Small(Box::new(digests)) })
+        Ok(Self { blobs, ids, buffer: Vec::new(), buffered: 0, size: 0, state: State::Small(Box::new(digests)) })
     }
 
     pub fn size(&self) -> u64 {
@@ -177,34 +182,48 @@ impl Intake {
     pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         self.size += bytes.len() as u64;
         while bytes.has_remaining() {
-            let room = (BLOCK - self.buffer.len()).min(bytes.len());
-            self.buffer.extend_from_slice(&bytes.split_to(room));
-            if self.buffer.len() == BLOCK {
+            let piece = bytes.split_to((BLOCK - self.buffered).min(bytes.len()));
+            self.buffered += piece.len();
+            self.buffer.push(piece);
+            if self.buffer.len() == MOST_PIECES {
+                self.buffer = vec![self.joined()];
+            }
+            if self.buffered == BLOCK {
                 self.write_block().await?;
             }
         }
         Ok(())
     }
 
+    /// What is in the buffer, in one piece.
+    fn joined(&mut self) -> Bytes {
+        let pieces = std::mem::take(&mut self.buffer);
+        match <[Bytes; 1]>::try_from(pieces) {
+            Ok([one]) => one,
+            Err(pieces) => pieces.concat().into(),
+        }
+    }
+
     /// Gives the buffer to a worker, once that is done with the block before.
     async fn write_block(&mut self) -> Result<(), Error> {
-        let block = self.buffer.split().freeze();
+        let block = std::mem::take(&mut self.buffer);
+        self.buffered = 0;
         match std::mem::replace(&mut self.state, State::Over) {
             State::Small(mut digests) => {
                 let young = self.ids.take().await?;
                 let (blobs, id) = (self.blobs.clone(), young.id().clone());
                 let task = spawn_blocking(move || {
                     let mut writer = blobs.create(&id)?;
-                    digests.update(&block);
+                    block.iter().for_each(|piece| digests.update(piece));
                     writer.write(&block)?;
                     Ok(Work { digests, writer })
                 });
                 self.state = State::Busy(young, task);
             }
             State::Busy(young, task) => {
-                let mut work = task.await??;
+                let mut work = self.landed(&young, task).await?;
                 let task = spawn_blocking(move || {
-                    work.digests.update(&block);
+                    block.iter().for_each(|piece| work.digests.update(piece));
                     work.writer.write(&block)?;
                     Ok(work)
                 });
@@ -215,21 +234,41 @@ impl Intake {
         Ok(())
     }
 
+    /// The work given out before. When it failed (a full disk, mostly) its bytes go at once: nothing was ever told of
+    /// them, and the sweep may lack the room to write down that they may go.
+    async fn landed(&self, young: &Young, task: JoinHandle<Result<Work, Error>>) -> Result<Work, Error> {
+        let outcome = task.await.map_err(Error::from).and_then(|outcome| outcome);
+        if outcome.is_err() {
+            self.remove(young).await;
+        }
+        outcome
+    }
+
+    async fn remove(&self, young: &Young) {
+        let (blobs, id) = (self.blobs.clone(), young.id().clone());
+        // Best effort: its row stands in `loose`, so the sweep comes by as well.
+        let _ = spawn_blocking(move || blobs.remove(&id)).await;
+    }
+
     /// The end of the bytes: whatever is not small is durable when this returns.
     pub async fn finish(mut self) -> Result<Received, Error> {
-        if !self.buffer.is_empty() && (self.buffer.len() > INLINE || matches!(self.state, State::Busy(..))) {
+        if self.buffered > 0 && (self.buffered > INLINE || matches!(self.state, State::Busy(..))) {
             self.write_block().await?;
         }
-        let (content, digests) = match self.state {
+        let (content, digests) = match std::mem::replace(&mut self.state, State::Over) {
             State::Small(mut digests) => {
-                let bytes = self.buffer.freeze();
+                let bytes = self.joined();
                 digests.update(&bytes);
                 let id = BlobId::new(self.ids.now());
                 (Content::Small { id, bytes }, digests)
             }
             State::Busy(young, task) => {
-                let Work { digests, writer } = task.await??;
-                spawn_blocking(move || writer.finish()).await??;
+                let Work { digests, writer } = self.landed(&young, task).await?;
+                let finished = spawn_blocking(move || writer.finish()).await;
+                if let Err(e) = finished.map_err(Error::from).and_then(|outcome| outcome.map_err(Error::from)) {
+                    self.remove(&young).await;
+                    return Err(e);
+                }
                 (Content::Blob(young), digests)
             }
             State::Over => return Err(Error::Internal("an intake ended after it failed".into())),

@@ -38,11 +38,13 @@ pub trait Blobs: Send + Sync + 'static {
     fn open(&self, id: &BlobId, size: u64) -> io::Result<Box<dyn BlobReader>>;
     /// Removes it; succeeds when it is not there.
     fn remove(&self, id: &BlobId) -> io::Result<()>;
+    /// `StorageFull` when so little is left that the store could not write the rows that make room again.
+    fn room(&self) -> io::Result<()>;
 }
 
 pub trait BlobWriter: Send {
-    /// Appends a block: [`BLOCK`] bytes, or fewer for the last one.
-    fn write(&mut self, block: &[u8]) -> io::Result<()>;
+    /// Appends a block, in as many pieces as it came: [`BLOCK`] bytes, or fewer for the last one.
+    fn write(&mut self, block: &[Bytes]) -> io::Result<()>;
     /// Makes it durable, name and all.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
