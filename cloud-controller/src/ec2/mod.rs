@@ -22,6 +22,9 @@ pub mod unsupported;
 pub mod volume;
 pub mod vpc;
 
+#[cfg(test)]
+pub mod rehearsal;
+
 use mallee_aws::AwsError;
 use mallee_store::{Error as StoreError, FromValue, ToValue, Value};
 

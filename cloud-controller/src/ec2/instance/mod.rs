@@ -65,3 +65,6 @@ pub fn forget(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     crate::zone::event::drop_all(tx, id)?;
     row::remove(tx, id)
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,10 @@ fn not_found(id: &str) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod states {
     use super::*;
     use mallee_tiers::Generation;
 
