@@ -99,12 +99,27 @@ async fn register(cloud: &Cloud, standing: &Standing, place: &mut Option<TierHtt
     Ok(Duration::from_millis(answer.lease_ms))
 }
 
-/// What this machine can carry: every core, the memory but a reserve, the free space where instances are kept.
-pub fn capacity(data: &Path, reserve_mib: u64) -> Capacity {
+/// What this machine can carry in all: every core, the memory but a reserve, and the disk space that is free or is taken by
+/// instances and images already, so that it says the same after a restart.
+pub fn capacity(instances: &Path, images: &Path, reserve_mib: u64) -> Capacity {
     let memory_mib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_mib(&text)).unwrap_or(0);
-    let disk_gib = nix::sys::statvfs::statvfs(data).map_or(0, |s| (s.blocks_available() * s.fragment_size()) >> 30);
+    let free = nix::sys::statvfs::statvfs(instances).map_or(0, |s| s.blocks_available() * s.fragment_size());
     let vcpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let disk_gib = (free + allocated(instances) + allocated(images)) >> 30;
     Capacity { vcpus, memory_mib: memory_mib.saturating_sub(reserve_mib), disk_gib }
+}
+
+/// Bytes that the files in a folder, and in its folders, take on the disk.
+fn allocated(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(m) if m.is_dir() => allocated(&entry.path()),
+            Ok(m) => m.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 fn total_mib(meminfo: &str) -> Option<u64> {

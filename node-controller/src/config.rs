@@ -89,6 +89,26 @@ fn floor() -> u64 {
 }
 
 impl Config {
+    /// A node like most.
+    pub fn new(daemon: Daemon, hypervisor: HypervisorChoice, engines: Option<EnginesConfig>) -> Self {
+        Self {
+            daemon,
+            hypervisor,
+            engines,
+            libvirt_uri: None,
+            accelerator: None,
+            bridge: integration_bridge(),
+            capacity: None,
+            reserve_mib: reserve(),
+            walrus: None,
+            cluster: None,
+            data: None,
+            patience_s: patience(),
+            disk_floor_gib: floor(),
+            simulated: crate::hypervisor::SimulatedConfig::default(),
+        }
+    }
+
     pub fn instances_dir(&self) -> PathBuf {
         self.data.as_ref().unwrap_or(&self.daemon.state).join("instances")
     }
@@ -111,5 +131,9 @@ mod tests {
         assert_eq!(config.hypervisor, HypervisorChoice::Libvirt);
         assert_eq!(config.bridge, "br-int");
         assert_eq!(config.instances_dir(), PathBuf::from("/var/lib/mallee/node/instances"));
+        let same = Config::new(config.daemon.clone(), HypervisorChoice::Libvirt, config.engines.clone());
+        let text = toml::to_string(&same).unwrap();
+        assert_eq!(toml::to_string(&config).unwrap(), text);
+        assert_eq!(toml::to_string(&toml::from_str::<Config>(&text).unwrap()).unwrap(), text, "what is written can be read");
     }
 }

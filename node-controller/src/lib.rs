@@ -45,7 +45,7 @@ use metadata::{Book, Links, MetadataSockets, NoSockets, Service, TokenKey};
 
 /// A clock tick of the reconcilers; what matters wakes them earlier.
 const EVERY: Duration = Duration::from_secs(5);
-const METADATA_EVERY: Duration = Duration::from_secs(15);
+const METADATA_EVERY: Duration = Duration::from_secs(30);
 /// Overlays made at a time.
 const DISKS_AT_ONCE: usize = 4;
 
@@ -104,8 +104,10 @@ struct Ground {
 /// Starts a node-controller: port 0 in `listen` asks for a free one.
 pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> {
     let daemon = &config.daemon;
+    // Disks, consoles and images are their users' business; QEMU and libvirt run as root.
     for dir in [&daemon.state, &config.instances_dir(), &config.images_dir()] {
-        std::fs::create_dir_all(dir).map_err(io(dir.display().to_string()))?;
+        let mut private = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(private.recursive(true), 0o700).create(dir).map_err(io(dir.display().to_string()))?;
     }
     let store = open_store(&config)?;
     let faults = Faults::new(parts.clock.clone());
@@ -181,7 +183,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
         versions: Mutex::default(),
     };
     server.serve(Arc::new(TierOnly(Arc::new(NodeServer(Arc::new(node))))));
-    let capacity = config.capacity.unwrap_or_else(|| cluster::capacity(&config.instances_dir(), config.reserve_mib));
+    let capacity = config.capacity.unwrap_or_else(|| cluster::capacity(&config.instances_dir(), &config.images_dir(), config.reserve_mib));
     let standing = Standing {
         node: daemon.name.clone(),
         address: address.clone(),

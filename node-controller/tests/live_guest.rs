@@ -17,7 +17,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{NodeProcess, PATIENCE, World, Zone, blob};
 use mallee_engines::{Engines, EnginesConfig, NamespaceConfig, Supervisor, process};
 use mallee_tiers::{
-    Boot, ConsoleAsked, Desired, Export, ExportAddress, Instance, InstanceReport, Interface, Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
+    Blob, Boot, ConsoleAsked, Desired, DiskFormat, Export, ExportAddress, Instance, InstanceReport, Interface, Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
 };
 use uuid::Uuid;
 
@@ -78,7 +78,8 @@ fn network(northbound: &Path) {
 
 fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance) {
     let boot = if whole_disk {
-        Boot { architecture: "x86_64".into(), root: blob(&mini.join("mini-disk.raw")), kernel: None, ramdisk: None, command_line: None }
+        let root = Blob { format: DiskFormat::Qcow2, ..blob(&mini.join("mini-disk.qcow2")) };
+        Boot { architecture: "x86_64".into(), root, kernel: None, ramdisk: None, command_line: None }
     } else {
         Boot {
             architecture: "x86_64".into(),
@@ -226,7 +227,15 @@ fn a_real_guest_lives_its_life() {
     step(&mut begun, "engines up");
     network(&engines.layout().northbound_socket());
 
-    let names = ["mini-disk.raw", "mini.root", "mini.vmlinux", "mini.initrd"];
+    // Links beside a converted copy, so that a qcow2 base is tried as well.
+    let from = mini;
+    let mini = dir.path().to_owned();
+    for name in ["mini.root", "mini.vmlinux", "mini.initrd"] {
+        std::os::unix::fs::symlink(from.join(name), mini.join(name)).unwrap();
+    }
+    let (raw, qcow2) = (from.join("mini-disk.raw"), mini.join("mini-disk.qcow2"));
+    assert!(Command::new("qemu-img").args(["convert", "-c", "-f", "raw", "-O", "qcow2"]).args([&raw, &qcow2]).status().unwrap().success());
+    let names = ["mini-disk.qcow2", "mini.root", "mini.vmlinux", "mini.initrd"];
     let blobs: BTreeMap<String, PathBuf> = names.iter().map(|n| (blob(&mini.join(n)).digest, mini.join(n))).collect();
     let walrus = world.walrus(blobs);
     let key = dir.path().join("key");
@@ -422,6 +431,7 @@ fn killed_at_any_moment(mut s: Stage, mini: &Path, public: &str) {
     }
     s.see(id, Observed::Running);
     s.wait_ssh();
+    assert_eq!(s.ssh("imds meta-data/instance-id").as_deref(), Ok(id), "{}", s.console(id));
     let status = s.world.runtime.block_on(s.zone.client(s.node()).status(&StatusAsked {})).unwrap();
     step(&mut begun, &format!("killed ten times on the way up: SSH answers; {} on {}", status.hypervisor, status.hypervisor_reason));
     println!("            node-controller: {} KiB; engines: {:?}", status.tier.rss_kib, status.engines.iter().map(|e| (&e.name, e.rss_kib, &e.version)).collect::<Vec<_>>());

@@ -55,6 +55,9 @@ impl MetadataLink {
     pub async fn ensure(&self, netns: &Netns, switch: &Client) -> Result<Linked> {
         self.check()?;
         let linked = self.ensure_veth(netns, switch).await?;
+        // Also for a link that was there: whoever made it may have been killed before this, and TCP through it would hang.
+        ethtool_offloads_off(netns, &self.inner).await?;
+        ethtool_offloads_off(netns, &self.outer).await?;
         ip(netns, &["addr", "replace", METADATA_CIDR, "dev", &self.inner]).await?;
         ip(netns, &["link", "set", &self.inner, "up"]).await?;
         ip(netns, &["link", "set", &self.outer, "up"]).await?;
@@ -132,8 +135,6 @@ impl MetadataLink {
         }
         let pair = ["link", "add", &self.inner, "address", &self.mac, "type", "veth", "peer", "name", &self.outer];
         ip(netns, &pair).await?;
-        ethtool_offloads_off(netns, &self.inner).await?;
-        ethtool_offloads_off(netns, &self.outer).await?;
         Ok(Linked::New)
     }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler};
-use mallee_tiers::{Desired, Instance, InstanceReport, Reports, VpcLink};
-use tokio::sync::mpsc::UnboundedReceiver;
+use mallee_tiers::{Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
+use tokio::sync::{Notify, mpsc::UnboundedReceiver};
 
 use super::{
     plan::{self, BringUp, Memory, Next, Scene, Step},
@@ -54,9 +54,13 @@ struct Live {
     took_ms: BTreeMap<String, u64>,
     failures: u32,
     refusals: u32,
+    /// Ends a long step that is not wanted any more.
+    overtaken: Arc<Notify>,
     /// Lives in a row that were short.
     short_lives: u32,
     not_before: Duration,
+    /// The wish whose step went wrong: another one is tried at once. None: whatever is wished.
+    paused_wish: Option<Generation>,
 }
 
 /// An instance as one look found it.
@@ -64,6 +68,12 @@ struct Look {
     wish: Option<Listed<Instance>>,
     facts: Facts,
     domain: Option<Seen>,
+}
+
+impl Look {
+    fn generation(&self) -> Option<Generation> {
+        self.wish.as_ref().map(|w| w.body.generation)
+    }
 }
 
 impl Instances {
@@ -127,7 +137,7 @@ impl Instances {
             let look = match self.look(&id).await {
                 Ok(look) => look,
                 Err(e) => {
-                    self.failed(&id, "look", &e);
+                    self.failed(&id, "look", None, &e);
                     break;
                 }
             };
@@ -162,7 +172,14 @@ impl Instances {
         let now_ms = machine.clock.now_ms();
         let Some(wish) = look.wish.as_ref().map(|w| &w.body) else { return Ok(()) };
         match step {
-            Step::BringUp(step) => machine.bring_up(*step, wish).await,
+            Step::BringUp(step) => {
+                let overtaken = self.lock().get(id).map(|l| l.overtaken.clone()).unwrap_or_default();
+                tokio::select! {
+                    done = machine.bring_up(*step, wish) => done,
+                    // Fetching a large image may take minutes; every other step is short.
+                    () = overtaken.notified(), if *step == BringUp::Image => Err(StepError::Overtaken),
+                }
+            }
             Step::NoteRunning => {
                 let took: BTreeMap<String, u64> = self.lock().get(id).map(|l| l.took_ms.clone()).unwrap_or_default();
                 let (reboots, total) = (wish.reboots, took.values().sum::<u64>());
@@ -289,8 +306,9 @@ impl Instances {
         }
         match done {
             Ok(()) => self.succeeded(id, step, look, took),
+            Err(StepError::Overtaken) => true,
             Err(e) => {
-                let refusals = self.failed(id, step.name(), &e);
+                let refusals = self.failed(id, step.name(), look.generation(), &e);
                 if let (Step::BringUp(begun), Some(wish)) = (step, look.wish.as_ref()) {
                     let hopeless = matches!(e, StepError::Permanent(_)) || (matches!(e, StepError::Refused(_)) && refusals >= REFUSALS);
                     if hopeless {
@@ -331,7 +349,7 @@ impl Instances {
                     return true;
                 }
                 live.short_lives += 1;
-                live.not_before = now + pause(live.short_lives + 1);
+                (live.not_before, live.paused_wish) = (now + pause(live.short_lives + 1), look.generation());
                 live.trouble.reason = format!("it ended by itself {} s after it was started; trying again", life / 1000);
                 return false;
             }
@@ -345,7 +363,10 @@ impl Instances {
         let mut all = self.lock();
         let Some(live) = all.get_mut(id) else { return };
         match done {
-            Ok(()) => report::settle(&mut live.memory, &mut live.trouble, &serial),
+            Ok(()) => {
+                live.failures = 0;
+                report::settle(&mut live.memory, &mut live.trouble, &serial);
+            }
             Err(e) => {
                 tracing::warn!(instance.id = id, volume.serial = serial, error = %e, "a volume could not be changed");
                 live.failures += 1;
@@ -358,13 +379,13 @@ impl Instances {
     }
 
     /// A step went wrong: it is tried again after a while. How often the hypervisor has refused by now.
-    fn failed(&self, id: &str, step: &str, e: &StepError) -> u32 {
+    fn failed(&self, id: &str, step: &str, wish: Option<Generation>, e: &StepError) -> u32 {
         let now = self.now();
         let mut all = self.lock();
         let Some(live) = all.get_mut(id) else { return 0 };
         live.failures += 1;
         live.refusals += u32::from(matches!(e, StepError::Refused(_)));
-        live.not_before = now + pause(live.failures);
+        (live.not_before, live.paused_wish) = (now + pause(live.failures), wish);
         live.memory.done = None;
         if live.trouble.reason != e.to_string() {
             tracing::warn!(instance.id = id, step, error = %e, "a step failed; it is tried again");
@@ -422,13 +443,16 @@ impl Instances {
         all.retain(|id, live| live.working || world.contains_key(id));
         for (id, look) in world {
             let live = all.entry(id.clone()).or_default();
+            if live.working && look.wish.as_ref().is_some_and(|w| w.body.desired != Desired::Running) {
+                live.overtaken.notify_waiters();
+            }
             if live.working || idle.get(id).is_some_and(|ended| *ended != live.ended) {
                 continue;
             }
             let wait = match self.plan(id, look, live) {
                 Next::Rest => continue,
                 Next::Wait(wait) => wait,
-                Next::Do(_) if live.not_before > now => live.not_before - now,
+                Next::Do(_) if live.not_before > now && (live.paused_wish.is_none() || live.paused_wish == look.generation()) => live.not_before - now,
                 Next::Do(_) => {
                     let Some(me) = self.me.upgrade() else { continue };
                     live.working = true;

@@ -61,6 +61,9 @@ pub enum StepError {
     /// Trying again does not help.
     #[error("{0}")]
     Permanent(String),
+    /// It was given up because something else is wanted now.
+    #[error("something else is wanted now")]
+    Overtaken,
 }
 
 impl From<HypervisorError> for StepError {
@@ -117,6 +120,9 @@ impl Machine {
     }
 
     async fn image(&self, wish: &Instance) -> Done {
+        if wish.node.as_ref().is_some_and(|node| *node != self.node) {
+            return Err(StepError::Permanent(format!("it must run on {:?}, and this is node {}", wish.node, self.node)));
+        }
         let boot = &wish.boot;
         if boot.architecture != "x86_64" {
             return Err(StepError::Permanent(format!("this node runs x86_64, and the image is {}", boot.architecture)));
