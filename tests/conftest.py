@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def cloud():
     """Up; ended with everything at the end of the session unless MALLEE_TEST_KEEP says otherwise."""
-    cloud = Cloud("/var/tmp/mallee-test", name="test-1", subnet="172.29.77", port=18773, suffix="test")
+    cloud = Cloud("/var/tmp/mallee-test", name="test-1", subnet="172.29.77", port=28773, suffix="test")
     with cloud.lock("up"):
         cloud.up()
     yield cloud

@@ -2,6 +2,7 @@
 
 import secrets
 
+import boto.ec2.connection
 import pytest
 
 from driver import Refused
@@ -16,8 +17,8 @@ DRIVERS = {
     "awscli2": lambda cloud: AwsEc2(cloud, 2),
     "boto3-http": lambda cloud: Boto3Ec2(cloud, "http"),
     "boto3-https": lambda cloud: Boto3Ec2(cloud, "https"),
-    "boto2-http": lambda cloud: Boto2Ec2(cloud, "http"),
-    "boto2-https": lambda cloud: Boto2Ec2(cloud, "https"),
+    "boto2-sigv2-http": lambda cloud: Boto2Ec2(cloud, "http"),
+    "boto2-sigv2-https": lambda cloud: Boto2Ec2(cloud, "https"),
 }
 EVERYWHERE = "0.0.0.0/0"
 
@@ -38,6 +39,16 @@ def test_an_instance_lives_its_life(name, cloud, image, tmp_path):
         story.ends()
     finally:
         story.clean_up()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_boto2_as_it_comes_signs_with_version_4_for_a_region_cut_out_of_the_host(scheme, cloud):
+    """127.0.0.1 becomes the scope DATE/0/127: what a client says of itself is part of its signature, and no reason to refuse."""
+    driver = Boto2Ec2(cloud, scheme, boto.ec2.connection.EC2Connection)
+    name = f"boto2-{secrets.token_hex(4)}"
+    group = driver.create_group(name, "a & b <c> é")
+    assert [found.description for found in driver.call("get_all_security_groups", group_ids=[group])] == ["a & b <c> é"]
+    driver.delete_group(group)
 
 
 class Story:
