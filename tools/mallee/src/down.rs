@@ -29,6 +29,7 @@ pub struct Choices {
 pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     let mut machine = Machine::expect(state)?;
+    let _only_one = state.lock()?;
     let guests = guests(state);
     if choices.all {
         confirm(state, &guests, choices)?;
@@ -192,7 +193,9 @@ fn remove_state(state: &State) -> Result<()> {
         }
     }
     // Last, so that a removal that failed can be repeated.
-    std::fs::remove_file(state.machine()).map_err(Error::file("removing", state.machine()))?;
+    for file in [state.machine(), state.root().join("lock")] {
+        std::fs::remove_file(&file).map_err(Error::file("removing", &file))?;
+    }
     match std::fs::remove_dir(state.root()) {
         Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
             Err(Error::file("removing", state.root())(error))

@@ -36,6 +36,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     };
     let token =
         Token::decode(&text).ok_or_else(|| Error::refused("this is no join token: `mallee node token` makes one"))?;
+    let _only_one = state.lock()?;
     let old = Machine::load(state)?;
     if old.as_ref().is_some_and(|old| old.cloud_controller != token.address) {
         return Err(Error::refused(format!(

@@ -1,6 +1,8 @@
-//! Where everything of Mallee is on this machine. Names only; nothing here touches the disk but [`State::create`].
+//! Where everything of Mallee is on this machine. Names only; nothing here touches the disk but
+//! [`State::create`] and [`State::lock`].
 //!
 //! ```text
+//! lock                    held by the command that changes things
 //! machine.json            what was chosen for this machine
 //! etc/TIER.toml           what each tier is told
 //! TIER/                   what each tier keeps
@@ -11,8 +13,11 @@
 //! accounts/NAME/          cert.pem and pk.pem of an account, with which its bundles are signed
 //! ```
 
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
 
@@ -82,6 +87,16 @@ impl State {
             make_private(&directory)?;
         }
         Ok(())
+    }
+
+    /// One command at a time changes what is here; it is let go when the answer is dropped.
+    pub fn lock(&self) -> Result<Flock<File>> {
+        make_private(&self.root)?;
+        let path = self.root.join("lock");
+        let file = File::create(&path).map_err(Error::file("opening", &path))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+            Error::refused(format!("another `mallee` command is changing the cloud in {}", self.root.display()))
+        })
     }
 }
 

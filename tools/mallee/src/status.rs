@@ -192,6 +192,7 @@ fn print_cloud(cloud: &CloudStatus) {
     out!("Cloud {}\n", cloud.region);
     let mut tiers = table(["TIER", "ZONE", "NAME", "ADDRESS", "STATE", "PID", "VERSION", "MEMORY", "UP"]);
     let mut faults: Vec<(String, Fault)> = Vec::new();
+    let mut troubles = Vec::new();
     for row in &cloud.tiers {
         let (state, pid, version, rss, up) = match &row.status {
             Some(status) => {
@@ -199,7 +200,10 @@ fn print_cloud(cloud: &CloudStatus) {
                 let up = span(status.now - status.started);
                 ("answers".to_owned(), status.pid.to_string(), status.version.clone(), memory(status.rss_kib), up)
             }
-            None => (format!("no answer: {}", row.trouble), String::new(), String::new(), String::new(), String::new()),
+            None => {
+                troubles.push(format!("No answer: {}", row.trouble));
+                ("no answer".to_owned(), String::new(), String::new(), String::new(), String::new())
+            }
         };
         let who = [row.role.to_string(), row.zone.clone(), row.name.clone(), row.address.clone()];
         tiers.add_row(who.into_iter().chain([state, pid, version, rss, up]));
@@ -222,7 +226,14 @@ fn print_cloud(cloud: &CloudStatus) {
             status.map(|status| span(status.now - status.started)).unwrap_or_default(),
         ]);
     }
-    out!("{tiers}\n\n{}\n", nodes_table(&cloud.nodes));
+    out!("{tiers}\n");
+    for trouble in &troubles {
+        out!("{trouble}");
+    }
+    if !troubles.is_empty() {
+        out!("");
+    }
+    out!("{}\n", nodes_table(&cloud.nodes));
     if !cloud.instances_by_state.is_empty() {
         let states: Vec<String> =
             cloud.instances_by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();

@@ -76,6 +76,7 @@ pub enum Accelerator {
 pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     needs::packages(true, true)?;
+    let _only_one = state.lock()?;
     let old = Machine::load(state)?;
     let machine = choose(state, old.as_ref(), choices)?;
     let roles: Vec<Role> = machine.tiers.iter().map(|tier| tier.role).collect();
