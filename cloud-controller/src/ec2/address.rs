@@ -143,3 +143,6 @@ fn touch_instance_of(tx: &mut Tx<'_>, interface: &InterfaceRow) -> Outcome<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,7 +184,7 @@ enum Of<'a> {
 /// The rows with groups, elastic IPs and links, by id.
 fn load(tx: &mut Tx<'_>, of: &Of<'_>) -> Outcome<Vec<InterfaceRow>> {
     let (condition, value) = match of {
-        Of::Everybody => ("?1 IS NULL", None),
+        Of::Everybody => ("?1 IS NULL OR account = ?1", None),
         Of::Account(account) => ("account = ?1", Some((*account).to_owned())),
         Of::Instance(id) => ("instance = ?1", Some(id.to_string())),
         Of::Interface(id) => ("id = ?1", Some(id.to_string())),

@@ -17,3 +17,6 @@ pub use rule::{Direction, RuleRow, TABLES as RULE_TABLES, all as all_rules, inse
 pub const MAX_PER_INTERFACE: usize = 5;
 pub const MAX_PER_VPC: i64 = 500;
 pub const MAX_RULES: usize = 60;
+
+#[cfg(test)]
+mod tests;

@@ -29,3 +29,6 @@ use crate::Outcome;
 pub fn touch(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
     Ok(crate::ec2::instance::touch(tx, instance.as_str())?)
 }
+
+#[cfg(test)]
+mod tests;

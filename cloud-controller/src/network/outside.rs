@@ -61,14 +61,14 @@ fn usable(network: &config::Network, pool: Pool) -> Outcome<BTreeSet<Ipv4Addr>> 
     let wrong = |what: &str, text: &str| Refusal::internal(format!("network.{what} = {text:?} is no IPv4 network"));
     let outside: Cidr = network.outside.parse().map_err(|()| wrong("outside", &network.outside))?;
     let elastic: Cidr = network.elastic.parse().map_err(|()| wrong("elastic", &network.elastic))?;
-    let routers = u32::from(network.routers.0)..=u32::from(network.routers.1);
+    let (first, last) = (u32::from(network.routers.0), u32::from(network.routers.1));
     // A pool of more than 65,536 addresses is not listed whole.
     const MOST: usize = 1 << 16;
     let mut all: Vec<u32> = match pool {
-        Pool::Routers => routers.clone().take(MOST).filter(|a| !elastic.contains(Ipv4Addr::from(*a))).collect(),
+        Pool::Routers => (first..=last).take(MOST).filter(|a| !elastic.contains(Ipv4Addr::from(*a))).collect(),
         Pool::Elastic => (u32::from(elastic.first())..=u32::from(elastic.last()))
             .take(MOST)
-            .filter(|a| !routers.contains(a))
+            .filter(|a| !(first..=last).contains(a))
             .collect(),
     };
     all.retain(|a| ![outside.first(), outside.last(), network.gateway].contains(&Ipv4Addr::from(*a)));

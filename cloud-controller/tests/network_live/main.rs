@@ -70,9 +70,9 @@ impl Cloud {
         mut f: impl FnMut(&mut mallee_store::Tx<'_>, &Config) -> Result<T, Refusal> + Send + 'static,
     ) -> T {
         let config = self.config.clone();
-        let done = self.store.write("test", move |tx| f(tx, &config)).await.unwrap();
+        let done: Result<T, Refusal> = self.store.write("test", move |tx| f(tx, &config)).await;
         self.poke.poke();
-        done
+        done.unwrap()
     }
 
     /// The interface of a new instance, in the default group.

@@ -429,6 +429,9 @@ pub struct Ipv6Range {
 
 /// Rules of one direction, grouped by protocol and span.
 pub fn grouped(rules: &[RuleRow], account: &str, names: &BTreeMap<SecurityGroupId, String>) -> Vec<IpPermission> {
+    // Rows come by their ids, which are random: the same rules shall always look the same.
+    let mut rules: Vec<&RuleRow> = rules.iter().collect();
+    rules.sort_by(|a, b| a.traffic.cmp(&b.traffic));
     let mut by_span: BTreeMap<(Protocol, i64, i64), IpPermission> = BTreeMap::new();
     for rule in rules {
         let Traffic { protocol, from, to, peer } = &rule.traffic;
@@ -463,7 +466,8 @@ mod tests {
 
     #[test]
     fn protocols_and_spans_have_one_form() {
-        let table: &[(&str, Option<i64>, Option<i64>, Result<(&str, i64, i64), ()>)] = &[
+        type Form = Result<(&'static str, i64, i64), ()>;
+        let table: &[(&str, Option<i64>, Option<i64>, Form)] = &[
             ("tcp", Some(22), Some(22), Ok(("tcp", 22, 22))),
             ("6", Some(22), Some(80), Ok(("tcp", 22, 80))),
             ("TCP", Some(0), Some(65535), Ok(("tcp", 0, 65535))),
