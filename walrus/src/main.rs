@@ -5,11 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use mallee_service::{config, log, process};
 
-/// Blocks are taken by one thread and given back by another, which glibc's allocator answers with three times the memory:
-/// 64 slow uploads took 170 MiB under it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Mallee's S3: buckets and objects.
 #[derive(Debug, Parser)]
 #[command(name = "walrus", version)]
