@@ -83,7 +83,11 @@ async fn gather(state: &State, machine: &Machine) -> Result<Shown> {
             Err(error) => (None, Some(error.message)),
         }
     } else {
-        (None, Some(format!("the cloud-controller is at {}", machine.cloud_controller)))
+        let words = format!(
+            "this machine belongs to the cloud at {}; `mallee status` there shows all of it",
+            machine.cloud_controller
+        );
+        (None, Some(words))
     };
     let answer = ask(state, &Ask::Status).await.unwrap_or_default();
     let tiers = processes(&tier::plans(state, machine), &answer).await;
@@ -138,7 +142,9 @@ fn print(machine: &Machine, shown: &Shown) {
     match (&shown.cloud, &shown.cloud_trouble) {
         (Some(cloud), _) => print_cloud(cloud),
         (None, trouble) => {
-            out!("The cloud-controller does not answer: {}\n", trouble.as_deref().unwrap_or("unknown"));
+            let asked = machine.tier(Role::CloudController).is_some();
+            let words = if asked { "The cloud-controller does not answer" } else { "Joined" };
+            out!("{words}: {}\n", trouble.as_deref().unwrap_or("unknown"));
             out!("{}\n", processes_table("TIER", &shown.tiers));
         }
     }

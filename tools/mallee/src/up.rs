@@ -419,9 +419,9 @@ async fn wait_for_tiers(state: &State, machine: &Machine, step: &Step) -> Result
             }
             Err(error) => vec![("cloud-controller", error.message)],
         };
-        let words: Vec<String> = missing.iter().map(|(role, why)| format!("{role} ({why})")).collect();
+        let names: Vec<&str> = missing.iter().map(|(role, _)| *role).collect();
         if tokio::time::Instant::now() > deadline {
-            let names: Vec<&str> = missing.iter().map(|(role, _)| *role).collect();
+            let words: Vec<String> = missing.iter().map(|(role, why)| format!("{role} ({why})")).collect();
             return Err(Error::refused(format!(
                 "not answering after {} s: {}; {}",
                 PATIENCE.as_secs(),
@@ -429,7 +429,7 @@ async fn wait_for_tiers(state: &State, machine: &Machine, step: &Step) -> Result
                 last_lines(state, &names)
             )));
         }
-        step.at(&format!("waiting for {}", words.join(", ")));
+        step.at(&format!("waiting for {}", names.join(", ")));
         tokio::time::sleep(LOOK_AGAIN * 2).await;
     }
 }
