@@ -162,6 +162,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     let reports = Arc::new(Reports::default());
     let instances = Instances::new(machine.clone(), reports.clone(), poke.clone(), Duration::from_secs(config.patience_s));
     instances.listen(heard);
+    let looked = instances.looked();
     let driven = drive(instances, poke, EVERY);
     drive(instance::keep_metadata(machine.clone()), Poke::default(), METADATA_EVERY);
 
@@ -181,6 +182,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
         about,
         plans: ground.plans,
         versions: Mutex::default(),
+        looked,
     };
     server.serve(Arc::new(TierOnly(Arc::new(NodeServer(Arc::new(node))))));
     let capacity = config.capacity.unwrap_or_else(|| cluster::capacity(&config.instances_dir(), &config.images_dir(), config.reserve_mib));

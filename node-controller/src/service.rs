@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,6 +14,8 @@ use mallee_tiers::{
     Console, ConsoleAsked, Desired, EngineStatus, Instance, InstanceReport, Intent, IntentAnswer, NodeController, NodeStatus, Observation,
     Observe, Peer, Reports, StatusAsked, TierError, TierErrorKind, WhyAnswer, WhyAsked, WhyLine,
 };
+
+use tokio::sync::watch;
 
 use crate::instance::Machine;
 
@@ -27,6 +30,8 @@ pub struct Node {
     /// The engines of this machine, as far as the configuration names them.
     pub plans: Vec<Plan>,
     pub versions: Mutex<BTreeMap<String, String>>,
+    /// Whether everything here has been seen since the start.
+    pub looked: watch::Receiver<bool>,
 }
 
 impl Node {
@@ -78,6 +83,13 @@ impl NodeController for Node {
 
     async fn observe(&self, from: &Peer, ask: Observe) -> Result<Observation<InstanceReport>, TierError> {
         self.admit(from)?;
+        // Right after its start the node has seen nothing yet; saying so would look as if nothing were here.
+        let wait = Duration::from_millis(ask.wait_ms.clamp(1_000, 30_000));
+        let mut looked = self.looked.clone();
+        let looked = tokio::time::timeout(wait, looked.wait_for(|looked| *looked)).await.is_ok_and(|looked| looked.is_ok());
+        if !looked {
+            return Err(TierError::unreachable(format!("node {} has just started and its hypervisor has not answered yet", self.machine.node)));
+        }
         Ok(self.reports.observe(&ask).await)
     }
 

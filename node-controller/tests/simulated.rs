@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use harness::{NodeProcess, World, Zone};
 use mallee_node_controller::hypervisor::{Hypervisor, Simulated, SimulatedConfig};
-use mallee_tiers::{ConsoleAsked, Desired, Export, ExportAddress, Observed, StatusAsked, VolumeAttachment, WhyAsked};
+use mallee_tiers::{ConsoleAsked, Desired, Export, ExportAddress, Observe, Observed, StatusAsked, TierErrorKind, VolumeAttachment, WhyAsked};
 
 const CONFIG: &str = "hypervisor = 'simulated'\npatience_s = 1\n[simulated]\npower_off_ms = 5\n";
 
@@ -104,6 +104,31 @@ fn a_restarted_node_touches_none_of_its_guests() {
     s.want(&node, "i-a", |_| {});
     s.see(&node, "i-a", Observed::Running);
     assert_eq!(s.machine.boots("i-a"), 2, "a newer wish starts it");
+    node.end();
+}
+
+#[test]
+fn a_node_that_cannot_see_does_not_say_that_nothing_is_there() {
+    let (mut s, node) = Stage::ready();
+    s.want(&node, "i-a", |_| {});
+    s.see(&node, "i-a", Observed::Running);
+    s.machine.fall_silent();
+    let faults = || node.running().faults.all();
+    s.want(&node, "i-b", |_| {});
+    let begun = Instant::now();
+    while faults().iter().all(|f| !f.what.contains("silent")) {
+        assert!(begun.elapsed() < harness::PATIENCE);
+    }
+    let seen = s.on(s.zone.client(&node).observe(&Observe::default())).unwrap();
+    assert_eq!(seen.present, ["i-a"], "what was seen last stands");
+    node.end();
+    let node = s.node();
+    let refused = s.on(s.zone.client(&node).observe(&Observe { since: None, wait_ms: 10 })).unwrap_err();
+    assert_eq!(refused.kind, TierErrorKind::Unreachable);
+    s.machine.speak();
+    s.see(&node, "i-b", Observed::Running);
+    s.see(&node, "i-a", Observed::Running);
+    assert_eq!(s.machine.boots("i-a"), 1);
     node.end();
 }
 

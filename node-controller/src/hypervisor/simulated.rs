@@ -44,6 +44,8 @@ struct Inner {
     domains: BTreeMap<String, Machine>,
     listeners: Vec<Events>,
     refusals: Vec<String>,
+    /// It does not answer; its machines go on.
+    silent: bool,
 }
 
 struct Machine {
@@ -56,8 +58,14 @@ struct Machine {
 
 impl Simulated {
     pub fn new(config: SimulatedConfig) -> Self {
-        let inner =
-            Inner { begun: Instant::now(), moved: Duration::ZERO, domains: BTreeMap::new(), listeners: Vec::new(), refusals: Vec::new() };
+        let inner = Inner {
+            begun: Instant::now(),
+            moved: Duration::ZERO,
+            domains: BTreeMap::new(),
+            listeners: Vec::new(),
+            refusals: Vec::new(),
+            silent: false,
+        };
         Self { config, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -102,6 +110,23 @@ impl Simulated {
     /// The next start is refused with these words.
     pub fn refuse_next_start(&self, why: &str) {
         self.lock().refusals.push(why.into());
+    }
+
+    /// It does not answer any more, though its machines go on.
+    pub fn fall_silent(&self) {
+        self.lock().silent = true;
+    }
+
+    /// It answers again.
+    pub fn speak(&self) {
+        let mut inner = self.lock();
+        inner.silent = false;
+        inner.tell(Event::Back);
+    }
+
+    fn asked(&self) -> Result<MutexGuard<'_, Inner>> {
+        let inner = self.lock();
+        if inner.silent { Err(HypervisorError::Unreachable("the simulated machine is silent".into())) } else { Ok(inner) }
     }
 
     /// How often a domain was started or went through a reset.
@@ -172,7 +197,7 @@ fn seen(name: &str, machine: &Machine) -> Seen {
 
 impl Simulated {
     fn press(&self, name: &str, again: bool) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         let now = inner.now();
         let machine = inner.machine(name)?;
         if machine.power != Power::Running {
@@ -202,14 +227,14 @@ impl Hypervisor for Simulated {
         true
     }
     async fn list(&self) -> Result<Vec<Seen>> {
-        Ok(self.lock().domains.iter().map(|(name, m)| seen(name, m)).collect())
+        Ok(self.asked()?.domains.iter().map(|(name, m)| seen(name, m)).collect())
     }
     async fn look(&self, name: &str) -> Result<Option<Seen>> {
-        Ok(self.lock().domains.get(name).map(|m| seen(name, m)))
+        Ok(self.asked()?.domains.get(name).map(|m| seen(name, m)))
     }
     async fn define(&self, spec: &DomainSpec) -> Result<()> {
         let disks = spec.volumes.iter().map(given).collect();
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
         inner.domains.insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
         Ok(())
@@ -218,7 +243,7 @@ impl Hypervisor for Simulated {
         if self.config.start_ms > 0 {
             tokio::time::sleep(Duration::from_millis(self.config.start_ms)).await;
         }
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         if let Some(why) = inner.refusals.pop() {
             return Err(HypervisorError::Refused(why));
         }
@@ -237,7 +262,7 @@ impl Hypervisor for Simulated {
         self.press(name, true)
     }
     async fn reset(&self, name: &str) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         let machine = inner.machine(name)?;
         machine.boots += 1;
         machine.pressed = None;
@@ -245,20 +270,20 @@ impl Hypervisor for Simulated {
         Ok(())
     }
     async fn destroy(&self, name: &str) -> Result<()> {
-        self.lock().end(name, Off::Destroyed);
+        self.asked()?.end(name, Off::Destroyed);
         Ok(())
     }
     async fn undefine(&self, name: &str) -> Result<()> {
-        self.lock().domains.remove(name);
+        self.asked()?.domains.remove(name);
         Ok(())
     }
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         inner.machine(name)?.disks.push(given(disk));
         Ok(())
     }
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.asked()?;
         inner.machine(name)?.disks.retain(|d| d.alias != disk.alias);
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::{
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler};
 use mallee_tiers::{Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
-use tokio::sync::{Notify, mpsc::UnboundedReceiver};
+use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
 use super::{
     plan::{self, BringUp, Memory, Next, Scene, Step},
@@ -40,6 +40,7 @@ pub struct Instances {
     begun: Instant,
     /// Workers share the thing itself.
     me: Weak<Instances>,
+    looked: watch::Sender<bool>,
     live: Mutex<BTreeMap<String, Live>>,
 }
 
@@ -78,7 +79,7 @@ impl Look {
 
 impl Instances {
     pub fn new(machine: Arc<Machine>, reports: Arc<Reports<InstanceReport>>, poke: Poke, patience: Duration) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self { machine, reports, poke, patience, begun: Instant::now(), me: me.clone(), live: Mutex::default() })
+        Arc::new_cyclic(|me| Self { machine, reports, poke, patience, begun: Instant::now(), me: me.clone(), looked: watch::Sender::new(false), live: Mutex::default() })
     }
 
     /// Hears what the hypervisor says, for as long as it says anything.
@@ -95,6 +96,11 @@ impl Instances {
                 me.poke.poke();
             }
         });
+    }
+
+    /// Becomes true when the first pass has seen everything: before that, reports are not whole.
+    pub fn looked(&self) -> watch::Receiver<bool> {
+        self.looked.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Live>> {
@@ -121,7 +127,8 @@ impl Instances {
     fn plan(&self, id: &str, look: &Look, live: &Live) -> Next {
         let scene = self.scene(look, &live.memory);
         let next = plan::next(&scene);
-        if report::is_worth_telling(&next) {
+        // Something is always told: an instance that is in no report would seem to be gone from this node.
+        if report::is_worth_telling(&next) || self.reports.get(id).is_none() {
             self.reports.put(report::report(id, &self.machine.node, &scene, &next, &live.trouble, &live.took_ms));
         }
         next
@@ -493,6 +500,7 @@ impl Reconciler for Instances {
         self.machine.faults.clear(HYPERVISOR_FAULT);
         self.publish(&world);
         let (begun, again) = self.dispatch(&world, &idle);
+        self.looked.send_replace(true);
         PassReport { again, ..PassReport::changed(begun) }
     }
 }

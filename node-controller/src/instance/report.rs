@@ -28,7 +28,8 @@ pub fn is_worth_telling(next: &Next) -> bool {
 }
 
 pub fn report(id: &str, node: &str, scene: &Scene<'_>, next: &Next, trouble: &Trouble, took_ms: &BTreeMap<String, u64>) -> InstanceReport {
-    let (observed, reason) = observed(scene);
+    let guest_off = *next == Next::Do(Step::NoteGuestOff) || guest_is_off(scene.wish, scene.facts);
+    let (observed, reason) = observed(scene, guest_off);
     let step = match next {
         Next::Do(step) => step.name().to_owned(),
         _ => String::new(),
@@ -41,7 +42,7 @@ pub fn report(id: &str, node: &str, scene: &Scene<'_>, next: &Next, trouble: &Tr
         step: failed.map(|f| f.step.clone()).unwrap_or(if trouble.step.is_empty() { step } else { trouble.step.clone() }),
         reason: if reason.is_empty() { trouble.reason.clone() } else { reason },
         reboots_done: facts.reboots_done,
-        guest_off: observed == Observed::Stopped && guest_is_off(scene.wish, facts),
+        guest_off: observed == Observed::Stopped && guest_off,
         started: facts.started,
         attachments: attachments(scene, trouble),
         last_console: facts.console.clone().filter(|_| matches!(observed, Observed::Stopped | Observed::Gone)),
@@ -61,7 +62,7 @@ fn by_power(domain: Option<&Seen>) -> Observed {
     }
 }
 
-fn observed(scene: &Scene<'_>) -> (Observed, String) {
+fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
     let seen = by_power(scene.domain);
     if scene.facts.gone {
         return (Observed::Gone, String::new());
@@ -80,7 +81,7 @@ fn observed(scene: &Scene<'_>) -> (Observed, String) {
         Desired::Stopped if seen == Observed::Running => (Observed::Stopping, paused),
         Desired::Stopped => (Observed::Stopped, String::new()),
         Desired::Running if seen == Observed::Running => (Observed::Running, paused),
-        Desired::Running if guest_is_off(Some(wish), scene.facts) => (Observed::Stopped, "the guest powered itself off".into()),
+        Desired::Running if guest_off => (Observed::Stopped, "the guest powered itself off".into()),
         Desired::Running => match &scene.facts.failed {
             Some(failed) if failed.generation >= wish.generation => (Observed::Failed, failed.reason.clone()),
             _ => (Observed::Preparing, String::new()),
@@ -92,7 +93,11 @@ fn observed(scene: &Scene<'_>) -> (Observed, String) {
 fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
     let seen = scene.domain.map_or(&[][..], |d| &d.disks);
     let wanted = scene.wish.map_or(&[][..], |w| &w.volumes);
-    let off = by_power(scene.domain) == Observed::Stopped;
+    if scene.facts.gone {
+        return Vec::new();
+    }
+    let leaving = scene.wish.is_some_and(|w| w.desired == Desired::Terminated);
+    let off = by_power(scene.domain) == Observed::Stopped && !leaving;
     let why = |serial: &str| trouble.volumes.get(serial).cloned().unwrap_or_default();
     let mut all: Vec<AttachmentReport> = wanted
         .iter()
@@ -117,4 +122,85 @@ fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
 pub fn settle(memory: &mut Memory, trouble: &mut Trouble, serial: &str) {
     memory.volume_pauses.retain(|(paused, _)| paused != serial);
     trouble.volumes.remove(serial);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::{Off, SeenDisk};
+    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, VolumeAttachment};
+    use std::time::Duration;
+
+    fn wish(desired: Desired, volumes: &[&str]) -> Instance {
+        let export = |name: &str| Export { attachment: "a".into(), name: name.into(), address: ExportAddress::Unix("/s".into()) };
+        Instance {
+            id: "i-1".into(),
+            generation: Generation { epoch: 1, counter: 5 },
+            desired,
+            force: false,
+            reboots: 0,
+            vcpus: 1,
+            memory_mib: 1,
+            disk_gib: 1,
+            boot: Boot {
+                architecture: "x86_64".into(),
+                root: Blob { digest: String::new(), size: 0, format: DiskFormat::Raw },
+                kernel: None,
+                ramdisk: None,
+                command_line: None,
+            },
+            interfaces: vec![],
+            volumes: volumes
+                .iter()
+                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v) })
+                .collect(),
+            metadata: Metadata::default(),
+            node: None,
+        }
+    }
+
+    fn told(wish: &Instance, listed: bool, facts: &Facts, power: Option<Power>, disks: &[&str], next: Next) -> InstanceReport {
+        let disk = |v: &&str| SeenDisk { serial: volume::serial(v), target: "vdf".into(), alias: "ua".into(), export: (*v).into() };
+        let domain = power.map(|power| Seen { name: "i-1".into(), power, disks: disks.iter().map(disk).collect() });
+        let memory = Memory::default();
+        let (now, patience) = (Duration::ZERO, Duration::ZERO);
+        let scene = Scene { wish: Some(wish), listed, facts, domain: domain.as_ref(), memory: &memory, now, patience };
+        let trouble = Trouble { volumes: BTreeMap::from([("vol2".into(), "busy".into())]), ..Trouble::default() };
+        report("i-1", "n1", &scene, &next, &trouble, &BTreeMap::new())
+    }
+
+    fn attached(report: &InstanceReport) -> Vec<(&str, bool, &str)> {
+        report.attachments.iter().map(|a| (a.volume.as_str(), a.attached, a.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn a_volume_is_told_until_the_guest_has_let_go_of_it() {
+        let (running, facts) = (wish(Desired::Running, &["vol-1"]), Facts { ran: true, ..Facts::default() });
+        let r = told(&running, true, &facts, Some(Power::Running), &["vol-1", "vol-2"], Next::Rest);
+        assert_eq!(attached(&r), [("vol-1", true, ""), ("vol-2", false, "busy")]);
+        let r = told(&running, true, &facts, Some(Power::Running), &[], Next::Rest);
+        assert_eq!(attached(&r), [("vol-1", false, "")]);
+        let stopped = wish(Desired::Stopped, &["vol-1"]);
+        assert_eq!(attached(&told(&stopped, true, &facts, Some(Power::Off(Off::Guest)), &[], Next::Rest)), [("vol-1", true, "")]);
+        let terminated = wish(Desired::Terminated, &["vol-1"]);
+        assert_eq!(attached(&told(&terminated, true, &facts, None, &[], Next::Rest)), [("vol-1", false, "")]);
+        let gone = Facts { gone: true, ..Facts::default() };
+        assert_eq!(attached(&told(&terminated, true, &gone, None, &[], Next::Rest)), []);
+    }
+
+    #[test]
+    fn what_is_seen_is_told_with_its_reason() {
+        let (facts, off) = (Facts { ran: true, ..Facts::default() }, || Some(Power::Off(Off::Guest)));
+        let running = wish(Desired::Running, &[]);
+        let noted = told(&running, true, &facts, off(), &[], Next::Do(Step::NoteGuestOff));
+        assert_eq!((noted.observed, noted.guest_off), (Observed::Stopped, true));
+        let lost = told(&running, true, &facts, Some(Power::Off(Off::Crashed)), &[], Next::Do(Step::NoteLost));
+        assert_eq!((lost.observed, lost.guest_off), (Observed::Preparing, false));
+        let orphan = told(&running, false, &facts, Some(Power::Running), &[], Next::Rest);
+        assert!(orphan.observed == Observed::Running && orphan.reason.contains("orphan"));
+        let paused = told(&running, true, &facts, Some(Power::Paused("a disk does not answer".into())), &[], Next::Rest);
+        assert!(paused.observed == Observed::Running && paused.reason.contains("disk"));
+        let going = told(&wish(Desired::Stopped, &[]), true, &facts, Some(Power::Running), &[], Next::Do(Step::PressPower));
+        assert_eq!((going.observed, going.step.as_str()), (Observed::Stopping, "power off"));
+    }
 }

@@ -132,10 +132,10 @@ impl NodeProcess {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub fn running(&self) -> &Running {
         match &self.life {
-            Life::Here(..) => std::process::id(),
-            Life::Daemon(child) => child.id(),
+            Life::Here(_, running) => running,
+            Life::Daemon(_) => panic!("a process of its own"),
         }
     }
 }
