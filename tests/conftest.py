@@ -20,17 +20,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "test_down" in item.nodeid)
 
 
+def under_test():
+    return Cloud("/var/tmp/mallee-test", name="test-1", subnet="172.29.77", port=28773, suffix="test")
+
+
 @pytest.fixture(scope="session")
 def cloud():
-    """Up; ended with everything at the end of the session unless MALLEE_TEST_KEEP says otherwise."""
-    cloud = Cloud("/var/tmp/mallee-test", name="test-1", subnet="172.29.77", port=28773, suffix="test")
+    cloud = under_test()
     with cloud.lock("up"):
         cloud.up()
-    yield cloud
-    if not os.environ.get("MALLEE_TEST_KEEP"):
-        with cloud.lock("up"):
-            if cloud.exists():
-                cloud.down(everything=True)
+    return cloud
+
+
+def pytest_sessionfinish(session):
+    """The cloud ends with the last of the processes that used it, unless MALLEE_TEST_KEEP says otherwise."""
+    if not hasattr(session.config, "workerinput") and not os.environ.get("MALLEE_TEST_KEEP"):
+        cloud = under_test()
+        if cloud.exists():
+            cloud.down(everything=True)
 
 
 @pytest.fixture(scope="session")

@@ -196,8 +196,15 @@ struct Reader<'a, 'p> {
 }
 
 impl<'p> Reader<'_, 'p> {
-    /// The value of a parameter that must be a plain one.
+    /// The value of a parameter that must be a plain one. A list of one is as good where AWS takes it so, in EC2: boto 2 says
+    /// `InstanceId.1` to GetConsoleOutput.
     fn scalar(&self) -> Result<&'p str, ReadError> {
+        if let (Flavor::Ec2, None, 1, Some(only)) =
+            (self.flavor, self.node.value, self.node.children.len(), self.node.children.get("1"))
+            && let (Some(value), true) = (only.value, only.children.is_empty())
+        {
+            return Ok(value);
+        }
         if let Some((segment, child)) = self.node.children.first_key_value() {
             return Err(ReadError::unknown(&child.first_leaf()).under(segment));
         }
