@@ -13,6 +13,7 @@ use crate::{
     ec2::{
         Id,
         interface::{self, InterfaceRow},
+        listing,
     },
     network::{self, cidr::Address},
 };
@@ -52,6 +53,12 @@ pub struct Elastic {
     pub association: AddressAssociationId,
 }
 
+impl Elastic {
+    fn of(row: AddressRow) -> Option<Self> {
+        Some(Self { public_ip: row.public_ip, allocation: row.id, association: row.association? })
+    }
+}
+
 const COLUMNS: &str = "id, account, public_ip, interface, association, created";
 
 fn read(row: &Row<'_>) -> Result<AddressRow, StoreError> {
@@ -76,15 +83,17 @@ pub fn by_interface(
     account: Option<&str>,
 ) -> Result<BTreeMap<NetworkInterfaceId, Elastic>, StoreError> {
     let rows = tx.query(
-        &format!("SELECT {COLUMNS} FROM address WHERE interface IS NOT NULL AND (?1 IS NULL OR account = ?1)"),
+        &format!("SELECT {COLUMNS} FROM address WHERE interface IS NOT NULL AND {}", listing::whose(account)),
         params![account],
         read,
     )?;
-    let elastic = |row: AddressRow| {
-        let elastic = Elastic { public_ip: row.public_ip, allocation: row.id, association: row.association? };
-        Some((row.interface?, elastic))
-    };
-    Ok(rows.into_iter().filter_map(elastic).collect())
+    Ok(rows.into_iter().filter_map(|row| Some((row.interface.clone()?, Elastic::of(row)?))).collect())
+}
+
+/// The elastic IP that points at an interface.
+pub fn of_interface(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<Option<Elastic>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM address WHERE interface = ?1");
+    Ok(tx.query_opt(&sql, params![id.as_str()], read)?.and_then(Elastic::of))
 }
 
 /// The public address instances of other tiers and metadata are told: an elastic IP, else the automatic one.

@@ -21,6 +21,7 @@ use crate::{
     ec2::{
         Id,
         address::{self, Elastic},
+        listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::SubnetRow,
         tag, vpc,
@@ -173,52 +174,20 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
     })
 }
 
-/// Which rows a query is about.
-enum Of<'a> {
-    Everybody,
-    Account(&'a str),
-    Instance(&'a InstanceId),
-    Interface(&'a NetworkInterfaceId),
-}
-
-/// The rows with groups, elastic IPs and links, by id.
-fn load(tx: &mut Tx<'_>, of: &Of<'_>) -> Outcome<Vec<InterfaceRow>> {
-    let (condition, value) = match of {
-        Of::Everybody => ("?1 IS NULL OR account = ?1", None),
-        Of::Account(account) => ("account = ?1", Some((*account).to_owned())),
-        Of::Instance(id) => ("instance = ?1", Some(id.to_string())),
-        Of::Interface(id) => ("id = ?1", Some(id.to_string())),
-    };
-    let mut rows =
-        tx.query(&format!("SELECT {COLUMNS} FROM network_interface WHERE {condition} ORDER BY id"), params![value], read)?;
-    let narrow = matches!(of, Of::Instance(_) | Of::Interface(_));
-    let account = match of {
-        Of::Everybody => None,
-        Of::Account(account) => Some((*account).to_owned()),
-        Of::Instance(_) | Of::Interface(_) => match rows.first() {
-            Some(row) => Some(row.account.clone()),
-            None => return Ok(rows),
-        },
-    };
-    let links: BTreeMap<VpcId, VpcLink> =
-        vpc::all(tx, account.as_deref())?.into_iter().map(|v| (v.id.clone(), v.link())).collect();
-    let names = security_group::names(tx, account.as_deref())?;
+/// Many interfaces with groups, elastic IPs and links, by id, in as many queries for one as for thousands: an account's, or
+/// the whole cloud's.
+fn load(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<Vec<InterfaceRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM network_interface WHERE {} ORDER BY id", listing::whose(account));
+    let mut rows = tx.query(&sql, params![account], read)?;
+    let links: BTreeMap<VpcId, VpcLink> = vpc::all(tx, account)?.into_iter().map(|v| (v.id.clone(), v.link())).collect();
+    let names = security_group::names(tx, account)?;
     let mut groups: BTreeMap<String, Vec<GroupIdentifier>> = BTreeMap::new();
-    let memberships = if narrow {
-        let mut found = Vec::new();
-        for row in &rows {
-            found.extend(members(tx, Some(&row.id))?);
-        }
-        found
-    } else {
-        members(tx, None)?
-    };
-    for (interface, group) in memberships {
-        if let Some(group_name) = names.get(&group) {
-            groups.entry(interface).or_default().push(GroupIdentifier { group_id: group, group_name: group_name.clone() });
+    for (interface, group_id) in members(tx, account)? {
+        if let Some(group_name) = names.get(&group_id).cloned() {
+            groups.entry(interface).or_default().push(GroupIdentifier { group_id, group_name });
         }
     }
-    let mut elastic = address::by_interface(tx, account.as_deref())?;
+    let mut elastic = address::by_interface(tx, account)?;
     for row in &mut rows {
         row.groups = groups.remove(row.id.as_str()).unwrap_or_default();
         row.elastic = elastic.remove(&row.id);
@@ -229,39 +198,59 @@ fn load(tx: &mut Tx<'_>, of: &Of<'_>) -> Outcome<Vec<InterfaceRow>> {
     Ok(rows)
 }
 
-/// Who is in which group: of one interface, or of all.
-fn members(
-    tx: &mut Tx<'_>,
-    interface: Option<&NetworkInterfaceId>,
-) -> Result<Vec<(String, SecurityGroupId)>, StoreError> {
+/// One interface with its groups, elastic IP and link, by their keys.
+fn complete(tx: &mut Tx<'_>, mut row: InterfaceRow) -> Outcome<InterfaceRow> {
+    row.link = vpc::get(tx, &row.account, &row.vpc)?.link();
+    for group_id in groups_of(tx, &row.id)? {
+        let group_name = security_group::get(tx, &row.account, &group_id)?.name;
+        row.groups.push(GroupIdentifier { group_id, group_name });
+    }
+    row.elastic = address::of_interface(tx, &row.id)?;
+    Ok(row)
+}
+
+/// Who is in which group.
+fn members(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<(String, SecurityGroupId)>, StoreError> {
     tx.query(
-        "SELECT interface, security_group FROM interface_group WHERE ?1 IS NULL OR interface = ?1
-         ORDER BY interface, security_group",
-        params![interface.map(|i| i.as_str())],
+        &format!(
+            "SELECT g.interface, g.security_group FROM interface_group g JOIN network_interface i ON i.id = g.interface
+             WHERE {} ORDER BY g.interface, g.security_group",
+            listing::whose(account)
+        ),
+        params![account],
         |row| Ok((row.get(0)?, row.get::<Id<_>>(1)?.0)),
+    )
+}
+
+/// The groups one interface is in.
+fn groups_of(tx: &mut Tx<'_>, interface: &NetworkInterfaceId) -> Result<Vec<SecurityGroupId>, StoreError> {
+    tx.query(
+        "SELECT security_group FROM interface_group WHERE interface = ?1 ORDER BY security_group",
+        params![interface.as_str()],
+        |row| Ok(row.get::<Id<_>>(0)?.0),
     )
 }
 
 /// Every interface of the cloud.
 pub fn all(tx: &mut Tx<'_>) -> Outcome<Vec<InterfaceRow>> {
-    load(tx, &Of::Everybody)
+    load(tx, None)
 }
 
 /// Every interface of an account, in a few queries however many there are.
 pub fn of_account(tx: &mut Tx<'_>, account: &str) -> Outcome<Vec<InterfaceRow>> {
-    load(tx, &Of::Account(account))
+    load(tx, Some(account))
 }
 
 /// The interfaces of one instance, by device index.
 pub fn of_instance(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<Vec<InterfaceRow>> {
-    let mut rows = load(tx, &Of::Instance(instance))?;
-    rows.sort_by_key(|r| r.device_index);
-    Ok(rows)
+    let sql = format!("SELECT {COLUMNS} FROM network_interface WHERE instance = ?1 ORDER BY device_index");
+    let rows = tx.query(&sql, params![instance.as_str()], read)?;
+    rows.into_iter().map(|row| complete(tx, row)).collect()
 }
 
 /// Interfaces by instance, by device index: all of the account's (None: of the cloud's) instances in a few queries.
 pub fn of_instances(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<BTreeMap<InstanceId, Vec<InterfaceRow>>> {
-    let rows = load(tx, &account.map_or(Of::Everybody, Of::Account))?;
+    let rows = load(tx, account)?;
     let mut by_instance: BTreeMap<InstanceId, Vec<InterfaceRow>> = BTreeMap::new();
     for row in rows {
         if let Some(instance) = row.instance.clone() {
@@ -275,7 +264,9 @@ pub fn of_instances(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<BTreeMap<
 }
 
 pub fn get(tx: &mut Tx<'_>, account: &str, id: &NetworkInterfaceId) -> Outcome<InterfaceRow> {
-    load(tx, &Of::Interface(id))?.into_iter().find(|r| r.account == account).ok_or_else(|| not_found(id.as_str()))
+    let sql = format!("SELECT {COLUMNS} FROM network_interface WHERE account = ?1 AND id = ?2");
+    let row = tx.query_opt(&sql, params![account, id.as_str()], read)?.ok_or_else(|| not_found(id.as_str()))?;
+    complete(tx, row)
 }
 
 pub fn not_found(id: &str) -> Refusal {

@@ -9,6 +9,15 @@ use mallee_aws::{
 
 use crate::{Outcome, Refusal, ec2::unless_dry_run, service::Call};
 
+/// The condition for the rows of an account (`?1`), or for all rows when it is None. Two texts: only without the `OR` can
+/// an index be used. (PostgreSQL takes a parameter's type from its first use, so `?1 IS NULL` cannot come first.)
+pub fn whose(account: Option<&str>) -> &'static str {
+    match account {
+        Some(_) => "account = ?1",
+        None => "(account = ?1 OR ?1 IS NULL)",
+    }
+}
+
 /// What a `Describe` asks for, as it was sent.
 pub struct Wanted<'a> {
     pub dry_run: Option<bool>,

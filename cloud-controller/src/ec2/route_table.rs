@@ -88,15 +88,18 @@ fn read(row: &Row<'_>) -> Result<RouteTableRow, StoreError> {
 
 /// The tables of an account with their routes and associations; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>, StoreError> {
+    let whose = listing::whose(account);
     let mut tables = tx.query(
-        "SELECT id, account, vpc FROM route_table WHERE ?1 IS NULL OR account = ?1 ORDER BY id",
+        &format!("SELECT id, account, vpc FROM route_table WHERE {whose} ORDER BY id"),
         params![account],
         read,
     )?;
     let mut routes: BTreeMap<RouteTableId, Vec<RouteRow>> = BTreeMap::new();
     let found = tx.query(
-        "SELECT r.route_table, r.destination, r.gateway FROM route r JOIN route_table t ON t.id = r.route_table
-         WHERE ?1 IS NULL OR t.account = ?1 ORDER BY r.destination",
+        &format!(
+            "SELECT r.route_table, r.destination, r.gateway FROM route r JOIN route_table t ON t.id = r.route_table
+             WHERE {whose} ORDER BY r.destination"
+        ),
         params![account],
         |row| {
             Ok((row.get::<Id<_>>(0)?.0, RouteRow { destination: row.get(1)?, gateway: row.get::<Id<_>>(2)?.0 }))
@@ -107,8 +110,10 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>,
     }
     let mut associations: BTreeMap<RouteTableId, Vec<AssociationRow>> = BTreeMap::new();
     let found = tx.query(
-        "SELECT a.route_table, a.id, a.subnet FROM route_table_association a JOIN route_table t ON t.id = a.route_table
-         WHERE ?1 IS NULL OR t.account = ?1 ORDER BY a.id",
+        &format!(
+            "SELECT a.route_table, a.id, a.subnet FROM route_table_association a JOIN route_table t ON t.id = a.route_table
+             WHERE {whose} ORDER BY a.id"
+        ),
         params![account],
         |row| {
             let subnet = row.get::<Option<Id<_>>>(2)?.map(|i| i.0);

@@ -134,7 +134,7 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
 /// The subnets of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<SubnetRow>, StoreError> {
     tx.query(
-        &format!("SELECT {COLUMNS} FROM subnet WHERE ?1 IS NULL OR account = ?1 ORDER BY id"),
+        &format!("SELECT {COLUMNS} FROM subnet WHERE {} ORDER BY id", listing::whose(account)),
         params![account],
         read,
     )

@@ -194,7 +194,7 @@ async fn delete(call: &Call, input: DeleteTags) -> Outcome<()> {
                 }
                 for tag in &input.tag {
                     tx.execute(
-                        "DELETE FROM tag WHERE resource = ?1 AND name = ?2 AND (?3 IS NULL OR value = ?3)",
+                        "DELETE FROM tag WHERE resource = ?1 AND name = ?2 AND (value = ?3 OR ?3 IS NULL)",
                         params![id, tag.key, tag.value],
                     )?;
                 }

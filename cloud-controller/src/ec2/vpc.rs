@@ -162,7 +162,7 @@ pub fn insert(tx: &mut Tx<'_>, network: &config::Network, account: &str, new: Ne
 /// The VPCs of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<VpcRow>, StoreError> {
     tx.query(
-        &format!("SELECT {COLUMNS} FROM vpc WHERE ?1 IS NULL OR account = ?1 ORDER BY id"),
+        &format!("SELECT {COLUMNS} FROM vpc WHERE {} ORDER BY id", listing::whose(account)),
         params![account],
         read,
     )

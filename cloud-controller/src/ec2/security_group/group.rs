@@ -73,7 +73,7 @@ fn read(row: &Row<'_>) -> Result<GroupRow, StoreError> {
 /// The groups of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<GroupRow>, StoreError> {
     tx.query(
-        &format!("SELECT {COLUMNS} FROM security_group WHERE ?1 IS NULL OR account = ?1 ORDER BY id"),
+        &format!("SELECT {COLUMNS} FROM security_group WHERE {} ORDER BY id", listing::whose(account)),
         params![account],
         read,
     )

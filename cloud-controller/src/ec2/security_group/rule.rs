@@ -128,7 +128,7 @@ impl FromValue for Protocol {
 /// The rules of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RuleRow>, StoreError> {
     tx.query(
-        &format!("SELECT {COLUMNS} FROM security_group_rule WHERE ?1 IS NULL OR account = ?1 ORDER BY id"),
+        &format!("SELECT {COLUMNS} FROM security_group_rule WHERE {} ORDER BY id", listing::whose(account)),
         params![account],
         read,
     )
