@@ -130,7 +130,7 @@ class Launcher:
 
     def __call__(self, user_data="", **parameters):
         name = f"tests-{secrets.token_hex(4)}"
-        group = self.ec2.create_security_group(GroupName=name, Description="a test's")["GroupId"]
+        group = self.ec2.create_security_group(GroupName=name, Description="of a test")["GroupId"]
         self.left.append(lambda: self.ec2.delete_security_group(GroupId=group))
         ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
         self.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh])

@@ -132,7 +132,7 @@ impl Front {
         scope: Option<String>,
         request_id: &str,
     ) -> Outcome<String> {
-        let principal = self.authenticate(parts, form, &params, signature_route(&route)).await?;
+        let principal = self.authenticate(parts, form, signature_route(&route)).await?;
         let served = match route {
             Route::Served(service) => service,
             Route::NotServed { name, .. } => {
@@ -149,12 +149,14 @@ impl Front {
     }
 
     /// Who signed the request. Anonymous requests are refused: no Query action is for strangers.
-    async fn authenticate(&self, parts: &Parts, form: &Bytes, params: &Params, route: SignatureRoute) -> Outcome<Principal> {
+    async fn authenticate(&self, parts: &Parts, form: &Bytes, route: SignatureRoute) -> Outcome<Principal> {
         let mut rules = Rules::new(route);
         if !self.cloud.config.signature_v2 {
             rules.sigv2 = SigV2::Refused;
         }
-        let presented = Presented::from_request(parts, Some(params), &rules)?
+        // A signature in the URL and one in the form are two.
+        let in_form = if parts.method == Method::POST { Some(Params::parse(form)?) } else { None };
+        let presented = Presented::from_request(parts, in_form.as_ref(), &rules)?
             .ok_or_else(|| route.missing_credentials())?;
         let signer = self
             .cloud
