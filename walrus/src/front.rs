@@ -124,7 +124,8 @@ fn prepare(
     request_id: &str,
 ) -> Result<Call, Refused> {
     let now = walrus.clock.now_ms();
-    match settle(walrus, &parts, now) {
+    let mut parts = parts;
+    match settle(walrus, &mut parts, now) {
         Err(e) => Err(Box::new((e, Some(incoming)))),
         Ok(Settled { target, query, principal, verified, host }) => {
             let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
@@ -151,7 +152,7 @@ struct Settled {
     host: String,
 }
 
-fn settle(walrus: &Walrus, parts: &http::request::Parts, now: i64) -> Result<Settled, Error> {
+fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result<Settled, Error> {
     let host = host(parts)?;
     let bucket = bucket_in_host(&host, &walrus.host_suffixes);
     let rules = Rules { route: Route::S3, sigv2: walrus.sigv2, bucket_in_host: bucket };
@@ -165,7 +166,40 @@ fn settle(walrus: &Walrus, parts: &http::request::Parts, now: i64) -> Result<Set
     };
     let target = Target::of(parts.uri.path(), bucket)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+    use signature::Method::{V2S3Presigned, V4Presigned};
+    if verified.as_ref().is_some_and(|v| matches!(v.method, V4Presigned { .. } | V2S3Presigned)) {
+        take_hoisted(&mut parts.headers, &query)?;
+    }
     Ok(Settled { target, query, principal, verified, host })
+}
+
+/// Parameters of a presigned URL that are about the signature itself.
+const OF_THE_SIGNATURE: [&str; 8] = [
+    "x-amz-algorithm",
+    "x-amz-credential",
+    "x-amz-date",
+    "x-amz-expires",
+    "x-amz-signedheaders",
+    "x-amz-signature",
+    "x-amz-security-token",
+    "x-amz-content-sha256",
+];
+
+/// SDKs that presign move `x-amz-acl`, `x-amz-meta-*` and the like from the headers into the URL, where they are signed.
+fn take_hoisted(headers: &mut http::HeaderMap, query: &Query) -> Result<(), Error> {
+    for (name, value) in query.iter() {
+        let name = name.to_ascii_lowercase();
+        if !name.starts_with("x-amz-") || OF_THE_SIGNATURE.contains(&name.as_str()) {
+            continue;
+        }
+        let value = value.unwrap_or_default();
+        let wrong = || refuse::argument(&name, value, "The parameter cannot be a header.");
+        let header = http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+        if !headers.contains_key(&header) {
+            headers.insert(header, HeaderValue::from_bytes(value.as_bytes()).map_err(|_| wrong())?);
+        }
+    }
+    Ok(())
 }
 
 fn host(parts: &http::request::Parts) -> Result<String, Error> {

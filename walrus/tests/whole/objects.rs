@@ -206,7 +206,8 @@ async fn every_request_gets_an_answer_in_s3s_words() {
     let (_dir, _running, s3) = walrus().await;
     s3.put("/bkt/k", "x").await;
     let doctype = "<!DOCTYPE Delete [<!ENTITY a \"aa\">]><Delete><Object><Key>&a;</Key></Object></Delete>";
-    let table: &[(&str, &str, &[(&str, &str)], &str, u16, &str)] = &[
+    type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
+    let table: &[Case] = &[
         ("POST", "/bkt?delete", &[], doctype, 400, "MalformedXML"),
         ("POST", "/bkt?delete", &[], "<Delete/>", 400, "MalformedXML"),
         ("PUT", "/bkt?acl", &[], "<x", 400, "MalformedXML"),
@@ -295,4 +296,24 @@ async fn a_completed_upload_moves_no_bytes_and_can_be_asked_again() {
     s3.call("DELETE", "/bkt/copy", &[], "").await;
     files_become(dir.path(), 0).await;
     assert_eq!(s3.call("DELETE", "/bkt", &[], "").await.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_presigned_url_does_what_was_signed_and_no_more() {
+    let (_dir, _running, s3) = walrus().await;
+    let now = time::OffsetDateTime::now_utc();
+    let request = |method: &str, uri: http::Uri| {
+        http::Request::builder().method(method).uri(uri).body(http_body_util::Full::from("hello")).unwrap()
+    };
+    // SDKs move such headers into the URL.
+    let put = s3.presigned("PUT", "/bkt/k?x-amz-acl=public-read&x-amz-meta-a=b", now);
+    assert_eq!(s3.send(request("PUT", put.clone())).await.status, StatusCode::OK);
+    let bare = format!("http://{}/bkt/k", s3.address);
+    let got = s3.send(request("GET", bare.parse().unwrap())).await;
+    assert_eq!((got.body.as_ref(), got.header("x-amz-meta-a")), (&b"hello"[..], "b"));
+    let changed = put.to_string().replace("public-read", "private");
+    assert_eq!(s3.send(request("PUT", changed.parse().unwrap())).await.code(), "SignatureDoesNotMatch");
+    assert_eq!(s3.send(request("DELETE", put)).await.code(), "SignatureDoesNotMatch");
+    let old = s3.presigned("GET", "/bkt/k", now - time::Duration::minutes(2));
+    assert_eq!(s3.send(request("GET", old)).await.code(), "AccessDenied");
 }
