@@ -1,4 +1,5 @@
-//! A cloud-controller without tiers, for tests of rules: a real store, an account, a default VPC, an image that is there.
+//! A cloud-controller without tiers, for tests of rules: a real store (SQLite, or the PostgreSQL
+//! that MALLEE_TEST_POSTGRES names), an account, a default VPC, an image that is there.
 //! What zones would report is said by the test.
 
 use std::sync::{
@@ -35,8 +36,12 @@ impl Rehearsal {
         let mut config: Config =
             toml::from_str(&format!("name = \"test\"\nstate = {:?}\nlisten = []\nzones = [\"z-1a\", \"z-1b\"]", dir.path())).unwrap();
         configure(&mut config);
-        let path = dir.path().join("store.db");
-        let store = Store::open(&mallee_store::Config::Sqlite { path }, schema::MIGRATIONS).unwrap();
+        let engine = match std::env::var("MALLEE_TEST_POSTGRES") {
+            Ok(url) => mallee_store::Config::Postgres { url, schema: format!("rehearsal_{}", uuid::Uuid::new_v4().simple()) },
+            Err(_) => mallee_store::Config::Sqlite { path: dir.path().join("store.db") },
+        };
+        // PostgreSQL's client has a runtime of its own, which cannot be started inside another.
+        let store = tokio::task::spawn_blocking(move || Store::open(&engine, schema::MIGRATIONS)).await.unwrap().unwrap();
         let now = Arc::new(AtomicI64::new(1_795_136_523_000));
         let clock = Clock::Manual(now.clone());
         let faults = Faults::new(clock.clone());

@@ -12,8 +12,9 @@ use mallee_tiers::{Generation, Instance, InstanceReport, Observation, Observe, S
 use tokio::sync::Mutex;
 
 use super::{
+    Trouble, event,
     generation::{self, List},
-    orphan, trouble,
+    orphan,
 };
 use crate::{Cloud, Refusal, ec2::instance};
 
@@ -27,6 +28,7 @@ pub struct Sender {
     pub intent: IntentSender,
     /// The bodies as last rendered: only what changed since is rendered again. Losing it costs time, nothing else.
     pub rendered: Mutex<BTreeMap<String, Instance>>,
+    pub trouble: Trouble,
 }
 
 struct Read {
@@ -90,10 +92,7 @@ impl Reconciler for Sender {
             }
             Err(e) => Err(e),
         };
-        trouble(&self.cloud.faults, "cluster-controller", &self.zone, &delivered);
-        if let Err(e) = delivered {
-            report.error(format!("{}: {}", self.zone, e.message));
-        }
+        self.trouble.show(&self.cloud.faults, "cluster-controller", &self.zone, delivered, &mut report);
         report
     }
 }
@@ -176,6 +175,8 @@ pub struct Sweep {
 
 /// How long a terminated instance is shown.
 const SHOWN_MS: i64 = 3_600_000;
+/// How long it is told what happened to a thing that goes on.
+const TOLD_MS: i64 = 30 * 24 * 3_600_000;
 /// A full pass: there may be more.
 const MANY: u64 = 100;
 
@@ -196,7 +197,8 @@ impl Reconciler for Sweep {
                     instance::forget(tx, id)?;
                 }
                 let tokens = crate::ec2::client_token::sweep(tx, now - crate::ec2::client_token::KEPT_MS)?;
-                Ok::<_, StoreError>(ended.len() as u64 + tokens)
+                let events = event::sweep(tx, now - TOLD_MS)?;
+                Ok::<_, StoreError>(ended.len() as u64 + tokens + events)
             })
             .await;
         match swept {

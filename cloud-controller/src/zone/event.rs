@@ -11,6 +11,7 @@ CREATE TABLE event (
     said TEXT NOT NULL
 );
 CREATE INDEX event_of ON event (resource, at);
+CREATE INDEX event_age ON event (at);
 ";
 
 /// What a sentence is about.
@@ -56,4 +57,9 @@ pub fn of(tx: &mut Tx<'_>, resource: &str) -> Result<Vec<WhyLine>, StoreError> {
 /// The resource's rows are gone; nobody can ask for it any more.
 pub fn drop_all(tx: &mut Tx<'_>, resource: &str) -> Result<(), StoreError> {
     tx.execute("DELETE FROM event WHERE resource = ?1", params![resource]).map(|_| ())
+}
+
+/// Forgets what was noted before `before`, a bounded number of lines; how many.
+pub fn sweep(tx: &mut Tx<'_>, before: i64) -> Result<u64, StoreError> {
+    tx.execute("DELETE FROM event WHERE at < ?1 AND resource IN (SELECT resource FROM event WHERE at < ?1 LIMIT 200)", params![before])
 }

@@ -11,9 +11,12 @@ pub mod registry;
 mod storage;
 mod why;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use mallee_service::{Faults, IntentSender, Poke, drive as drive_one};
+use mallee_service::{Faults, IntentSender, PassReport, Poke, drive as drive_one};
 use mallee_tiers::{TierError, TierErrorKind};
 
 pub use orphan::all as orphans;
@@ -36,9 +39,10 @@ pub fn drive(cloud: &Arc<Cloud>) {
             zone: zone.clone(),
             intent: IntentSender::default(),
             rendered: Default::default(),
+            trouble: Trouble::default(),
         };
         instances.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
-        let sender = storage::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default() };
+        let sender = storage::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default(), trouble: Trouble::default() };
         volumes.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
         tokio::spawn(cluster::observe(cloud.clone(), zone.clone()));
         tokio::spawn(storage::observe(cloud.clone(), zone.clone()));
@@ -56,21 +60,40 @@ async fn pass_on(from: Poke, to: Vec<Poke>) {
     }
 }
 
-/// Shows or takes back the fault that a list was not taken.
-fn trouble(faults: &Faults, tier: &str, zone: &str, delivered: &Result<(), TierError>) {
-    let key = format!("{tier} of {zone}");
-    match delivered {
-        Ok(()) => faults.clear(&key),
-        Err(e) => {
-            let remedy = match e.kind {
-                TierErrorKind::OtherIncarnation | TierErrorKind::Stale => {
-                    "nothing is ended meanwhile; if this cloud-controller's store is the right one: mallee zone adopt ZONE"
+/// What keeps a list from being taken, as the operator is shown it.
+#[derive(Default)]
+struct Trouble {
+    /// Since when the receiver did not answer.
+    silent: Mutex<Option<Instant>>,
+}
+
+impl Trouble {
+    /// A tier that is just being started is no fault yet.
+    const GRACE: Duration = Duration::from_secs(5);
+
+    fn show(&self, faults: &Faults, tier: &str, zone: &str, delivered: Result<(), TierError>, report: &mut PassReport) {
+        let key = format!("{tier} of {zone}");
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err(e) = delivered else {
+            *silent = None;
+            return faults.clear(&key);
+        };
+        let remedy = match e.kind {
+            TierErrorKind::OtherIncarnation | TierErrorKind::Stale => {
+                format!("nothing is ended meanwhile; if this cloud-controller's store is the right one: mallee zone adopt {zone}")
+            }
+            TierErrorKind::Unreachable => {
+                if silent.get_or_insert_with(Instant::now).elapsed() < Self::GRACE {
+                    // Not an error of the pass either: those are logged as warnings. Try again soon.
+                    report.again = Some(Duration::from_millis(200));
+                    return;
                 }
-                TierErrorKind::Unreachable => "start it, or see its log; what is wanted is sent as soon as it answers",
-                _ => "see the logs of both tiers",
-            };
-            faults.raise(&key, format!("{tier} of zone {zone} does not take its list: {}", e.message), remedy);
-        }
+                "start it, or see its log; what is wanted is sent as soon as it answers".into()
+            }
+            _ => "see the logs of both tiers".into(),
+        };
+        faults.raise(&key, format!("{tier} of zone {zone} does not take its list: {}", e.message), remedy);
+        report.error(format!("{zone}: {}", e.message));
     }
 }
 

@@ -11,8 +11,9 @@ use mallee_store::Error as StoreError;
 use mallee_tiers::{Observation, Observe, Seen, TierError, Volume, VolumeReport};
 
 use super::{
+    Trouble,
     generation::{self, List},
-    orphan, trouble,
+    orphan,
 };
 use crate::{
     Cloud,
@@ -24,6 +25,7 @@ pub struct Sender {
     pub cloud: Arc<Cloud>,
     pub zone: String,
     pub intent: IntentSender,
+    pub trouble: Trouble,
 }
 
 #[async_trait::async_trait]
@@ -62,10 +64,7 @@ impl Reconciler for Sender {
             }
             Err(e) => Err(e),
         };
-        trouble(&self.cloud.faults, "storage-controller", &self.zone, &delivered);
-        if let Err(e) = delivered {
-            report.error(format!("{}: {}", self.zone, e.message));
-        }
+        self.trouble.show(&self.cloud.faults, "storage-controller", &self.zone, delivered, &mut report);
         report
     }
 }

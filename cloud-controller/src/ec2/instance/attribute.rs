@@ -497,13 +497,13 @@ async fn describe_credits(call: &Call, input: DescribeInstanceCreditSpecificatio
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct MonitorInstances {
-    #[serde(rename = "DryRun")]
-    _dry_run: Option<bool>,
-    #[serde(rename = "InstanceId")]
-    _instance_id: Vec<InstanceId>,
+    dry_run: Option<bool>,
+    instance_id: Vec<InstanceId>,
 }
 
-async fn monitor(_: &Call, _: MonitorInstances) -> Outcome<()> {
+/// Whoever asks is told first whether these instances are theirs, as everywhere.
+async fn monitor(call: &Call, input: MonitorInstances) -> Outcome<()> {
+    unmonitor(call, UnmonitorInstances { dry_run: input.dry_run, instance_id: input.instance_id }).await?;
     Err(AwsError::unsupported("MonitorInstances: detailed monitoring is not supported by this cloud").into())
 }
 
