@@ -1,7 +1,6 @@
 //! `mallee env`: what AWS clients must be told to use this cloud, as lines for a shell.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use mallee_tiers::{AccountAsked, AccountKeys, Role};
 
@@ -30,11 +29,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
         return write_euca(state, directory, &keys, &urls).await;
     }
     out!("{}", lines(&keys, &urls).trim_end());
-    if let Some(version) = installed_aws()
-        && is_too_old(version)
-    {
-        out!("{}", aws_function(&urls).trim_end());
-    }
+    out!("{}", aws_function(&urls).trim_end());
     Ok(())
 }
 
@@ -77,35 +72,12 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Of the `aws` in PATH.
-fn installed_aws() -> Option<(u32, u32)> {
-    let output = Command::new("aws").arg("--version").stdin(Stdio::null()).output().ok()?;
-    // Old releases wrote it to standard error.
-    let text = [output.stdout, output.stderr].concat();
-    version_of(&String::from_utf8_lossy(&text))
-}
-
-/// `aws-cli/2.9.19 Python/3.11.2 …`
-fn version_of(text: &str) -> Option<(u32, u32)> {
-    let version = text.trim().strip_prefix("aws-cli/")?.split_whitespace().next()?;
-    let mut parts = version.split('.').map(|part| part.parse().ok());
-    Some((parts.next()??, parts.next()??))
-}
-
-/// Releases before these do not know AWS_ENDPOINT_URL, and would call the real AWS.
-fn is_too_old((major, minor): (u32, u32)) -> bool {
-    match major {
-        0 => true,
-        1 => minor < 29,
-        2 => minor < 13,
-        _ => false,
-    }
-}
-
-/// Adds `--endpoint-url` by the service, which is the first word that is neither an option nor an option's value.
+/// Releases before 1.29 and 2.13 do not know AWS_ENDPOINT_URL, and would call the real AWS. The user's shell finds out: under
+/// sudo, this command would see another PATH. The function adds `--endpoint-url` by the service, which is the first word that
+/// is neither an option nor an option's value.
 fn aws_function(urls: &Urls) -> String {
     format!(
-        r#"# This aws is too old for AWS_ENDPOINT_URL and would call the real AWS.
+        r#"case $(command aws --version 2>&1) in aws-cli/0.*|aws-cli/1.[0-9].*|aws-cli/1.1[0-9].*|aws-cli/1.2[0-8].*|aws-cli/2.[0-9].*|aws-cli/2.1[0-2].*)
 aws() (
     service= value=
     for word in "$@"; do
@@ -121,7 +93,8 @@ aws() (
         s3|s3api) command aws --endpoint-url {s3} "$@" ;;
         *) command aws --endpoint-url {ec2} "$@" ;;
     esac
-)
+) ;;
+esac
 "#,
         s3 = quoted(&urls.s3),
         ec2 = quoted(&urls.ec2)
@@ -167,6 +140,8 @@ fn euca_ini(keys: &AccountKeys, urls: &Urls, [certificate, key, cloud]: [&String
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use mallee_tiers::Secret;
 
     use super::*;
@@ -175,27 +150,22 @@ mod tests {
         Urls { ec2: "http://127.0.0.1:8773".to_owned(), s3: "http://127.0.0.1:8777".to_owned() }
     }
 
-    #[test]
-    fn releases_without_aws_endpoint_url_are_told_apart() {
-        for (text, old) in [
-            ("aws-cli/1.45.11 Python/3.11.7", false),
-            ("aws-cli/1.28.9 Python/3", true),
-            ("aws-cli/2.9.19 Python/3.11.2 Linux", true),
-            ("aws-cli/2.13.0 x", false),
-            ("aws-cli/3.0.0", false),
-        ] {
-            assert_eq!(version_of(text).map(is_too_old), Some(old), "{text}");
-        }
-        assert_eq!(version_of("bash: aws: not found"), None);
-    }
-
-    /// Runs the function in a real shell, with an `aws` that prints what it was given.
-    #[test]
-    fn an_old_aws_is_sent_to_this_cloud_whatever_stands_before_the_service() {
+    /// Evaluates the lines in a real shell, with an `aws` of this release that prints the second word it was given.
+    fn second_word(release: &str, call: &str) -> String {
         let directory = tempfile::tempdir().unwrap();
         let aws = directory.path().join("aws");
-        std::fs::write(&aws, "#!/bin/sh\necho \"$2\"\n").unwrap();
+        let script =
+            format!("#!/bin/sh\ncase $1 in --version) echo aws-cli/{release} Python ;; *) echo \"$2\" ;; esac\n");
+        std::fs::write(&aws, script).unwrap();
         std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let script = format!("{0}eval '{1}'", aws_function(&urls()), call);
+        let path = format!("{}:/usr/bin:/bin", directory.path().display());
+        let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    #[test]
+    fn an_old_aws_is_sent_to_this_cloud_whatever_stands_before_the_service() {
         for (call, endpoint) in [
             ("aws s3 ls", "http://127.0.0.1:8777"),
             ("aws --region s3 ec2 describe-instances", "http://127.0.0.1:8773"),
@@ -203,10 +173,24 @@ mod tests {
             ("aws sts get-caller-identity", "http://127.0.0.1:8773"),
             ("aws --endpoint-url http://else s3 ls", "http://else"),
         ] {
-            let script = format!("{}{call}", aws_function(&urls()));
-            let path = format!("{}:/usr/bin:/bin", directory.path().display());
-            let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
-            assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), endpoint, "{call}");
+            assert_eq!(second_word("2.9.19", call), endpoint, "{call}");
+        }
+    }
+
+    #[test]
+    fn releases_that_know_aws_endpoint_url_are_left_alone() {
+        for (release, old) in [
+            ("1.45.11", false),
+            ("1.29.0", false),
+            ("1.28.85", true),
+            ("1.9.0", true),
+            ("2.9.19", true),
+            ("2.12.7", true),
+            ("2.13.0", false),
+            ("2.27.1", false),
+            ("3.0.0", false),
+        ] {
+            assert_eq!(second_word(release, "aws s3 ls") != "ls", old, "{release}");
         }
     }
 

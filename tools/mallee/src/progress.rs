@@ -43,6 +43,11 @@ impl Step {
     }
 }
 
+/// `in 1 part`, `in 7 parts`.
+pub fn parts(count: usize) -> String {
+    format!("in {count} part{}", if count == 1 { "" } else { "s" })
+}
+
 fn after(result: &str) -> String {
     if result.is_empty() { String::new() } else { format!(": {result}") }
 }

@@ -98,7 +98,7 @@ fn write(choices: &Choices, owner: &Owner) -> Result<PathBuf> {
     let encrypting = Encrypting::new(&secrets, parts)?;
     let (digest, parts, bundled_size) =
         archive(counted, &name, size, encrypting).map_err(Error::file("bundling into", &choices.out))?;
-    bar.done(&format!("in {} parts", parts.len()));
+    bar.done(&progress::parts(parts.len()));
     let manifest = Manifest {
         architecture: choices.architecture.clone(),
         kernel: choices.kernel.clone(),

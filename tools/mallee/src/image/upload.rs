@@ -90,7 +90,7 @@ pub async fn upload(client: &Client, manifest: &Path, place: &str) -> Result<Str
     client
         .s3(Method::PUT, &format!("/{location}"), &[READABLE, ("content-type", "application/xml")], Bytes::from(text))
         .await?;
-    bar.done(&format!("in {} parts", read.image.parts.part.len()));
+    bar.done(&progress::parts(read.image.parts.part.len()));
     Ok(location)
 }
 
