@@ -96,7 +96,10 @@ impl Network {
     async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
         let rows = self.store.read("read the network", wanted::read).await.map_err(why)?;
-        let content = render(&rows, &outside);
+        let has_routers = !rows.vpcs.is_empty();
+        let without_chassis = outside.chassis.is_empty();
+        // Both take their time in a large cloud: not on the reactor.
+        let content = aside(move || render(&rows, &outside)).await?;
         self.wanted.notify_one();
         let mut held = self.session.lock().await;
         // Taken out while it is used: a pass that is given up half-way leaves no session in an unknown state.
@@ -105,7 +108,11 @@ impl Network {
             None => connect(socket).await?,
         };
         session.catch_up()?;
-        let plan = plan(&content, &session.replica);
+        let (mut session, plan) = aside(move || {
+            let plan = plan(&content, &session.replica);
+            (session, plan)
+        })
+        .await?;
         if !plan.is_empty() {
             session.apply(&plan).await?;
         }
@@ -121,7 +128,7 @@ impl Network {
         } else {
             self.faults.clear(FAULT_NORTHD);
         }
-        if outside.chassis.is_empty() && !rows.vpcs.is_empty() {
+        if without_chassis && has_routers {
             self.faults.raise(
                 FAULT_CHASSIS,
                 "No chassis carries the routers' outer ports: elastic IPs and the way out do not work",
@@ -183,6 +190,10 @@ impl Reconciler for Network {
             }
         }
     }
+}
+
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
 }
 
 fn why(refusal: Refusal) -> String {

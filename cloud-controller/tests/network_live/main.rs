@@ -112,9 +112,9 @@ impl Cloud {
                 traffic(Protocol::Udp, 53, 54, net.clone()),
                 traffic(Protocol::Icmp, 8, -1, Peer::anywhere()),
                 traffic(Protocol::Icmp, 3, 4, net.clone()),
-                traffic(Protocol::Number(50), -1, -1, net.clone()),
                 traffic(Protocol::Tcp, 443, 443, Peer::Group(group.id.clone())),
                 traffic(Protocol::Tcp, 443, 443, Peer::Ipv6("::/0".into())),
+                traffic(Protocol::Number(50), -1, -1, net),
             ] {
                 security_group::insert_rule(tx, &group, Direction::Ingress, &traffic, None)?;
                 security_group::insert_rule(tx, &group, Direction::Egress, &traffic, None)?;
