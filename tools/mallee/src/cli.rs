@@ -8,7 +8,7 @@ use mallee_tiers::Role;
 
 use crate::error::Result;
 use crate::state::State;
-use crate::{account, down, env, image, join, logs, node, status, supervise, up, why};
+use crate::{account, down, env, image, join, logs, node, status, supervise, up, why, zone};
 
 /// Your own EC2 and S3, on your own machines.
 ///
@@ -67,6 +67,7 @@ Works when parts are down, and shows which; then its exit code is 3.")]
     #[command(after_help = "Examples:
   eval \"$(mallee env)\"
   eval \"$(mallee env --account alice)\"
+  eval \"$(mallee env --https)\"             with AWS_CA_BUNDLE, for the cloud's own CA
   eval \"$(mallee env --euca ~/.mallee)\"    for euca2ools: writes euca2ools.ini and certificates
 Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defined, so that no call goes to the real AWS.")]
     Env(env::Choices),
@@ -86,6 +87,9 @@ Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defin
   mallee node token rack-7 --zone mallee-1a"
     )]
     Node(Node),
+    /// Zones: let one take this cloud-controller's lists although its store is a new one
+    #[command(subcommand, after_help = "Example: mallee zone adopt mallee-1a")]
+    Zone(Zone),
     /// Make this machine part of a cloud, with a token from `mallee node token`
     #[command(after_help = "Examples:
   mallee join mallee1.eyJhZGRyZXNz...
@@ -163,6 +167,14 @@ enum Node {
 }
 
 #[derive(Subcommand)]
+enum Zone {
+    /// Let the zone's controllers obey this cloud-controller; only when its store is the right one
+    #[command(after_help = "Example: mallee zone adopt mallee-1a
+When `mallee status` says that a zone belongs to another store: put the old store back, or say this.")]
+    Adopt { zone: String },
+}
+
+#[derive(Subcommand)]
 enum Image {
     /// Make a guest from Debian packages
     #[command(after_help = "Example: mallee image build mini --out /var/tmp/mini")]
@@ -224,6 +236,7 @@ async fn act(state: &State, command: Command) -> Result<()> {
         Command::Account(Account::List) => account::list(state).await,
         Command::Node(Node::List) => node::list(state).await,
         Command::Node(Node::Token { name, zone, role, hours }) => node::token(state, &name, &zone, role, hours).await,
+        Command::Zone(Zone::Adopt { zone }) => zone::adopt(state, &zone).await,
         Command::Join(choices) => join::run(state, &choices).await,
         Command::Why { id, json } => why::run(state, &id, json).await,
         Command::Image(Image::Build(choices)) => image::build::run(&choices).await,

@@ -193,8 +193,13 @@ fn remove_state(state: &State) -> Result<()> {
         }
     }
     // Last, so that a removal that failed can be repeated.
-    for file in [state.machine(), state.root().join("lock")] {
-        std::fs::remove_file(&file).map_err(Error::file("removing", &file))?;
+    for file in [state.ca(), state.root().join("lock"), state.machine()] {
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("removing", file)(error));
+            }
+            _ => {}
+        }
     }
     match std::fs::remove_dir(state.root()) {
         Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {

@@ -15,6 +15,9 @@ pub struct Choices {
     /// Whose keys
     #[arg(long, default_value = crate::account::FIRST, value_name = "NAME")]
     pub account: String,
+    /// HTTPS, with the cloud's CA for clients that read AWS_CA_BUNDLE
+    #[arg(long)]
+    pub https: bool,
     /// Write euca2ools.ini, the account's certificate and key, and the cloud's certificate into DIR, for euca2ools
     #[arg(long, value_name = "DIR")]
     pub euca: Option<std::path::PathBuf>,
@@ -24,7 +27,12 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::root()?;
     let machine = Machine::expect(state)?;
     let keys = admin::client(state).account_keys(&AccountAsked { name: choices.account.clone() }).await?;
-    let urls = Urls { ec2: machine.url(Role::CloudController)?, s3: machine.url(Role::Walrus)? };
+    let mut urls = Urls { ec2: machine.url(Role::CloudController)?, s3: machine.url(Role::Walrus)?, ca: None };
+    if choices.https {
+        urls.ec2 = urls.ec2.replacen("http:", "https:", 1);
+        urls.s3 = urls.s3.replacen("http:", "https:", 1);
+        urls.ca = Some(state.ca().display().to_string());
+    }
     if let Some(directory) = &choices.euca {
         return write_euca(state, directory, &keys, &urls).await;
     }
@@ -36,6 +44,8 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
 struct Urls {
     ec2: String,
     s3: String,
+    /// For HTTPS: the file of the CA.
+    ca: Option<String>,
 }
 
 fn lines(keys: &AccountKeys, urls: &Urls) -> String {
@@ -58,6 +68,9 @@ fn lines(keys: &AccountKeys, urls: &Urls) -> String {
         .to_owned();
     for (name, value) in exports {
         text += &format!("export {name}={}\n", quoted(value));
+    }
+    if let Some(ca) = &urls.ca {
+        text += &format!("export AWS_CA_BUNDLE={}\n", quoted(ca));
     }
     // A proxy must not be asked for this machine's own addresses.
     for name in ["no_proxy", "NO_PROXY"] {
@@ -123,7 +136,7 @@ async fn write_euca(state: &State, directory: &Path, keys: &AccountKeys, urls: &
 }
 
 fn euca_ini(keys: &AccountKeys, urls: &Urls, [certificate, key, cloud]: [&String; 3]) -> String {
-    let Urls { ec2, s3 } = urls;
+    let Urls { ec2, s3, .. } = urls;
     let AccountKeys { account, name, access_key, secret, region, .. } = keys;
     format!(
         "[global]\ndefault-region = {region}\n\n\
@@ -147,7 +160,7 @@ mod tests {
     use super::*;
 
     fn urls() -> Urls {
-        Urls { ec2: "http://127.0.0.1:8773".to_owned(), s3: "http://127.0.0.1:8777".to_owned() }
+        Urls { ec2: "http://127.0.0.1:8773".to_owned(), s3: "http://127.0.0.1:8777".to_owned(), ca: None }
     }
 
     /// Evaluates the lines in a real shell, with an `aws` of this release that prints the second word it was given.

@@ -31,12 +31,7 @@ pub enum Error {
 
 fn tier_words(error: &TierError) -> String {
     match error.kind {
-        TierErrorKind::Unreachable => {
-            format!(
-                "the cloud-controller does not answer ({}); is the cloud up? `mallee status` shows it",
-                error.message
-            )
-        }
+        TierErrorKind::Unreachable => format!("{}; `mallee status` shows what answers", error.message),
         _ => error.message.clone(),
     }
 }

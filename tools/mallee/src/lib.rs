@@ -31,6 +31,7 @@ mod table;
 mod tier;
 mod up;
 mod why;
+mod zone;
 
 pub use cli::run;
 pub use error::{Error, Result};

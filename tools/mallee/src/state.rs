@@ -7,19 +7,21 @@
 //! etc/TIER.toml           what each tier is told
 //! TIER/                   what each tier keeps
 //! tokens/TIER             one-time join tokens
+//! ca.pem                  the cloud's CA, the one file here that every user may read
 //! engines/                Open vSwitch, OVN, libvirt: sockets, databases, logs
 //! run/                    pid records, the supervisor's socket and lock
 //! log/TIER.out            logs
 //! accounts/NAME/          cert.pem and pk.pem of an account, with which its bundles are signed
 //! ```
 
-use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
+use crate::tier::ROLES;
 
 pub const DEFAULT: &str = "/var/lib/mallee";
 
@@ -75,16 +77,20 @@ impl State {
         self.root.join("accounts").join(name)
     }
 
+    /// The cloud's CA, for HTTPS clients.
+    pub fn ca(&self) -> PathBuf {
+        self.root.join("ca.pem")
+    }
+
+    /// Users may pass through to `ca.pem` and see nothing else.
     pub fn create(&self) -> Result<()> {
-        for directory in [
-            self.root.clone(),
-            self.root.join("etc"),
-            self.root.join("tokens"),
-            self.root.join("accounts"),
-            self.run(),
-            self.log(),
-        ] {
-            make_private(&directory)?;
+        make_private(&self.root)?;
+        set_mode(&self.root, 0o711)?;
+        let own = ["etc", "tokens", "accounts", "run", "log", "engines"].map(|name| self.root.join(name));
+        let tiers = ROLES.map(|role| self.tier(role.as_str()));
+        for directory in own.iter().chain(&tiers) {
+            make_private(directory)?;
+            set_mode(directory, 0o700)?;
         }
         Ok(())
     }
@@ -98,6 +104,10 @@ impl State {
             Error::refused(format!("another `mallee` command is changing the cloud in {}", self.root.display()))
         })
     }
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::file("closing", path))
 }
 
 /// A directory that only root may look into.

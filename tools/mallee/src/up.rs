@@ -126,7 +126,8 @@ async fn finish(state: &State, machine: &Machine, engines: &Engines) -> Result<(
     let cloud = begun.outcome(cloud, |cloud| format!("{} answer", cloud.tiers.len() + cloud.nodes.len()))?;
     let begun = step("account");
     let made = account::made(state, account::FIRST, true).await;
-    begun.outcome(made, |keys| format!("{} ({})", keys.name, keys.account))?;
+    let keys = begun.outcome(made, |keys| format!("{} ({})", keys.name, keys.account))?;
+    mallee_service::pki::write_public(&state.ca(), keys.ca_pem.as_bytes())?;
 
     let ec2 = machine.url(Role::CloudController)?;
     let s3 = machine.url(Role::Walrus)?;
