@@ -110,7 +110,7 @@ fn of_volume(v: &volume::Volume, attachment: Option<&volume::Attachment>) -> Vec
         let waits = if a.reason.is_empty() { String::new() } else { format!(": {}", a.reason) };
         lines.push(line("decided", a.since, format!("{} at {} as {}{waits}", a.phase.shown(), a.instance, a.device)));
     }
-    let observed = v.observed.map_or_else(|| "nothing was heard of it yet".to_owned(), |o| instance::word(o));
+    let observed = v.observed.map_or_else(|| "nothing was heard of it yet".to_owned(), instance::word);
     let reason = if v.reason.is_empty() { String::new() } else { format!(": {}", v.reason) };
     let served = v.export.as_ref().map(|e| format!("; served for attachment {}", e.attachment)).unwrap_or_default();
     lines.push(line("observed", v.created, format!("{observed}{reason}{served}")));

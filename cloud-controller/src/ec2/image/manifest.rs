@@ -81,8 +81,7 @@ struct Gathered {
     key_algorithm: Option<String>,
     encrypted_iv: Option<String>,
     parts_count: Option<String>,
-    /// (index, filename, digest, algorithm)
-    parts: Vec<(Option<String>, Option<String>, Option<String>, Option<String>)>,
+    parts: Vec<GatheredPart>,
     signature: Option<String>,
 }
 
@@ -287,6 +286,7 @@ fn checked(g: Gathered, signed: Vec<u8>) -> Result<Manifest, String> {
     })
 }
 
+/// Index, filename, digest, algorithm.
 type GatheredPart = (Option<String>, Option<String>, Option<String>, Option<String>);
 
 /// The parts by index, which must count 0, 1, 2, … without a gap.

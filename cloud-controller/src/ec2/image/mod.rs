@@ -14,7 +14,7 @@ mod unbundle;
 
 use std::sync::Arc;
 
-use mallee_aws::id::ImageId;
+use mallee_aws::{AwsError, id::ImageId};
 use mallee_service::Driven;
 use mallee_store::Tx;
 
@@ -40,7 +40,7 @@ fn get(tx: &mut Tx<'_>, account: &str, id: &ImageId) -> Outcome<Image> {
 fn own(tx: &mut Tx<'_>, account: &str, id: &ImageId) -> Outcome<Image> {
     let image = get(tx, account, id)?;
     if image.account != account {
-        return Err(Refusal::new("AuthFailure", format!("Not authorized for image:{id}")));
+        return Err(AwsError::new("AuthFailure", 403, format!("Not authorized for image:{id}")).into());
     }
     Ok(image)
 }

@@ -50,7 +50,7 @@ pub fn tags_changed(tx: &mut Tx<'_>, resource: &str) -> Result<(), StoreError> {
 /// How many instances of the cloud are in each state, in the order of life; states that none is in are left out.
 pub fn count_by_state(tx: &mut Tx<'_>) -> Result<Vec<(String, u64)>, StoreError> {
     let mut counts = [0u64; state::ALL.len()];
-    for (desired, observed, started, count) in row::by_condition(tx)? {
+    for ((desired, observed, started), count) in row::by_condition(tx)? {
         let now = state::state(desired, observed, started);
         if let Some(at) = state::ALL.iter().position(|s| *s == now) {
             counts[at] += count;

@@ -430,15 +430,18 @@ pub fn counts(tx: &mut Tx<'_>) -> Result<Vec<(String, u64)>, StoreError> {
     })
 }
 
-/// (desired, observed, has run, how many) over all instances.
-pub fn by_condition(tx: &mut Tx<'_>) -> Result<Vec<(Desired, Option<Observed>, bool, u64)>, StoreError> {
+/// Desired, observed, whether it has run.
+pub type Condition = (Desired, Option<Observed>, bool);
+
+/// How many instances are in each condition.
+pub fn by_condition(tx: &mut Tx<'_>) -> Result<Vec<(Condition, u64)>, StoreError> {
     tx.query(
         "SELECT desired, observed, CASE WHEN started IS NULL THEN 0 ELSE 1 END, COUNT(*) FROM instance
          GROUP BY desired, observed, CASE WHEN started IS NULL THEN 0 ELSE 1 END",
         params![],
         |row| {
             let observed: Option<String> = row.get(1)?;
-            Ok((unword(row.get(0)?)?, observed.map(unword).transpose()?, row.get(2)?, row.get(3)?))
+            Ok(((unword(row.get(0)?)?, observed.map(unword).transpose()?, row.get(2)?), row.get(3)?))
         },
     )
 }

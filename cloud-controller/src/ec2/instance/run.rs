@@ -1,15 +1,14 @@
 //! RunInstances: everything is checked and written in one transaction; the answer is `pending`, and reconcilers do the rest.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_aws::{
     AwsError,
-    id::{ImageId, InstanceId, KernelImageId, MachineImageId, NetworkInterfaceId, RamdiskImageId, ReservationId, SecurityGroupId, SubnetId},
+    id::{ImageId, InstanceId, MachineImageId, ReservationId, SecurityGroupId},
 };
 use mallee_store::Tx;
 use mallee_tiers::{Desired, Generation};
-use serde::Deserialize;
 
 use super::{
     describe::{self, Found, Reservation},
@@ -23,200 +22,20 @@ use crate::{
         instance_type::{self, InstanceType},
         interface, key_pair, security_group,
         subnet::{self, Place, SubnetRow},
-        tag::{self, Tag, TagSpecification},
+        tag::{self, Tag},
         unless_dry_run,
-        unsupported::{self, Unsupported},
     },
     service::Call,
     zone::generation::{self, List},
 };
 
+mod asked;
+
+use asked::{InterfacePlan, RunInstances, interface_plan, refuse_what_is_not_done};
+
+pub use asked::MetadataOptionsAsked;
+
 actions![RunInstances => run];
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RunInstances {
-    dry_run: Option<bool>,
-    image_id: Option<MachineImageId>,
-    min_count: u64,
-    max_count: u64,
-    client_token: Option<String>,
-    instance_type: Option<String>,
-    key_name: Option<String>,
-    user_data: Option<String>,
-    #[serde(default)]
-    security_group: Vec<String>,
-    #[serde(default)]
-    security_group_id: Vec<SecurityGroupId>,
-    subnet_id: Option<SubnetId>,
-    private_ip_address: Option<Ipv4Addr>,
-    #[serde(default)]
-    network_interface: Vec<NetworkInterface>,
-    placement: Option<Placement>,
-    kernel_id: Option<KernelImageId>,
-    ramdisk_id: Option<RamdiskImageId>,
-    instance_initiated_shutdown_behavior: Option<ShutdownBehavior>,
-    disable_api_termination: Option<bool>,
-    disable_api_stop: Option<bool>,
-    ebs_optimized: Option<bool>,
-    monitoring: Option<Enabled>,
-    metadata_options: Option<MetadataOptionsAsked>,
-    #[serde(default)]
-    tag_specification: Vec<TagSpecification>,
-    #[serde(default)]
-    block_device_mapping: Vec<BlockDeviceMapping>,
-    credit_specification: Option<CreditSpecification>,
-    enclave_options: Option<Enabled>,
-    hibernation_options: Option<Configured>,
-    maintenance_options: Option<MaintenanceOptions>,
-    additional_info: Option<Unsupported>,
-    capacity_reservation_specification: Option<Unsupported>,
-    cpu_options: Option<Unsupported>,
-    elastic_gpu_specification: Option<Unsupported>,
-    elastic_inference_accelerator: Option<Unsupported>,
-    enable_primary_ipv6: Option<Unsupported>,
-    iam_instance_profile: Option<Unsupported>,
-    instance_market_options: Option<Unsupported>,
-    #[serde(rename = "Ipv6Address")]
-    ipv6_address: Option<Unsupported>,
-    #[serde(rename = "Ipv6AddressCount")]
-    ipv6_address_count: Option<Unsupported>,
-    launch_template: Option<Unsupported>,
-    license_specification: Option<Unsupported>,
-    network_performance_options: Option<Unsupported>,
-    operator: Option<Unsupported>,
-    private_dns_name_options: Option<Unsupported>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Enabled {
-    enabled: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Configured {
-    configured: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct CreditSpecification {
-    cpu_credits: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct MaintenanceOptions {
-    auto_recovery: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Placement {
-    availability_zone: Option<String>,
-    tenancy: Option<String>,
-    affinity: Option<Unsupported>,
-    availability_zone_id: Option<Unsupported>,
-    group_id: Option<Unsupported>,
-    group_name: Option<Unsupported>,
-    host_id: Option<Unsupported>,
-    host_resource_group_arn: Option<Unsupported>,
-    partition_number: Option<Unsupported>,
-    spread_domain: Option<Unsupported>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct NetworkInterface {
-    network_interface_id: Option<NetworkInterfaceId>,
-    device_index: Option<u32>,
-    subnet_id: Option<SubnetId>,
-    description: Option<String>,
-    private_ip_address: Option<Ipv4Addr>,
-    #[serde(default)]
-    private_ip_addresses: Vec<PrivateIpAddress>,
-    #[serde(default)]
-    security_group_id: Vec<SecurityGroupId>,
-    delete_on_termination: Option<bool>,
-    associate_public_ip_address: Option<bool>,
-    network_card_index: Option<u32>,
-    interface_type: Option<String>,
-    associate_carrier_ip_address: Option<Unsupported>,
-    #[serde(rename = "Ipv4Prefix")]
-    ipv4_prefix: Option<Unsupported>,
-    #[serde(rename = "Ipv4PrefixCount")]
-    ipv4_prefix_count: Option<Unsupported>,
-    #[serde(rename = "Ipv6AddressCount")]
-    ipv6_address_count: Option<Unsupported>,
-    #[serde(rename = "Ipv6Addresses")]
-    ipv6_addresses: Option<Unsupported>,
-    #[serde(rename = "Ipv6Prefix")]
-    ipv6_prefix: Option<Unsupported>,
-    #[serde(rename = "Ipv6PrefixCount")]
-    ipv6_prefix_count: Option<Unsupported>,
-    primary_ipv6: Option<Unsupported>,
-    secondary_private_ip_address_count: Option<Unsupported>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct PrivateIpAddress {
-    private_ip_address: Ipv4Addr,
-    primary: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct BlockDeviceMapping {
-    device_name: Option<String>,
-    virtual_name: Option<String>,
-    no_device: Option<String>,
-    ebs: Option<Unsupported>,
-}
-
-/// `MetadataOptions.*`, here and in ModifyInstanceMetadataOptions.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct MetadataOptionsAsked {
-    pub http_tokens: Option<String>,
-    pub http_put_response_hop_limit: Option<i64>,
-    pub http_endpoint: Option<String>,
-    pub http_protocol_ipv6: Option<String>,
-    pub instance_metadata_tags: Option<String>,
-}
-
-impl MetadataOptionsAsked {
-    /// These, over what it was before.
-    pub fn over(&self, mut options: MetadataOptions) -> Outcome<MetadataOptions> {
-        let choice = |name: &str, value: &str, yes: &str, no: &str| match value {
-            v if v == yes => Ok(true),
-            v if v == no => Ok(false),
-            other => Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid."))),
-        };
-        if let Some(tokens) = &self.http_tokens {
-            options.tokens_required = choice("HttpTokens", tokens, "required", "optional")?;
-        }
-        if let Some(endpoint) = &self.http_endpoint {
-            options.enabled = choice("HttpEndpoint", endpoint, "enabled", "disabled")?;
-        }
-        if let Some(tags) = &self.instance_metadata_tags {
-            options.tags = choice("InstanceMetadataTags", tags, "enabled", "disabled")?;
-        }
-        if let Some(ipv6) = &self.http_protocol_ipv6 {
-            if choice("HttpProtocolIpv6", ipv6, "enabled", "disabled")? {
-                return Err(AwsError::unsupported("HttpProtocolIpv6=enabled: metadata is served over IPv4 only").into());
-            }
-        }
-        if let Some(limit) = self.http_put_response_hop_limit {
-            options.hop_limit = u8::try_from(limit).ok().filter(|l| (1..=64).contains(l)).ok_or_else(|| {
-                AwsError::invalid_parameter_value(format!("Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."))
-            })?;
-        }
-        Ok(options)
-    }
-}
 
 /// User data: base64 of at most 16 KiB, as EC2 has it.
 pub fn checked_user_data(text: &str) -> Outcome<Option<String>> {
@@ -229,18 +48,6 @@ pub fn checked_user_data(text: &str) -> Outcome<Option<String>> {
         return Err(AwsError::invalid_parameter_value(format!("User data is limited to {MAX} bytes")).into());
     }
     Ok((!data.is_empty()).then(|| STANDARD.encode(data)))
-}
-
-/// An interface of every instance of the launch.
-#[derive(Clone)]
-struct InterfacePlan {
-    device_index: u32,
-    description: String,
-    address: Option<Ipv4Addr>,
-    group_ids: Vec<SecurityGroupId>,
-    group_names: Vec<String>,
-    delete_on_termination: bool,
-    public: Option<bool>,
 }
 
 /// What a launch is, once everything that needs no row was checked.
@@ -370,138 +177,6 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         network: call.cloud.config.network.clone(),
         now: call.now,
     })
-}
-
-fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
-    unsupported::refuse(&[
-        ("AdditionalInfo", input.additional_info),
-        ("CapacityReservationSpecification", input.capacity_reservation_specification),
-        ("CpuOptions", input.cpu_options),
-        ("ElasticGpuSpecification", input.elastic_gpu_specification),
-        ("ElasticInferenceAccelerator", input.elastic_inference_accelerator),
-        ("EnablePrimaryIpv6", input.enable_primary_ipv6),
-        ("IamInstanceProfile", input.iam_instance_profile),
-        ("InstanceMarketOptions", input.instance_market_options),
-        ("Ipv6Address", input.ipv6_address),
-        ("Ipv6AddressCount", input.ipv6_address_count),
-        ("LaunchTemplate", input.launch_template),
-        ("LicenseSpecification", input.license_specification),
-        ("NetworkPerformanceOptions", input.network_performance_options),
-        ("Operator", input.operator),
-        ("PrivateDnsNameOptions", input.private_dns_name_options),
-    ])?;
-    let on = |sent: &Option<Enabled>| sent.as_ref().is_some_and(|e| e.enabled);
-    for (name, sent) in [
-        ("Monitoring.Enabled=true", on(&input.monitoring)),
-        ("EnclaveOptions.Enabled=true", on(&input.enclave_options)),
-        ("HibernationOptions.Configured=true", input.hibernation_options.as_ref().is_some_and(|h| h.configured)),
-        ("CreditSpecification.CpuCredits=unlimited", input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard")),
-    ] {
-        if sent {
-            return Err(AwsError::unsupported(format!("{name} is not supported by this cloud")).into());
-        }
-    }
-    if let Some(recovery) = input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled") {
-        return Err(AwsError::unsupported(format!("MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud")).into());
-    }
-    if let Some(p) = &input.placement {
-        unsupported::refuse(&[
-            ("Placement.Affinity", p.affinity),
-            ("Placement.AvailabilityZoneId", p.availability_zone_id),
-            ("Placement.GroupId", p.group_id),
-            ("Placement.GroupName", p.group_name),
-            ("Placement.HostId", p.host_id),
-            ("Placement.HostResourceGroupArn", p.host_resource_group_arn),
-            ("Placement.PartitionNumber", p.partition_number),
-            ("Placement.SpreadDomain", p.spread_domain),
-        ])?;
-        if let Some(tenancy) = p.tenancy.as_deref().filter(|t| !t.is_empty() && *t != "default") {
-            return Err(AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into());
-        }
-    }
-    input.block_device_mapping.iter().try_for_each(check_mapping)
-}
-
-/// The root is an instance store and there are no other disks: what asks for none is taken, what asks for an EBS disk is
-/// refused by name.
-fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
-    let device = mapping.device_name.as_deref().unwrap_or_default();
-    if mapping.ebs.is_some() {
-        return Err(AwsError::unsupported(format!(
-            "BlockDeviceMapping {device}: EBS volumes in a launch are not supported by this cloud; create and attach a volume instead"
-        ))
-        .into());
-    }
-    match (mapping.virtual_name.as_deref(), &mapping.no_device) {
-        (_, Some(_)) => Ok(()),
-        // AWS ignores ephemeral disks that the instance type does not have.
-        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => Ok(()),
-        _ => Err(Refusal::new("InvalidBlockDeviceMapping", format!("The block device mapping of '{device}' is not valid"))),
-    }
-}
-
-/// The one interface of a launch, from either of the two ways to say it, and its subnet.
-fn interface_plan(input: &RunInstances) -> Outcome<(InterfacePlan, Option<SubnetId>)> {
-    let Some(asked) = input.network_interface.first() else {
-        let interface = InterfacePlan {
-            device_index: 0,
-            description: String::new(),
-            address: input.private_ip_address,
-            group_ids: input.security_group_id.clone(),
-            group_names: input.security_group.clone(),
-            delete_on_termination: true,
-            public: None,
-        };
-        return Ok((interface, None));
-    };
-    if !input.security_group_id.is_empty() || !input.security_group.is_empty() || input.subnet_id.is_some() || input.private_ip_address.is_some()
-    {
-        return Err(AwsError::invalid_parameter_combination(
-            "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
-        )
-        .into());
-    }
-    if input.network_interface.len() > 1 {
-        return Err(AwsError::unsupported("More than one NetworkInterface per instance is not supported by this cloud").into());
-    }
-    if let Some(id) = &asked.network_interface_id {
-        return Err(AwsError::unsupported(format!(
-            "NetworkInterface.NetworkInterfaceId ({id}): launching with an existing interface is not supported by this cloud"
-        ))
-        .into());
-    }
-    unsupported::refuse(&[
-        ("NetworkInterface.AssociateCarrierIpAddress", asked.associate_carrier_ip_address),
-        ("NetworkInterface.Ipv4Prefix", asked.ipv4_prefix),
-        ("NetworkInterface.Ipv4PrefixCount", asked.ipv4_prefix_count),
-        ("NetworkInterface.Ipv6AddressCount", asked.ipv6_address_count),
-        ("NetworkInterface.Ipv6Addresses", asked.ipv6_addresses),
-        ("NetworkInterface.Ipv6Prefix", asked.ipv6_prefix),
-        ("NetworkInterface.Ipv6PrefixCount", asked.ipv6_prefix_count),
-        ("NetworkInterface.PrimaryIpv6", asked.primary_ipv6),
-        ("NetworkInterface.SecondaryPrivateIpAddressCount", asked.secondary_private_ip_address_count),
-    ])?;
-    if asked.device_index.unwrap_or(0) != 0 || asked.network_card_index.unwrap_or(0) != 0 {
-        return Err(AwsError::invalid_parameter_value("The first network interface must have device index 0 on network card 0").into());
-    }
-    if let Some(kind) = asked.interface_type.as_deref().filter(|k| *k != "interface") {
-        return Err(AwsError::unsupported(format!("NetworkInterface.InterfaceType={kind} is not supported by this cloud")).into());
-    }
-    let primary = match asked.private_ip_addresses.as_slice() {
-        [] => None,
-        [only] if only.primary.unwrap_or(true) => Some(only.private_ip_address),
-        _ => return Err(AwsError::unsupported("Secondary private addresses are not supported by this cloud").into()),
-    };
-    let interface = InterfacePlan {
-        device_index: 0,
-        description: asked.description.clone().unwrap_or_default(),
-        address: asked.private_ip_address.or(primary),
-        group_ids: asked.security_group_id.clone(),
-        group_names: Vec::new(),
-        delete_on_termination: asked.delete_on_termination.unwrap_or(true),
-        public: asked.associate_public_ip_address,
-    };
-    Ok((interface, asked.subnet_id.clone()))
 }
 
 fn too_many(asked: u64, limit: u64) -> Refusal {
@@ -646,36 +321,5 @@ mod tests {
         assert_eq!(checked_user_data("#!/bin/sh").err().unwrap().code(), "InvalidUserData.Malformed");
         assert!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024])).is_ok());
         assert_eq!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024 + 1])).err().unwrap().code(), "InvalidParameterValue");
-    }
-
-    #[test]
-    fn block_devices_that_ask_for_nothing_are_taken_and_the_rest_refused() {
-        let mapping = |virtual_name: Option<&str>, no_device: bool| BlockDeviceMapping {
-            device_name: Some("/dev/sdb".into()),
-            virtual_name: virtual_name.map(Into::into),
-            no_device: no_device.then(String::new),
-            ebs: None,
-        };
-        for (asked, code) in [
-            (mapping(Some("ephemeral0"), false), None),
-            (mapping(None, true), None),
-            (mapping(Some("ephemeral99"), false), Some("InvalidBlockDeviceMapping")),
-            (mapping(None, false), Some("InvalidBlockDeviceMapping")),
-        ] {
-            assert_eq!(check_mapping(&asked).err().map(|e| e.code().to_owned()).as_deref(), code);
-        }
-    }
-
-    #[test]
-    fn metadata_options_are_aws_words_only() {
-        let ask = |tokens: Option<&str>, hops: Option<i64>| MetadataOptionsAsked {
-            http_tokens: tokens.map(Into::into),
-            http_put_response_hop_limit: hops,
-            ..MetadataOptionsAsked::default()
-        };
-        assert!(ask(Some("required"), Some(64)).over(DEFAULT_METADATA).unwrap().tokens_required);
-        for bad in [ask(Some("Required"), None), ask(None, Some(0)), ask(None, Some(65))] {
-            assert_eq!(bad.over(DEFAULT_METADATA).err().unwrap().code(), "InvalidParameterValue");
-        }
     }
 }

@@ -33,8 +33,11 @@ actions![
     DescribeVolumes => describe,
 ];
 
+/// A volume with what hangs on it.
+type Found = (Volume, Option<Attachment>, Vec<Tag>);
+
 /// Everything of an account, in one read per table.
-fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<(Volume, Option<Attachment>, Vec<Tag>)>, StoreError> {
+fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<Found>, StoreError> {
     let mut attachments: BTreeMap<VolumeId, Attachment> =
         row::attachments_of_account(tx, account)?.into_iter().map(|a| (a.volume.clone(), a)).collect();
     let mut tags = tag::of_kind(tx, account, VolumeId::PREFIX)?;
@@ -84,7 +87,7 @@ struct VolumeInfo {
     throughput: Option<u32>,
 }
 
-fn info((volume, attachment, tag_set): (Volume, Option<Attachment>, Vec<Tag>)) -> VolumeInfo {
+fn info((volume, attachment, tag_set): Found) -> VolumeInfo {
     VolumeInfo {
         status: super::state(&volume, attachment.as_ref()),
         volume_id: volume.id,
@@ -206,7 +209,7 @@ const STATUS_ATTRIBUTES: &[Attribute<VolumeStatus>] = &[
 async fn describe_status(call: &Call, input: DescribeVolumeStatus) -> Outcome<DescribedVolumeStatus> {
     let account = call.account().to_owned();
     let rows = call.cloud.store.read("describe the status of volumes", move |tx| all(tx, &account)).await?;
-    let status = |(volume, attachment, _): (Volume, Option<Attachment>, Vec<Tag>)| {
+    let status = |(volume, attachment, _): Found| {
         let (status, enabled) = match super::state(&volume, attachment.as_ref()) {
             "available" | "in-use" => ("ok", "passed"),
             "error" => ("impaired", "failed"),

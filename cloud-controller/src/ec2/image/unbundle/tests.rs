@@ -169,7 +169,7 @@ fn only_a_certificate_of_the_account_makes_a_bundle_signed() {
     assert!(is_signed_by(&signed, &signature, &[certificate(&stranger), certificate(&key)]));
     assert!(!is_signed_by(&signed, &signature, &[certificate(&stranger)]));
     assert!(!is_signed_by(&signed, &signature, &[]));
-    let mut altered = signed.clone();
+    let mut altered = signed;
     altered.signed[60] ^= 1;
     assert!(!is_signed_by(&altered, &signature, &[certificate(&key)]));
 }

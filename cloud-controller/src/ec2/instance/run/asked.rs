@@ -1,0 +1,383 @@
+//! What RunInstances may be asked, and what of it is not done here: refused by name before anything is looked up.
+
+use std::net::Ipv4Addr;
+
+use mallee_aws::{
+    AwsError,
+    id::{KernelImageId, MachineImageId, NetworkInterfaceId, RamdiskImageId, SecurityGroupId, SubnetId},
+};
+use serde::Deserialize;
+
+use super::super::row::{MetadataOptions, ShutdownBehavior};
+use crate::{
+    Outcome, Refusal,
+    ec2::{
+        tag::TagSpecification,
+        unsupported::{self, Unsupported},
+    },
+};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RunInstances {
+    pub dry_run: Option<bool>,
+    pub image_id: Option<MachineImageId>,
+    pub min_count: u64,
+    pub max_count: u64,
+    pub client_token: Option<String>,
+    pub instance_type: Option<String>,
+    pub key_name: Option<String>,
+    pub user_data: Option<String>,
+    #[serde(default)]
+    pub security_group: Vec<String>,
+    #[serde(default)]
+    pub security_group_id: Vec<SecurityGroupId>,
+    pub subnet_id: Option<SubnetId>,
+    pub private_ip_address: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub network_interface: Vec<NetworkInterface>,
+    pub placement: Option<Placement>,
+    pub kernel_id: Option<KernelImageId>,
+    pub ramdisk_id: Option<RamdiskImageId>,
+    pub instance_initiated_shutdown_behavior: Option<ShutdownBehavior>,
+    pub disable_api_termination: Option<bool>,
+    pub disable_api_stop: Option<bool>,
+    pub ebs_optimized: Option<bool>,
+    pub monitoring: Option<Enabled>,
+    pub metadata_options: Option<MetadataOptionsAsked>,
+    #[serde(default)]
+    pub tag_specification: Vec<TagSpecification>,
+    #[serde(default)]
+    pub block_device_mapping: Vec<BlockDeviceMapping>,
+    pub credit_specification: Option<CreditSpecification>,
+    pub enclave_options: Option<Enabled>,
+    pub hibernation_options: Option<Configured>,
+    pub maintenance_options: Option<MaintenanceOptions>,
+    pub additional_info: Option<Unsupported>,
+    pub capacity_reservation_specification: Option<Unsupported>,
+    pub cpu_options: Option<Unsupported>,
+    pub elastic_gpu_specification: Option<Unsupported>,
+    pub elastic_inference_accelerator: Option<Unsupported>,
+    pub enable_primary_ipv6: Option<Unsupported>,
+    pub iam_instance_profile: Option<Unsupported>,
+    pub instance_market_options: Option<Unsupported>,
+    #[serde(rename = "Ipv6Address")]
+    pub ipv6_address: Option<Unsupported>,
+    #[serde(rename = "Ipv6AddressCount")]
+    pub ipv6_address_count: Option<Unsupported>,
+    pub launch_template: Option<Unsupported>,
+    pub license_specification: Option<Unsupported>,
+    pub network_performance_options: Option<Unsupported>,
+    pub operator: Option<Unsupported>,
+    pub private_dns_name_options: Option<Unsupported>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Enabled {
+    pub enabled: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Configured {
+    pub configured: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CreditSpecification {
+    pub cpu_credits: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MaintenanceOptions {
+    pub auto_recovery: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Placement {
+    pub availability_zone: Option<String>,
+    pub tenancy: Option<String>,
+    pub affinity: Option<Unsupported>,
+    pub availability_zone_id: Option<Unsupported>,
+    pub group_id: Option<Unsupported>,
+    pub group_name: Option<Unsupported>,
+    pub host_id: Option<Unsupported>,
+    pub host_resource_group_arn: Option<Unsupported>,
+    pub partition_number: Option<Unsupported>,
+    pub spread_domain: Option<Unsupported>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NetworkInterface {
+    pub network_interface_id: Option<NetworkInterfaceId>,
+    pub device_index: Option<u32>,
+    pub subnet_id: Option<SubnetId>,
+    pub description: Option<String>,
+    pub private_ip_address: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub private_ip_addresses: Vec<PrivateIpAddress>,
+    #[serde(default)]
+    pub security_group_id: Vec<SecurityGroupId>,
+    pub delete_on_termination: Option<bool>,
+    pub associate_public_ip_address: Option<bool>,
+    pub network_card_index: Option<u32>,
+    pub interface_type: Option<String>,
+    pub associate_carrier_ip_address: Option<Unsupported>,
+    #[serde(rename = "Ipv4Prefix")]
+    pub ipv4_prefix: Option<Unsupported>,
+    #[serde(rename = "Ipv4PrefixCount")]
+    pub ipv4_prefix_count: Option<Unsupported>,
+    #[serde(rename = "Ipv6AddressCount")]
+    pub ipv6_address_count: Option<Unsupported>,
+    #[serde(rename = "Ipv6Addresses")]
+    pub ipv6_addresses: Option<Unsupported>,
+    #[serde(rename = "Ipv6Prefix")]
+    pub ipv6_prefix: Option<Unsupported>,
+    #[serde(rename = "Ipv6PrefixCount")]
+    pub ipv6_prefix_count: Option<Unsupported>,
+    pub primary_ipv6: Option<Unsupported>,
+    pub secondary_private_ip_address_count: Option<Unsupported>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PrivateIpAddress {
+    pub private_ip_address: Ipv4Addr,
+    pub primary: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct BlockDeviceMapping {
+    pub device_name: Option<String>,
+    pub virtual_name: Option<String>,
+    pub no_device: Option<String>,
+    pub ebs: Option<Unsupported>,
+}
+
+/// `MetadataOptions.*`, here and in ModifyInstanceMetadataOptions.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MetadataOptionsAsked {
+    pub http_tokens: Option<String>,
+    pub http_put_response_hop_limit: Option<i64>,
+    pub http_endpoint: Option<String>,
+    pub http_protocol_ipv6: Option<String>,
+    pub instance_metadata_tags: Option<String>,
+}
+
+impl MetadataOptionsAsked {
+    /// These, over what it was before.
+    pub fn over(&self, mut options: MetadataOptions) -> Outcome<MetadataOptions> {
+        let choice = |name: &str, value: &str, yes: &str, no: &str| match value {
+            v if v == yes => Ok(true),
+            v if v == no => Ok(false),
+            other => Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid."))),
+        };
+        if let Some(tokens) = &self.http_tokens {
+            options.tokens_required = choice("HttpTokens", tokens, "required", "optional")?;
+        }
+        if let Some(endpoint) = &self.http_endpoint {
+            options.enabled = choice("HttpEndpoint", endpoint, "enabled", "disabled")?;
+        }
+        if let Some(tags) = &self.instance_metadata_tags {
+            options.tags = choice("InstanceMetadataTags", tags, "enabled", "disabled")?;
+        }
+        let ipv6 = self.http_protocol_ipv6.as_deref().unwrap_or("disabled");
+        if choice("HttpProtocolIpv6", ipv6, "enabled", "disabled")? {
+            return Err(AwsError::unsupported("HttpProtocolIpv6=enabled: metadata is served over IPv4 only").into());
+        }
+        if let Some(limit) = self.http_put_response_hop_limit {
+            options.hop_limit = u8::try_from(limit).ok().filter(|l| (1..=64).contains(l)).ok_or_else(|| {
+                AwsError::invalid_parameter_value(format!("Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."))
+            })?;
+        }
+        Ok(options)
+    }
+}
+
+/// An interface of every instance of the launch.
+#[derive(Clone)]
+pub struct InterfacePlan {
+    pub device_index: u32,
+    pub description: String,
+    pub address: Option<Ipv4Addr>,
+    pub group_ids: Vec<SecurityGroupId>,
+    pub group_names: Vec<String>,
+    pub delete_on_termination: bool,
+    pub public: Option<bool>,
+}
+
+pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
+    unsupported::refuse(&[
+        ("AdditionalInfo", input.additional_info),
+        ("CapacityReservationSpecification", input.capacity_reservation_specification),
+        ("CpuOptions", input.cpu_options),
+        ("ElasticGpuSpecification", input.elastic_gpu_specification),
+        ("ElasticInferenceAccelerator", input.elastic_inference_accelerator),
+        ("EnablePrimaryIpv6", input.enable_primary_ipv6),
+        ("IamInstanceProfile", input.iam_instance_profile),
+        ("InstanceMarketOptions", input.instance_market_options),
+        ("Ipv6Address", input.ipv6_address),
+        ("Ipv6AddressCount", input.ipv6_address_count),
+        ("LaunchTemplate", input.launch_template),
+        ("LicenseSpecification", input.license_specification),
+        ("NetworkPerformanceOptions", input.network_performance_options),
+        ("Operator", input.operator),
+        ("PrivateDnsNameOptions", input.private_dns_name_options),
+    ])?;
+    let on = |sent: &Option<Enabled>| sent.as_ref().is_some_and(|e| e.enabled);
+    for (name, sent) in [
+        ("Monitoring.Enabled=true", on(&input.monitoring)),
+        ("EnclaveOptions.Enabled=true", on(&input.enclave_options)),
+        ("HibernationOptions.Configured=true", input.hibernation_options.as_ref().is_some_and(|h| h.configured)),
+        ("CreditSpecification.CpuCredits=unlimited", input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard")),
+    ] {
+        if sent {
+            return Err(AwsError::unsupported(format!("{name} is not supported by this cloud")).into());
+        }
+    }
+    if let Some(recovery) = input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled") {
+        return Err(AwsError::unsupported(format!("MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud")).into());
+    }
+    if let Some(p) = &input.placement {
+        unsupported::refuse(&[
+            ("Placement.Affinity", p.affinity),
+            ("Placement.AvailabilityZoneId", p.availability_zone_id),
+            ("Placement.GroupId", p.group_id),
+            ("Placement.GroupName", p.group_name),
+            ("Placement.HostId", p.host_id),
+            ("Placement.HostResourceGroupArn", p.host_resource_group_arn),
+            ("Placement.PartitionNumber", p.partition_number),
+            ("Placement.SpreadDomain", p.spread_domain),
+        ])?;
+        if let Some(tenancy) = p.tenancy.as_deref().filter(|t| !t.is_empty() && *t != "default") {
+            return Err(AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into());
+        }
+    }
+    input.block_device_mapping.iter().try_for_each(check_mapping)
+}
+
+/// The root is an instance store and there are no other disks: what asks for none is taken, what asks for an EBS disk is
+/// refused by name.
+fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
+    let device = mapping.device_name.as_deref().unwrap_or_default();
+    if mapping.ebs.is_some() {
+        return Err(AwsError::unsupported(format!(
+            "BlockDeviceMapping {device}: EBS volumes in a launch are not supported by this cloud; create and attach a volume instead"
+        ))
+        .into());
+    }
+    match (mapping.virtual_name.as_deref(), &mapping.no_device) {
+        (_, Some(_)) => Ok(()),
+        // AWS ignores ephemeral disks that the instance type does not have.
+        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => Ok(()),
+        _ => Err(Refusal::new("InvalidBlockDeviceMapping", format!("The block device mapping of '{device}' is not valid"))),
+    }
+}
+
+/// The one interface of a launch, from either of the two ways to say it, and its subnet.
+pub fn interface_plan(input: &RunInstances) -> Outcome<(InterfacePlan, Option<SubnetId>)> {
+    let Some(asked) = input.network_interface.first() else {
+        let interface = InterfacePlan {
+            device_index: 0,
+            description: String::new(),
+            address: input.private_ip_address,
+            group_ids: input.security_group_id.clone(),
+            group_names: input.security_group.clone(),
+            delete_on_termination: true,
+            public: None,
+        };
+        return Ok((interface, None));
+    };
+    if !input.security_group_id.is_empty() || !input.security_group.is_empty() || input.subnet_id.is_some() || input.private_ip_address.is_some()
+    {
+        return Err(AwsError::invalid_parameter_combination(
+            "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
+        )
+        .into());
+    }
+    if input.network_interface.len() > 1 {
+        return Err(AwsError::unsupported("More than one NetworkInterface per instance is not supported by this cloud").into());
+    }
+    if let Some(id) = &asked.network_interface_id {
+        return Err(AwsError::unsupported(format!(
+            "NetworkInterface.NetworkInterfaceId ({id}): launching with an existing interface is not supported by this cloud"
+        ))
+        .into());
+    }
+    unsupported::refuse(&[
+        ("NetworkInterface.AssociateCarrierIpAddress", asked.associate_carrier_ip_address),
+        ("NetworkInterface.Ipv4Prefix", asked.ipv4_prefix),
+        ("NetworkInterface.Ipv4PrefixCount", asked.ipv4_prefix_count),
+        ("NetworkInterface.Ipv6AddressCount", asked.ipv6_address_count),
+        ("NetworkInterface.Ipv6Addresses", asked.ipv6_addresses),
+        ("NetworkInterface.Ipv6Prefix", asked.ipv6_prefix),
+        ("NetworkInterface.Ipv6PrefixCount", asked.ipv6_prefix_count),
+        ("NetworkInterface.PrimaryIpv6", asked.primary_ipv6),
+        ("NetworkInterface.SecondaryPrivateIpAddressCount", asked.secondary_private_ip_address_count),
+    ])?;
+    if asked.device_index.unwrap_or(0) != 0 || asked.network_card_index.unwrap_or(0) != 0 {
+        return Err(AwsError::invalid_parameter_value("The first network interface must have device index 0 on network card 0").into());
+    }
+    if let Some(kind) = asked.interface_type.as_deref().filter(|k| *k != "interface") {
+        return Err(AwsError::unsupported(format!("NetworkInterface.InterfaceType={kind} is not supported by this cloud")).into());
+    }
+    let primary = match asked.private_ip_addresses.as_slice() {
+        [] => None,
+        [only] if only.primary.unwrap_or(true) => Some(only.private_ip_address),
+        _ => return Err(AwsError::unsupported("Secondary private addresses are not supported by this cloud").into()),
+    };
+    let interface = InterfacePlan {
+        device_index: 0,
+        description: asked.description.clone().unwrap_or_default(),
+        address: asked.private_ip_address.or(primary),
+        group_ids: asked.security_group_id.clone(),
+        group_names: Vec::new(),
+        delete_on_termination: asked.delete_on_termination.unwrap_or(true),
+        public: asked.associate_public_ip_address,
+    };
+    Ok((interface, asked.subnet_id.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ec2::instance::run::DEFAULT_METADATA;
+
+    #[test]
+    fn block_devices_that_ask_for_nothing_are_taken_and_the_rest_refused() {
+        let mapping = |virtual_name: Option<&str>, no_device: bool| BlockDeviceMapping {
+            device_name: Some("/dev/sdb".into()),
+            virtual_name: virtual_name.map(Into::into),
+            no_device: no_device.then(String::new),
+            ebs: None,
+        };
+        for (asked, code) in [
+            (mapping(Some("ephemeral0"), false), None),
+            (mapping(None, true), None),
+            (mapping(Some("ephemeral99"), false), Some("InvalidBlockDeviceMapping")),
+            (mapping(None, false), Some("InvalidBlockDeviceMapping")),
+        ] {
+            assert_eq!(check_mapping(&asked).err().map(|e| e.code().to_owned()).as_deref(), code);
+        }
+    }
+
+    #[test]
+    fn metadata_options_are_aws_words_only() {
+        let ask = |tokens: Option<&str>, hops: Option<i64>| MetadataOptionsAsked {
+            http_tokens: tokens.map(Into::into),
+            http_put_response_hop_limit: hops,
+            ..MetadataOptionsAsked::default()
+        };
+        assert!(ask(Some("required"), Some(64)).over(DEFAULT_METADATA).unwrap().tokens_required);
+        for bad in [ask(Some("Required"), None), ask(None, Some(0)), ask(None, Some(65))] {
+            assert_eq!(bad.over(DEFAULT_METADATA).err().unwrap().code(), "InvalidParameterValue");
+        }
+    }
+}
