@@ -13,9 +13,10 @@ pub const SERVICES: &[(&str, &Service)] =
 pub fn page() -> String {
     let mut out = String::from(
         "# Actions\n\n\
-         What the cloud answers, written by `tools/test docs --write` from the tables in the code; a test keeps it true. A\n\
-         parameter that is not listed is refused as `UnknownParameter`, an action that is not listed as `InvalidAction`:\n\
-         nothing is accepted and then ignored.\n",
+         What the cloud answers, written by `tools/test docs --write` from the tables in the code; a test keeps it true. An action\n\
+         that is not listed is refused as `InvalidAction`, a parameter that is not listed as `UnknownParameter`. Of the listed\n\
+         parameters, those that AWS has and this cloud does not carry out are refused by name (`Unsupported`) as soon as they say\n\
+         something: nothing is accepted and then ignored.\n",
     );
     for (title, service) in SERVICES {
         let mut actions: Vec<_> = service.tables.iter().flat_map(|table| table.iter()).collect();

@@ -112,7 +112,8 @@ fn part(at: usize, name: &str, bytes: &[u8]) -> String {
 impl Bundle {
     /// Puts everything into a bucket, which is made, readable for the cloud as upload tools do it. Answers the location.
     pub async fn upload(&self, client: &Client, bucket: &str) -> String {
-        client.s3(Method::PUT, &format!("/{bucket}"), "").await.ok();
+        let made = client.s3(Method::PUT, &format!("/{bucket}"), "").await;
+        assert!(made.status == 200 || made.code() == "BucketAlreadyOwnedByYou", "{}", made.text());
         let manifest = (self.manifest_name.clone(), self.manifest.clone().into_bytes());
         for (name, bytes) in self.parts.iter().chain([&manifest]) {
             let mut headers = HeaderMap::new();

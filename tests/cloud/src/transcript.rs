@@ -3,8 +3,8 @@
 //! A file of `tests/transcripts` is prose with pairs of fenced blocks, run in order, in an account of its own:
 //!
 //! ````text
-//! ```request ec2                     the service: ec2, sts, s3, or http (any request to the cloud-controller)
-//! Action=CreateKeyPair               ec2, sts: one parameter per line, not encoded
+//! ```request ec2                     the service: ec2, sts, iam, s3, or http (any request to the cloud-controller)
+//! Action=CreateKeyPair               ec2, sts, iam: one parameter per line, not encoded
 //! KeyName=alice
 //! ```
 //! ```answer 200
@@ -16,7 +16,7 @@
 //! ```
 //! ````
 //!
-//! After the service may stand `as other` (a second account), and how it is signed: `unsigned`, `wrong-secret`,
+//! After the service may stand `as other` (a second account), `for SERVICE` (whose scope the signature has), and how it is signed: `unsigned`, `wrong-secret`,
 //! `unknown-key`, `long-ago`, `other-body`, `sigv2`. After the status may stand `eventually`: the request is repeated until
 //! the answer fits. A refusal is told shortly, in the shape of the request's service: ` ```refused 400 CODE` and its message. `s3` and `http` requests are `METHOD TARGET`, header lines, an empty line, the body; their answers may
 //! begin with header lines to check, before an empty line.
@@ -28,7 +28,7 @@ use http::Method;
 use crate::{
     client::{self, Answer, Client, Signed},
     pattern::{self, Bindings},
-    xml,
+    xml::{self, Element},
 };
 
 /// One file.
@@ -53,12 +53,21 @@ pub struct Exchange {
     pub line: usize,
     pub service: String,
     pub by_other: bool,
+    /// The service the signature is for, where it is not the one asked.
+    pub signed_for: Option<String>,
     pub signed: Signed,
     pub request: Vec<String>,
     pub status: u16,
     pub eventually: bool,
     pub answer_line: usize,
     pub answer: Vec<String>,
+}
+
+impl Exchange {
+    /// Written with method, target and headers; the others are forms.
+    fn has_head(&self) -> bool {
+        self.service == "s3" || self.service == "http"
+    }
 }
 
 /// How long an `eventually` may take. It takes milliseconds; the machine may be busy.
@@ -117,13 +126,14 @@ pub fn parse(name: &str, text: &str) -> Result<Transcript, String> {
 }
 
 fn request(service: &str, how: &[&str], line: usize, request: Vec<String>) -> Result<Exchange, String> {
-    if !["ec2", "sts", "s3", "http"].contains(&service) {
+    if !["ec2", "sts", "iam", "s3", "http"].contains(&service) {
         return Err(format!("no service {service:?}"));
     }
     let mut exchange = Exchange {
         line,
         service: service.into(),
         by_other: false,
+        signed_for: None,
         signed: Signed::Properly,
         request,
         status: 0,
@@ -134,6 +144,7 @@ fn request(service: &str, how: &[&str], line: usize, request: Vec<String>) -> Re
     let mut words = how.iter();
     while let Some(word) = words.next() {
         match *word {
+            "for" => exchange.signed_for = Some((*words.next().ok_or("for which service?")?).to_owned()),
             "as" if words.next() == Some(&"other") => exchange.by_other = true,
             "unsigned" => exchange.signed = Signed::Not,
             "wrong-secret" => exchange.signed = Signed::WrongSecret,
@@ -207,7 +218,7 @@ async fn ask(exchange: &Exchange, actors: &Actors, bindings: &Bindings) -> Resul
     let client = if exchange.by_other { &actors.other } else { &actors.own };
     let lines: Vec<String> =
         exchange.request.iter().map(|line| pattern::substitute(line, bindings)).collect::<Result<_, _>>()?;
-    if exchange.service == "ec2" || exchange.service == "sts" {
+    if !exchange.has_head() {
         let pairs: Vec<(&str, &str)> = lines
             .iter()
             .filter(|line| !line.is_empty())
@@ -221,19 +232,21 @@ async fn ask(exchange: &Exchange, actors: &Actors, bindings: &Bindings) -> Resul
     let head: Vec<&str> = lines[1..].iter().map(String::as_str).take_while(|line| !line.is_empty()).collect();
     let body = lines.get(head.len() + 2..).unwrap_or_default().join("\n");
     let (to, service) = if exchange.service == "s3" { (client.objects, "s3") } else { (client.query, "ec2") };
+    let service = exchange.signed_for.as_deref().unwrap_or(service);
     client.send(to, service, method, target, client::headers(&head)?, body.into(), exchange.signed).await
 }
 
 fn compare(exchange: &Exchange, answer: &Answer, bindings: &mut Bindings) -> Result<(), String> {
     let text = answer.text();
-    let actual = xml::parse(&text).map_or(text, |tree| tree.pretty());
+    let tree = xml::parse(&text);
+    let actual = tree.as_ref().map_or(text, Element::pretty);
     let is_header = |line: &String| {
         let name = line.split(':').next().unwrap_or_default();
         line.contains(':')
             && !name.is_empty()
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
-    let heads = exchange.service == "s3" || exchange.service == "http";
+    let heads = exchange.has_head();
     let head: Vec<&String> = exchange.answer.iter().take_while(|line| heads && is_header(line)).collect();
     let body: Vec<String> = exchange.answer[head.len()..].iter().skip_while(|line| line.is_empty()).cloned().collect();
     let expected = body.join("\n");
@@ -256,8 +269,7 @@ fn compare(exchange: &Exchange, answer: &Answer, bindings: &mut Bindings) -> Res
     let fits = if expected.trim() == "…" {
         true
     } else if let Ok(wanted) = xml::parse(&expected) {
-        let got = xml::parse(&actual);
-        let fits = got.as_ref().is_ok_and(|got| pattern::element_fits(&wanted, got, &mut trial));
+        let fits = tree.as_ref().is_ok_and(|got| pattern::element_fits(&wanted, got, &mut trial));
         if !fits {
             return Err(format!("another answer:\n{}", pattern::diff(&wanted.pretty(), &actual, &trial)));
         }

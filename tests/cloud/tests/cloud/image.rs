@@ -2,7 +2,7 @@
 
 use http::Method;
 use mallee_tests_cloud::{
-    Client, Cloud,
+    Client, Cloud, Signed,
     bundle::{self, Bundle, Wrapping},
     form, image_settles,
 };
@@ -89,6 +89,14 @@ async fn what_an_account_may_not_read_it_cannot_import() {
     }
     alice.s3(Method::PUT, &format!("/private-images/{}", bundle.manifest_name), bundle.manifest.clone()).await.ok();
     let location = format!("private-images/{}", bundle.manifest_name);
+    let asked = form(&[("Action", "RegisterImage"), ("Name", "stolen"), ("ImageLocation", &location)]);
+    mallory.ec2(&asked).await.refused_with("InvalidManifest");
+    // A manifest that everybody may read does not make its parts so.
+    let target = format!("/private-images/{}", bundle.manifest_name);
+    let mut public = http::HeaderMap::new();
+    public.insert("x-amz-acl", http::HeaderValue::from_static("public-read"));
+    let body = bundle.manifest.clone().into();
+    alice.send(alice.objects, "s3", Method::PUT, &target, public, body, Signed::Properly).await.unwrap().ok();
     let stolen = register(&mallory, "stolen", &location).await;
     image_settles(&mallory, &stolen, "failed").await;
     let own = register(alice, "own", &location).await;

@@ -1,6 +1,7 @@
 //! What the cloud promises, tried on all five tiers with simulated machines. Each test's name is the promise.
 
 mod accounts;
+mod attack;
 mod crash;
 mod documentation;
 mod image;

@@ -78,19 +78,27 @@ async fn a_restored_cloud_controller_store_ends_no_guest_and_shows_orphans() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_cluster_controller_store_ends_no_guest_and_learns_its_places_from_the_nodes() {
-    let cloud = Cloud::start_with(mallee_tests_cloud::Options { nodes: 2, ..Default::default() }).await;
-    let (a, b) = (cloud.launch("").await, cloud.launch("").await);
-    cloud.instance_is(&a, "running").await;
-    cloud.instance_is(&b, "running").await;
+async fn an_empty_cluster_controller_store_ends_no_guest_and_is_told_by_its_nodes_that_it_is_the_wrong_one() {
+    let cloud = Cloud::start().await;
+    let id = cloud.launch("").await;
+    cloud.instance_is(&id, "running").await;
     cloud.kill(&[Tier::Cluster(0)]).await;
     for file in store_files(&cloud.state_of(Tier::Cluster(0))) {
         std::fs::remove_file(file).unwrap();
     }
     cloud.bring_up(Tier::Cluster(0)).await;
     cloud.wait_for_everybody().await;
-    let c = cloud.launch("").await;
-    cloud.instance_is(&c, "running").await;
-    cloud.instance_is(&a, "running").await;
-    assert_eq!((cloud.boots(&a), cloud.boots(&b), cloud.guests()), (1, 1, 3), "a guest was started twice or ended");
+    eventually("the fault is shown with its remedy", || async {
+        let status = cloud.status().await;
+        let faults: Vec<_> =
+            status.tiers.into_iter().filter_map(|tier| tier.status).flat_map(|tier| tier.faults).collect();
+        faults
+            .iter()
+            .any(|f| f.what.contains("refuses its list") && f.remedy.contains("put that store back"))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(cloud.state(&id).await, "running");
+    assert_eq!((cloud.boots(&id), cloud.guests()), (1, 1), "a guest was started twice or ended");
+    orphans_are(&cloud, &[]).await;
 }

@@ -43,6 +43,8 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 }
 
 pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
+    // Before the document is read: a stranger's is not looked at.
+    found(walrus, call, Action::PutObjectTagging).await?;
     let body = call.document(document::Limits::SMALL.bytes).await?;
     let tags = Tagging::parse(&body)?;
     change(walrus, call, tags).await?;
