@@ -40,7 +40,7 @@ use cluster::{Cloud, Standing};
 use config::{AcceleratorChoice, HypervisorChoice};
 use hypervisor::{Accelerator, Hypervisor, Libvirt, Simulated};
 use image::{ImageCache, Walrus};
-use instance::{Instances, Machine, Rows};
+use instance::{Instances, Machine, Rows, Wishes};
 use metadata::{Book, Links, MetadataSockets, NoSockets, Service, TokenKey};
 
 /// A clock tick of the reconcilers; what matters wakes them earlier.
@@ -135,7 +135,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
             Some(ImageCache::open(&dir, walrus, config.disk_floor_gib << 30).map_err(io(dir.display().to_string()))?)
         }
     };
-    let poke = Poke::default();
+    let (poke, wished) = (Poke::default(), Poke::default());
     let book = Arc::new(Book::default());
     let key = TokenKey::load(&daemon.state.join("metadata.key")).map_err(io("the key of metadata tokens"))?;
     let metadata = Service::new(book.clone(), key, ground.sockets, parts.clock.clone(), faults.clone());
@@ -146,7 +146,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
         book,
         metadata,
         rows: Rows::new(store.clone()),
-        wishes: IntentBook::new(store, poke.clone()),
+        wishes: IntentBook::new(store, wished.clone()),
         instances: config.instances_dir(),
         bridge: config.bridge.clone(),
         accelerator: ground.accelerator,
@@ -160,9 +160,11 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     machine.book.replace(wishes.iter().map(|w| &w.body));
 
     let reports = Arc::new(Reports::default());
-    let instances = Instances::new(machine.clone(), reports.clone(), poke.clone(), Duration::from_secs(config.patience_s));
+    let patience = Duration::from_secs(config.patience_s);
+    let instances = Instances::new(machine.clone(), reports.clone(), poke.clone(), wished.clone(), patience);
     instances.listen(heard);
     let looked = instances.looked();
+    drive(Arc::new(Wishes(instances.clone())), wished, EVERY);
     let driven = drive(instances, poke, EVERY);
     drive(instance::keep_metadata(machine.clone()), Poke::default(), METADATA_EVERY);
 

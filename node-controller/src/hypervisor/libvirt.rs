@@ -1,6 +1,6 @@
 //! libvirt, and the only file that speaks to it.
 //!
-//! - Every libvirt call blocks, so each runs on an OS thread of its own: a *quick* pair for looking, and *slow* ones for what
+//! - Every libvirt call blocks, so each runs on an OS thread of its own: *quick* ones for looking, and *slow* ones for what
 //!   takes seconds (start, destroy), on a second connection, so that looking never waits for a start.
 //! - One thread runs libvirt's event loop for the whole process. Lifecycle, reset and device-removed events come through it,
 //!   and it keeps the connections alive: a libvirtd that vanished is noticed by its closed socket, one that hangs in 15 s.
@@ -27,7 +27,8 @@ use virt::{
 
 use super::{DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
 
-const QUICK_THREADS: usize = 2;
+/// Looking at a domain that is just ending waits for its end; others need not.
+const QUICK_THREADS: usize = 4;
 /// libvirtd works on five requests of a client at a time; more would only wait there.
 const SLOW_THREADS: usize = 4;
 /// How long a guest may take to let go of a disk before it is said that it does not.

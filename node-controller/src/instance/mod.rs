@@ -7,6 +7,6 @@ mod report;
 mod row;
 mod steps;
 
-pub use reconcile::{Instances, keep_metadata};
+pub use reconcile::{Instances, Wishes, keep_metadata};
 pub use row::{MIGRATION, Rows, uuid_of};
 pub use steps::Machine;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler};
-use mallee_tiers::{Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
+use mallee_tiers::{Blob, Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
 use super::{
@@ -36,6 +36,8 @@ pub struct Instances {
     machine: Arc<Machine>,
     reports: Arc<Reports<InstanceReport>>,
     poke: Poke,
+    /// Of [`Wishes`].
+    wished: Poke,
     patience: Duration,
     begun: Instant,
     /// Workers share the thing itself.
@@ -48,6 +50,8 @@ pub struct Instances {
 #[derive(Default)]
 struct Live {
     working: bool,
+    /// The wish that was last planned with, and whether it was listed.
+    planned: Option<(Generation, bool)>,
     /// How many workers have ended: tells a pass that what it read is old.
     ended: u64,
     memory: Memory,
@@ -71,6 +75,14 @@ struct Look {
     domain: Option<Seen>,
 }
 
+impl Live {
+    /// How long a wish is left alone because its last step went wrong.
+    fn pauses(&self, wish: Option<Generation>, now: Duration) -> Option<Duration> {
+        let its = self.paused_wish.is_none() || self.paused_wish == wish;
+        self.not_before.checked_sub(now).filter(|left| its && !left.is_zero())
+    }
+}
+
 impl Look {
     fn generation(&self) -> Option<Generation> {
         self.wish.as_ref().map(|w| w.body.generation)
@@ -78,8 +90,8 @@ impl Look {
 }
 
 impl Instances {
-    pub fn new(machine: Arc<Machine>, reports: Arc<Reports<InstanceReport>>, poke: Poke, patience: Duration) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self { machine, reports, poke, patience, begun: Instant::now(), me: me.clone(), looked: watch::Sender::new(false), live: Mutex::default() })
+    pub fn new(machine: Arc<Machine>, reports: Arc<Reports<InstanceReport>>, poke: Poke, wished: Poke, patience: Duration) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self { machine, reports, poke, wished, patience, begun: Instant::now(), me: me.clone(), looked: watch::Sender::new(false), live: Mutex::default() })
     }
 
     /// Hears what the hypervisor says, for as long as it says anything.
@@ -124,7 +136,8 @@ impl Instances {
     }
 
     /// What is next for an instance; the report of it is put where it will be read.
-    fn plan(&self, id: &str, look: &Look, live: &Live) -> Next {
+    fn plan(&self, id: &str, look: &Look, live: &mut Live) -> Next {
+        live.planned = look.wish.as_ref().map(|w| (w.body.generation, w.listed));
         let scene = self.scene(look, &live.memory);
         let next = plan::next(&scene);
         // Something is always told: an instance that is in no report would seem to be gone from this node.
@@ -148,7 +161,11 @@ impl Instances {
                     break;
                 }
             };
-            let next = match self.lock().get(&id) {
+            if look.wish.is_none() && look.domain.is_none() {
+                // Forgotten by a worker before this one.
+                break;
+            }
+            let next = match self.lock().get_mut(&id) {
                 Some(live) => self.plan(&id, &look, live),
                 None => break,
             };
@@ -171,6 +188,15 @@ impl Instances {
             live.ended += 1;
         }
         self.poke.poke();
+        // It may have been overtaken by another wish just now.
+        self.wished.poke();
+    }
+
+    fn begin(&self, id: &str, live: &mut Live) {
+        if let Some(me) = self.me.upgrade() {
+            live.working = true;
+            tokio::spawn(me.work(id.to_owned()));
+        }
     }
 
     /// Does one step.
@@ -432,8 +458,7 @@ impl Instances {
     fn publish(&self, world: &BTreeMap<String, Look>) {
         let here = || world.values().filter(|l| !l.facts.gone).filter_map(|l| l.wish.as_ref().map(|w| &w.body));
         self.machine.book.replace(here());
-        let blobs = here().flat_map(|i| [Some(&i.boot.root), i.boot.kernel.as_ref(), i.boot.ramdisk.as_ref()]).flatten();
-        let used = blobs.map(|b| b.digest.clone()).collect();
+        let used = here().flat_map(blobs).map(|b| b.digest.clone()).collect();
         *self.machine.used.lock().unwrap_or_else(PoisonError::into_inner) = used;
     }
 
@@ -441,30 +466,26 @@ impl Instances {
     fn dispatch(&self, world: &BTreeMap<String, Look>, idle: &BTreeMap<String, u64>) -> (u64, Option<Duration>) {
         let (now, mut begun, mut again) = (self.now(), 0, None::<Duration>);
         let mut all = self.lock();
+        // What came after this world was read is in nobody's way.
+        all.retain(|id, live| live.working || world.contains_key(id) || !idle.contains_key(id));
         for report in self.reports.all() {
             // An orphan that a person removed.
             if !world.contains_key(&report.id) && !all.contains_key(&report.id) {
                 self.reports.forget(&report.id);
             }
         }
-        all.retain(|id, live| live.working || world.contains_key(id));
         for (id, look) in world {
             let live = all.entry(id.clone()).or_default();
-            if live.working && look.wish.as_ref().is_some_and(|w| w.body.desired != Desired::Running) {
-                live.overtaken.notify_waiters();
-            }
             if live.working || idle.get(id).is_some_and(|ended| *ended != live.ended) {
                 continue;
             }
             let wait = match self.plan(id, look, live) {
                 Next::Rest => continue,
                 Next::Wait(wait) => wait,
-                Next::Do(_) if live.not_before > now && (live.paused_wish.is_none() || live.paused_wish == look.generation()) => live.not_before - now,
+                Next::Do(_) if live.pauses(look.generation(), now).is_some() => live.not_before - now,
                 Next::Do(_) => {
-                    let Some(me) = self.me.upgrade() else { continue };
-                    live.working = true;
+                    self.begin(id, live);
                     begun += 1;
-                    tokio::spawn(me.work(id.clone()));
                     continue;
                 }
             };
@@ -503,6 +524,57 @@ impl Reconciler for Instances {
         self.looked.send_replace(true);
         PassReport { again, ..PassReport::changed(begun) }
     }
+}
+
+/// Begins work on new and changed wishes at once. It reads the node's own store only, so it never waits for the hypervisor:
+/// libvirt holds a domain for the second that QEMU takes to end, and whoever lists domains waits for that.
+pub struct Wishes(pub Arc<Instances>);
+
+#[async_trait::async_trait]
+impl Reconciler for Wishes {
+    fn name(&self) -> &'static str {
+        "wishes"
+    }
+
+    async fn pass(&self) -> PassReport {
+        let (me, machine) = (&self.0, &self.0.machine);
+        let wishes = match machine.wishes.all().await {
+            Ok(wishes) => wishes,
+            Err(e) => {
+                let mut report = PassReport::default();
+                report.error(e);
+                return report;
+            }
+        };
+        let blobs = wishes.iter().flat_map(|w| blobs(&w.body)).map(|b| b.digest.clone());
+        machine.used.lock().unwrap_or_else(PoisonError::into_inner).extend(blobs);
+        let (now, mut report) = (me.now(), PassReport::default());
+        let mut all = me.lock();
+        for wish in &wishes {
+            let live = all.entry(wish.body.id.clone()).or_default();
+            if live.planned == Some((wish.body.generation, wish.listed)) {
+                continue;
+            }
+            if live.working {
+                if wish.body.desired != Desired::Running {
+                    live.overtaken.notify_waiters();
+                }
+                continue;
+            }
+            match live.pauses(Some(wish.body.generation), now) {
+                Some(left) => report.again = Some(report.again.unwrap_or(Duration::MAX).min(left)),
+                None => {
+                    me.begin(&wish.body.id, live);
+                    report.changed += 1;
+                }
+            }
+        }
+        report
+    }
+}
+
+fn blobs(instance: &Instance) -> impl Iterator<Item = &Blob> {
+    [Some(&instance.boot.root), instance.boot.kernel.as_ref(), instance.boot.ramdisk.as_ref()].into_iter().flatten()
 }
 
 /// Keeps the metadata service heard in every VPC that has an instance here, and in no other.

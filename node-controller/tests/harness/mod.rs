@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use mallee_node_controller::{Config, Parts, Running, hypervisor::Simulated, start};
 use mallee_service::{Body, Connection, Handler, Identity, IntentSender, Server, TierHttp, body, pki};
 use mallee_tiers::{
-    Blob, Boot, Desired, DiskFormat, Generation, Instance, InstanceReport, Metadata, NodeClient, Observe, Observed, Peer, Role,
+    Blob, Boot, Desired, DiskFormat, Generation, Instance, InstanceReport, Metadata, NodeClient, Observe, Observed, Peer, Role, TierErrorKind,
 };
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -192,7 +192,11 @@ impl Zone {
     pub async fn until(&self, node: &NodeProcess, id: &str, what: &str, seen: impl Fn(&InstanceReport) -> bool) -> InstanceReport {
         let (client, deadline, mut since, mut last) = (self.client(node), Instant::now() + PATIENCE, None, None);
         loop {
-            let observation = client.observe(&Observe { since, wait_ms: 1_000 }).await.unwrap();
+            let observation = match client.observe(&Observe { since, wait_ms: 1_000 }).await {
+                Ok(observation) => observation,
+                Err(e) if e.kind == TierErrorKind::Unreachable && Instant::now() < deadline => continue,
+                Err(e) => panic!("{id}: {e}"),
+            };
             since = Some(observation.seen);
             for report in observation.changed {
                 if report.id == id {
