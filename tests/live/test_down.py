@@ -10,7 +10,7 @@ import pytest
 from conftest import Launcher, mini
 from guest import Session, write_key
 from mallee_cloud import Cloud, run
-from waiting import until
+from waiting import until, until_empty
 
 #: Where daemons write. What others on the machine do there meanwhile is told apart by what is ignored below.
 PLACES = ["/etc", "/run", "/var/lib", "/var/log", "/var/cache", "/var/tmp", "/dev/shm", "/usr/local"]
@@ -109,22 +109,5 @@ def test_down_lets_guests_run_and_all_leaves_nothing(second, cloud, tmp_path):
         session.end()
     finally:
         second.down(everything=True)
-    left = until_nothing_differs(before, others)
-    assert left == {}
+    until_empty("the host is as it was", lambda: Host(others).differences(before), patience=20)
     assert not second.state.exists()
-
-
-def until_nothing_differs(before, others):
-    """Processes that were told to end need a moment; what is left after it is returned."""
-    last = {}
-
-    def same():
-        nonlocal last
-        last = Host(others).differences(before)
-        return not last
-
-    try:
-        until("the host is as it was", same, patience=10)
-    except AssertionError:
-        pass
-    return last

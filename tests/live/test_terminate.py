@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from waiting import until
+from waiting import until, until_empty
 
 SCRIPT = "#!/bin/sh\necho these are my last words > /dev/console\n"
 
@@ -51,7 +51,7 @@ def test_after_terminate_nothing_is_left(cloud, ec2, launch):
     until("the console has the last words", lambda: "my last words" in ec2.get_console_output(InstanceId=guest.id).get("Output", ""))
 
     guest.terminate()
-    until("nothing is left", lambda: not leftovers(cloud, guest.id, names), patience=30)
+    until_empty("nothing is left", lambda: leftovers(cloud, guest.id, names), patience=30)
     with_pid = cloud.engines / "virt/run/qemu" / f"{guest.id}.pid"
     assert not with_pid.exists() or cloud.qemu(guest.id) != pid
     assert ec2.describe_network_interfaces(Filters=[{"Name": "attachment.instance-id", "Values": [guest.id]}])["NetworkInterfaces"] == []
