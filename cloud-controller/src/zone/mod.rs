@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_service::{Faults, IntentSender, PassReport, Poke, drive as drive_one};
+use mallee_service::{Faults, IntentSender, PassReport, Poke, Reconciler, drive as drive_one};
 use mallee_tiers::{TierError, TierErrorKind};
 
 pub use orphan::all as orphans;
@@ -49,7 +49,12 @@ pub fn drive(cloud: &Arc<Cloud>) {
     }
     tokio::spawn(pass_on(cloud.pokes.instances.clone(), instances));
     tokio::spawn(pass_on(cloud.pokes.volumes.clone(), volumes));
-    drive_one(Arc::new(cluster::Sweep { cloud: cloud.clone() }), Poke::default(), Duration::from_secs(60));
+    drive_one(Arc::new(sweep(cloud)), Poke::default(), Duration::from_secs(60));
+}
+
+/// Takes away what ended long enough ago.
+pub fn sweep(cloud: &Arc<Cloud>) -> impl Reconciler + use<> {
+    cluster::Sweep { cloud: cloud.clone() }
 }
 
 /// A poke wakes one waiter; every zone has its own.

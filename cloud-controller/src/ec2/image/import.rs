@@ -36,6 +36,8 @@ const FETCHED_PERCENT: u64 = 80;
 /// Starts the reconciler of images.
 pub fn start(cloud: &Arc<Cloud>) -> Driven {
     let spool = cloud.config.daemon.state.join("spool");
+    // What a killed import left is begun again from the start; if it cannot be removed, it is written over.
+    let _ = std::fs::remove_dir_all(&spool);
     drive(Arc::new(Imports { cloud: cloud.clone(), spool }), cloud.pokes.images.clone(), Duration::from_secs(30))
 }
 
