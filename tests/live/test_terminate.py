@@ -28,7 +28,8 @@ def rows_with(cloud, tier, names):
     """Tables of a tier's store that mention one of the names. Read only, by another connection than the tier's."""
     (path,) = [path for path in (cloud.state / tier).glob("*.db")]
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as store:
-        tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        # What has happened is kept a while for `mallee why`.
+        tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'event'")]
         for table in tables:
             for row in store.execute(f'SELECT * FROM "{table}"'):
                 text = " ".join(cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell) for cell in row)
