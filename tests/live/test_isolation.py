@@ -10,11 +10,10 @@ from waiting import until
 TOKEN = "X-aws-ec2-metadata-token"
 
 
-def http(guest, request, source=None):
-    """One raw HTTP/1.0 exchange with the metadata service; the status line, or nothing when nothing answered."""
-    bound = f"-s {source} " if source else ""
+def http(guest, request):
+    """One raw HTTP/1.0 exchange with the metadata service; the whole answer, or nothing when nothing answered."""
     lines = request.replace("\n", "\\r\\n")
-    return guest.run(f"printf '{lines}\\r\\n\\r\\n' | timeout 5 nc -w 3 {bound}169.254.169.254 80 | tr -d '\\r'", check=False)
+    return guest.run(f"printf '{lines}\\r\\n\\r\\n' | timeout 5 nc -w 3 169.254.169.254 80 | tr -d '\\r'", check=False)
 
 
 def test_metadata_by_token_and_without(guest):
@@ -101,14 +100,18 @@ def test_a_guest_cannot_use_an_address_that_is_not_its_own(guest, launch):
     victim.wait()
     stolen, own = victim.described()["PrivateIpAddress"], guest.described()["PrivateIpAddress"]
     request = "GET /latest/meta-data/instance-id HTTP/1.0"
+    gateway = guest.run("ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'")
+    as_if = f"169.254.169.254/32 via {gateway} dev eth0 src"
     guest.run(f"ip addr add {stolen}/32 dev eth0")
     try:
-        assert guest.id in http(guest, request, source=own)
-        assert http(guest, request, source=stolen) == ""
+        guest.run(f"ip route add {as_if} {own}")
+        assert guest.id in http(guest, request), "by a route that says so it goes out as itself"
+        guest.run(f"ip route del {as_if} {own} && ip route add {as_if} {stolen}")
+        assert http(guest, request) == "", "as somebody else it is not heard"
         # Nor does anybody learn that the address lives here now.
-        assert victim.run("hostname") != guest.run("hostname")
+        assert victim.run("imds meta-data/instance-id") == victim.id
     finally:
-        guest.run(f"ip addr del {stolen}/32 dev eth0")
+        guest.run(f"ip route del {as_if} {stolen} || ip route del {as_if} {own}; ip addr del {stolen}/32 dev eth0", check=False)
     assert victim.run("imds meta-data/instance-id") == victim.id
 
 
