@@ -3,6 +3,10 @@
 //! A pass reads the rows, renders them, compares with a replica of the database and applies the difference. It is woken
 //! when rows changed, by the clock, and by any change of the watched tables that it did not make itself, so what is changed
 //! by hand is put right at once. The database may go away at any time: the next pass connects again.
+//!
+//! The database carries the incarnation of the store whose rows it shows. A cloud-controller with another store (an empty
+//! one, one of another cloud) leaves it alone, because to it everything there would be superfluous, and running guests
+//! would lose their network; until a person says `mallee zone adopt`.
 
 use std::{
     path::Path,
@@ -10,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate};
+use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate, value};
 use mallee_service::{Faults, PassReport, Poke, Reconciler};
 use mallee_store::Store;
 use tokio::sync::{Mutex, Notify};
 
 use super::{
-    northbound::Table,
+    northbound::{TAGS, Table},
     plan::{Plan, plan},
     render::{Outside, render},
     wanted,
@@ -25,6 +29,8 @@ use crate::{Cloud, Refusal, config};
 
 const DATABASE: &str = "OVN_Northbound";
 const GLOBAL: &str = "NB_Global";
+/// Among NB_Global's external ids: the incarnation of the store that the database belongs to.
+const OWNER: &str = "mallee-store";
 /// How long one exchange with the database may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long northd may leave what was written alone.
@@ -33,6 +39,7 @@ const EVERY: Duration = Duration::from_secs(30);
 
 const FAULT_UNREACHABLE: &str = "network.northbound";
 const FAULT_NORTHD: &str = "network.northd";
+const FAULT_OWNER: &str = "network.other-store";
 const FAULT_CHASSIS: &str = "network.gateway-chassis";
 
 /// The network's reconciler.
@@ -108,6 +115,21 @@ impl Network {
             None => connect(socket).await?,
         };
         session.catch_up()?;
+        let own = self.store.incarnation().to_string();
+        let owner = session.owner();
+        if owner.as_ref().is_some_and(|owner| *owner != own) {
+            *held = Some(session);
+            self.faults.raise(
+                FAULT_OWNER,
+                "OVN's northbound database belongs to another store than this cloud-controller's: it is left as it is",
+                "If this cloud-controller's store is the right one: mallee zone adopt ZONE",
+            );
+            return Ok(Plan::default());
+        }
+        self.faults.clear(FAULT_OWNER);
+        if owner.is_none() && session.progress().is_some() {
+            session.transact(vec![claim(&own)]).await?;
+        }
         let (mut session, plan) = aside(move || {
             let plan = plan(&content, &session.replica);
             (session, plan)
@@ -192,6 +214,19 @@ impl Reconciler for Network {
     }
 }
 
+/// From now on the database belongs to this store: the operator's word, or the first pass's.
+fn claim(incarnation: &str) -> Op {
+    Op::mutate(GLOBAL, [], TAGS, "delete", value::set([OWNER])).and_mutate(TAGS, "insert", value::map([(OWNER, incarnation)]))
+}
+
+/// `mallee zone adopt`: makes the northbound database this store's, whosever it was.
+pub async fn adopt(cloud: &Cloud) -> Result<(), String> {
+    let Some(socket) = &cloud.config.network.northbound else { return Ok(()) };
+    let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
+    let own = cloud.store.incarnation().to_string();
+    client.transact(DATABASE, vec![claim(&own)]).await.map(drop).map_err(|e| e.to_string())
+}
+
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
 }
@@ -204,7 +239,7 @@ async fn connect(socket: &Path) -> Result<Session, String> {
     let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
     let mut tables: Vec<MonitorTable> =
         Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
-    tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg"]));
+    tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg", TAGS]));
     let (replica, monitor) = client.replicate(DATABASE, tables).await.map_err(|e| e.to_string())?;
     Ok(Session { client, replica, monitor, behind: None })
 }
@@ -227,9 +262,19 @@ impl Session {
             ops.push(Op::mutate(GLOBAL, [], "nb_cfg", "+=", 1));
         }
         ops.push(Op::comment("mallee cloud-controller"));
+        self.transact(ops).await
+    }
+
+    async fn transact(&mut self, ops: Vec<Op>) -> Result<(), String> {
         self.client.transact(DATABASE, ops).await.map_err(|e| e.to_string())?;
         // The updates of a transaction come before its answer.
         self.catch_up()
+    }
+
+    /// The incarnation of the store that the database belongs to.
+    fn owner(&self) -> Option<String> {
+        let (_, row) = self.replica.rows(GLOBAL).next()?;
+        row.string_map(TAGS).remove(OWNER)
     }
 
     fn progress(&self) -> Option<Progress> {
