@@ -220,10 +220,10 @@ fn claim(incarnation: &str) -> Op {
 }
 
 /// `mallee zone adopt`: makes the northbound database this store's, whosever it was.
-pub async fn adopt(cloud: &Cloud) -> Result<(), String> {
-    let Some(socket) = &cloud.config.network.northbound else { return Ok(()) };
+pub async fn adopt(config: &config::Network, store: &Store) -> Result<(), String> {
+    let Some(socket) = &config.northbound else { return Ok(()) };
     let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
-    let own = cloud.store.incarnation().to_string();
+    let own = store.incarnation().to_string();
     client.transact(DATABASE, vec![claim(&own)]).await.map(drop).map_err(|e| e.to_string())
 }
 

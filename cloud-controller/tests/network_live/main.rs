@@ -271,6 +271,32 @@ async fn an_elastic_ip_moves_in_one_transaction_and_nothing_is_left_of_what_ende
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_store_leaves_the_database_as_it_is_until_it_is_adopted() {
+    let central = Central::start().await;
+    let cloud = Cloud::start(&central.path("nb.sock")).await;
+    let nb = central.connect("nb").await;
+    let guest = cloud.launch(ACCOUNTS[0], "mallee-1a").await;
+    let port = vec![Condition::equal("name", guest.port.to_string())];
+    until("the database is claimed", async || {
+        cloud.passes_cleanly().await;
+        select(&nb, NB, "NB_Global", vec![]).await.iter().any(|row| row.string_map("external_ids").contains_key("mallee-store"))
+    })
+    .await;
+
+    let forgetful = Cloud::start(&central.path("nb.sock")).await;
+    assert_eq!(forgetful.passes_cleanly().await, 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1);
+    assert!(forgetful.faults.all().iter().any(|fault| fault.remedy.contains("mallee zone adopt")));
+    assert_eq!(cloud.passes_cleanly().await, 0, "its owner goes on");
+
+    mallee_cloud_controller::network::adopt(&forgetful.config.network, &forgetful.store).await.unwrap();
+    assert!(forgetful.passes_cleanly().await > 0);
+    assert!(forgetful.faults.all().iter().all(|fault| !fault.remedy.contains("mallee zone adopt")));
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
+    assert_eq!(cloud.passes_cleanly().await, 0, "now it is the other one that keeps its hands off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
     let mut central = Central::start().await;
     let cloud = Cloud::start(&central.path("nb.sock")).await;
