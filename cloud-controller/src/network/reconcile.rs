@@ -216,7 +216,11 @@ impl Reconciler for Network {
 
 /// From now on the database belongs to this store: the operator's word, or the first pass's.
 fn claim(incarnation: &str) -> Op {
-    Op::mutate(GLOBAL, [], TAGS, "delete", value::set([OWNER])).and_mutate(TAGS, "insert", value::map([(OWNER, incarnation)]))
+    Op::mutate(GLOBAL, [], TAGS, "delete", value::set([OWNER])).and_mutate(
+        TAGS,
+        "insert",
+        value::map([(OWNER, incarnation)]),
+    )
 }
 
 /// `mallee zone adopt`: makes the northbound database this store's, whosever it was.
