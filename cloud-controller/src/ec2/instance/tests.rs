@@ -308,3 +308,12 @@ async fn a_zone_cannot_end_an_instance_of_another_zone() {
     stage.report_of("z-1a", made_up(Observed::Gone)).await;
     assert_eq!(stage.state(&id).await, "terminated");
 }
+
+#[tokio::test]
+async fn a_tag_key_given_twice_is_refused_and_launches_nothing() {
+    let stage = Rehearsal::new().await;
+    let twice = "TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=1\
+                 &TagSpecification.1.Tag.2.Key=a&TagSpecification.1.Tag.2.Value=2";
+    assert_eq!(stage.ask(&run(&stage, 1, twice)).await, Err("InvalidParameterValue".into()));
+    assert!(stage.all("DescribeInstances", "instanceId").await.is_empty());
+}
