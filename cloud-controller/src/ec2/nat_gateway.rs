@@ -6,6 +6,8 @@
 //! Whoever writes the network says when it is done: [`settle`] after a pass has written what a request asked for. Then the
 //! interface of one that is being deleted goes, and its address is free.
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
 use mallee_aws::{
     AwsError,
     answer::timestamp,
@@ -16,7 +18,7 @@ use mallee_store::{Error as StoreError, Row, Tx, params};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cloud, Outcome, Refusal, actions,
+    Config, Outcome, Refusal, actions,
     ec2::{
         Id, address, client_token,
         interface::{self, Kind},
@@ -30,7 +32,6 @@ use crate::{
     network::cidr::Address,
     service::Call,
 };
-use std::net::Ipv4Addr;
 
 actions![
     CreateNatGateway => create,
@@ -156,23 +157,28 @@ fn route_not_found(id: &NatGatewayId) -> Refusal {
 }
 
 /// Whether nobody writes a network, so that there is nothing to wait for.
-fn settles_at_once(cloud: &Cloud) -> bool {
-    cloud.config.network.northbound.is_none()
+fn settles_at_once(config: &Config) -> bool {
+    config.network.northbound.is_none()
 }
 
-/// The network is written as rows said at `at`: what was asked before has happened.
-pub fn settle(tx: &mut Tx<'_>, at: i64, now: i64) -> Outcome<bool> {
-    let pending = tx.execute(
-        "UPDATE nat_gateway SET state = 'available' WHERE state = 'pending' AND created <= ?1",
-        params![at],
-    )?;
-    let sql = format!("SELECT {COLUMNS} FROM nat_gateway WHERE state = 'deleting' AND deleted <= ?1");
-    let ending = tx.query(&sql, params![at], read)?;
-    for row in &ending {
-        end(tx, row, now)?;
+/// The network is written, with these gateways and no others. True: something ended.
+pub fn settle(tx: &mut Tx<'_>, written: &BTreeSet<NatGatewayId>, now: i64) -> Outcome<bool> {
+    let sql = format!("SELECT {COLUMNS} FROM nat_gateway WHERE state = 'pending' OR state = 'deleting'");
+    let mut ended = false;
+    for row in tx.query(&sql, params![], read)? {
+        match (row.state, written.contains(&row.id)) {
+            (State::Pending, true) => {
+                tx.execute("UPDATE nat_gateway SET state = 'available' WHERE id = ?1", params![row.id.as_str()])?;
+            }
+            (State::Deleting, false) => {
+                end(tx, &row, now)?;
+                ended = true;
+            }
+            _ => {}
+        }
     }
     tx.execute("DELETE FROM nat_gateway WHERE state = 'deleted' AND deleted < ?1", params![now - SHOWN_MS])?;
-    Ok(pending > 0 || !ending.is_empty())
+    Ok(ended)
 }
 
 /// Whether anything waits for [`settle`].
@@ -247,7 +253,7 @@ async fn create(call: &Call, input: CreateNatGateway) -> Outcome<CreatedNatGatew
             let id = match made {
                 Some(id) => id.parse().map_err(Refusal::from)?,
                 None => {
-                    let id = make(tx, &cloud, &account, &subnet_id, &allocation_id, address, now)?;
+                    let id = make(tx, &cloud.config, &account, &subnet_id, &allocation_id, address, now)?;
                     tag::put(tx, &account, id.as_str(), &tags)?;
                     unless_dry_run(dry_run)?;
                     if let Some(token) = &token {
@@ -264,9 +270,10 @@ async fn create(call: &Call, input: CreateNatGateway) -> Outcome<CreatedNatGatew
     Ok(CreatedNatGateway { client_token: input.client_token, nat_gateway: info(row, tag_set) })
 }
 
-fn make(
+/// Writes one with all that it wears.
+pub fn make(
     tx: &mut Tx<'_>,
-    cloud: &Cloud,
+    config: &Config,
     account: &str,
     subnet: &SubnetId,
     allocation: &AllocationId,
@@ -306,9 +313,9 @@ fn make(
         kind: Kind::NatGateway,
         now,
     };
-    let made = interface::create(tx, &cloud.config.network, new)?;
+    let made = interface::create(tx, &config.network, new)?;
     let association = address::associate::point(tx, &elastic, &made, made.address, false)?;
-    let state = if settles_at_once(cloud) { State::Available } else { State::Pending };
+    let state = if settles_at_once(config) { State::Available } else { State::Pending };
     tx.execute(
         &format!("INSERT INTO nat_gateway ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL)"),
         params![
@@ -354,7 +361,7 @@ async fn delete(call: &Call, input: DeleteNatGateway) -> Outcome<DeletedNatGatew
                     "UPDATE nat_gateway SET state = 'deleting', deleted = ?2 WHERE id = ?1",
                     params![row.id.as_str(), now],
                 )?;
-                if settles_at_once(&cloud) {
+                if settles_at_once(&cloud.config) {
                     end(tx, &row, now)?;
                 }
             }

@@ -234,7 +234,7 @@ async fn create(call: &Call, input: CreateVpcPeeringConnection) -> Outcome<OnePe
 }
 
 /// Asked for twice it is the same connection. VPCs whose addresses overlap cannot route to each other: it failed.
-fn insert(tx: &mut Tx<'_>, vpc: &VpcRow, peer: &VpcRow, now: i64) -> Outcome<PeeringRow> {
+pub fn insert(tx: &mut Tx<'_>, vpc: &VpcRow, peer: &VpcRow, now: i64) -> Outcome<PeeringRow> {
     if vpc.id == peer.id {
         let message = "The requester VPC and the accepter VPC must be two";
         return Err(AwsError::invalid_parameter_value(message).into());

@@ -5,13 +5,15 @@
 //! by hand is put right at once. The database may go away at any time: the next pass connects again.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use mallee_aws::id::NatGatewayId;
 use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate};
-use mallee_service::{Faults, PassReport, Poke, Reconciler};
+use mallee_service::{Clock, Faults, PassReport, Poke, Reconciler};
 use mallee_store::Store;
 use tokio::sync::{Mutex, Notify};
 
@@ -21,7 +23,7 @@ use super::{
     render::{Outside, render},
     wanted,
 };
-use crate::{Cloud, Refusal, config};
+use crate::{Cloud, Refusal, config, ec2::nat_gateway};
 
 const DATABASE: &str = "OVN_Northbound";
 const GLOBAL: &str = "NB_Global";
@@ -40,6 +42,7 @@ pub struct Network {
     config: config::Network,
     store: Store,
     faults: Faults,
+    clock: Clock,
     poke: Poke,
     session: Mutex<Option<Session>>,
     /// A pass wants the session: whoever waits for updates lets it go.
@@ -69,16 +72,17 @@ pub struct Progress {
 /// Starts the reconciler. Without a northbound database in the configuration there is nothing to drive.
 pub fn drive(cloud: &Arc<Cloud>) -> Option<mallee_service::Driven> {
     cloud.config.network.northbound.as_ref()?;
-    let network = Network::new(&cloud.config.network, &cloud.store, &cloud.faults, &cloud.pokes.network);
+    let network = Network::new(&cloud.config.network, &cloud.store, &cloud.faults, &cloud.clock, &cloud.pokes.network);
     Some(network.drive())
 }
 
 impl Network {
-    pub fn new(config: &config::Network, store: &Store, faults: &Faults, poke: &Poke) -> Arc<Self> {
+    pub fn new(config: &config::Network, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
         Arc::new(Self {
             config: config.clone(),
             store: store.clone(),
             faults: faults.clone(),
+            clock: clock.clone(),
             poke: poke.clone(),
             session: Mutex::new(None),
             wanted: Notify::new(),
@@ -96,6 +100,7 @@ impl Network {
     async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
         let rows = self.store.read("read the network", wanted::read).await.map_err(why)?;
+        let written = rows.nat_gateways.iter().map(|n| n.id.clone()).collect();
         let has_routers = !rows.vpcs.is_empty();
         let without_chassis = outside.chassis.is_empty();
         // Both take their time in a large cloud: not on the reactor.
@@ -119,6 +124,7 @@ impl Network {
         let behind = session.northd_is_behind();
         *held = Some(session);
         drop(held);
+        self.settle(written).await?;
         if behind {
             self.faults.raise(
                 FAULT_NORTHD,
@@ -138,6 +144,20 @@ impl Network {
             self.faults.clear(FAULT_CHASSIS);
         }
         Ok(plan)
+    }
+
+    /// What waited for the network to be written goes on: it has these NAT gateways now, and no others.
+    async fn settle(&self, written: BTreeSet<NatGatewayId>) -> Result<(), String> {
+        let waits = self.store.read("look for NAT gateways that wait", nat_gateway::is_unsettled).await;
+        if !waits.map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        let now = self.clock.now_ms();
+        let ended = self.store.write("settle NAT gateways", move |tx| nat_gateway::settle(tx, &written, now)).await;
+        if ended.map_err(why)? {
+            self.poke.poke();
+        }
+        Ok(())
     }
 
     /// What northd and the chassis say they have done. None: not connected.

@@ -73,7 +73,10 @@ impl Outside {
 
 const EXT: &str = "mallee-ext";
 const DROP: &str = "mallee_drop";
-const UNTRANSLATED: &str = "outside-untranslated";
+/// The routers' ports on the outside switch.
+const OUTER: &str = "mallee_outer";
+/// What leaves by them, and what enters, with a private address.
+const UNTRANSLATED: [&str; 2] = ["outside-leaving", "outside-entering"];
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const SERVICE_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 1);
 /// Geneve over a link of 1500.
@@ -155,15 +158,23 @@ fn shared(out: &mut Content, outside: &Outside) {
     out.add(Table::Switch, EXT, &[], [
         ("name", Column::text(EXT)),
         ("ports", Column::rows(Table::SwitchPort, [localnet.as_str()])),
-        ("acls", Column::rows(Table::Acl, [UNTRANSLATED])),
+        ("acls", none(Table::Acl)),
         ("other_config", Column::map::<&str, &str>([])),
     ]);
     let (network, elastic) = (outside.network, outside.elastic);
-    let mut untranslated = format!("inport != \"{localnet}\" && ip4 && ip4.src != {network}");
-    if !network.covers(&elastic) {
-        untranslated += &format!(" && ip4.src != {elastic}");
-    }
-    acl(out, UNTRANSLATED, "from-lport", PRIORITY_DROP, untranslated, "drop");
+    let elsewhere = |side: &str| {
+        let elastic = (!network.covers(&elastic)).then(|| format!(" && ip4.{side} != {elastic}")).unwrap_or_default();
+        format!("ip4 && ip4.{side} != {network}{elastic}")
+    };
+    let (leaving, entering) =
+        (format!("inport == @{OUTER} && {}", elsewhere("src")), format!("outport == @{OUTER} && {}", elsewhere("dst")));
+    acl(out, UNTRANSLATED[0], "from-lport", PRIORITY_DROP, leaving, "drop");
+    acl(out, UNTRANSLATED[1], "to-lport", PRIORITY_DROP, entering, "drop");
+    out.add(Table::PortGroup, OUTER, &[], [
+        ("name", Column::text(OUTER)),
+        ("ports", none(Table::SwitchPort)),
+        ("acls", Column::rows(Table::Acl, UNTRANSLATED)),
+    ]);
     switch_port(out, &localnet, "localnet", ["unknown".to_owned()], [("network_name", outside.physical.as_str())]);
     let rules = [
         ("base-drop-out", "from-lport", PRIORITY_DROP, format!("inport == @{DROP} && ip"), "drop"),
@@ -294,6 +305,7 @@ fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
         switch_options: vec![("nat-addresses", "router")],
         chassis,
     });
+    out.refer(Table::PortGroup, OUTER, "ports", peer.clone());
     out.refer(Table::Switch, EXT, "ports", peer);
 }
 

@@ -4,6 +4,7 @@
 
 mod central;
 mod packets;
+mod vpc;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -61,7 +62,7 @@ impl Cloud {
             .await
             .unwrap();
         let (faults, poke) = (Faults::new(Clock::default()), Poke::default());
-        let network = Network::new(&config.network, &store, &faults, &poke);
+        let network = Network::new(&config.network, &store, &faults, &Clock::default(), &poke);
         Self { config, store, faults, poke, network, _state: state }
     }
 
@@ -84,14 +85,15 @@ impl Cloud {
             let new = interface::New {
                 account,
                 subnet: &subnet,
-                instance: &instance,
-                device_index: 0,
+                attached: Some((&instance, 0)),
                 address: None,
+                secondary: interface::Secondary::none(),
                 groups: &groups,
                 description: "",
                 delete_on_termination: true,
                 source_dest_check: true,
                 public: None,
+                kind: interface::Kind::Interface,
                 now: 1,
             };
             interface::create(tx, &config.network, new)
@@ -244,7 +246,7 @@ async fn an_elastic_ip_moves_in_one_transaction_and_nothing_is_left_of_what_ende
                 Some(address) => address,
                 None => address::associate::take(tx, config, ACCOUNTS[0], 1)?,
             };
-            address::associate::point(tx, &address, &row, true)?;
+            address::associate::point(tx, &address, &row, row.address, true)?;
             Ok(address.public_ip.to_string())
         }
     };

@@ -1,19 +1,19 @@
-//! Attaching interfaces to instances and taking them away, while they run or not. The instance's zone is told the whole
-//! list of its interfaces; its node does the rest.
+//! Attaching interfaces to instances and taking them away, while the instance is stopped. The instance's zone is told the
+//! whole list of its interfaces; its node makes them when the instance starts.
 
 use mallee_aws::{
     AwsError,
     id::{InstanceId, InterfaceAttachmentId, NetworkInterfaceId},
 };
 use mallee_store::{Tx, params};
-use mallee_tiers::Desired;
+use mallee_tiers::{Desired, Observed};
 use serde::{Deserialize, Serialize};
 
 use super::{InterfaceRow, address::own, drop_automatic, of_account, of_instance, unattach};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        instance, unless_dry_run,
+        instance::{self, Instance}, unless_dry_run,
         unsupported::{self, Unsupported},
     },
     network,
@@ -80,7 +80,18 @@ fn zone_of(tx: &mut Tx<'_>, account: &str, id: &InstanceId) -> Outcome<String> {
         let message = format!("The instance '{id}' is not in a valid state for this operation.");
         return Err(Refusal::new("IncorrectInstanceState", message));
     }
+    must_be_stopped(&instance)?;
     Ok(instance.zone)
+}
+
+/// Nodes give an instance its interfaces when it starts, and do not change those of a running one.
+fn must_be_stopped(instance: &Instance) -> Outcome<()> {
+    let is_stopped = instance.desired == Desired::Stopped && instance.observed == Some(Observed::Stopped);
+    if is_stopped {
+        return Ok(());
+    }
+    let message = format!("This cloud attaches and detaches interfaces of stopped instances only: stop '{}' first", instance.id);
+    Err(AwsError::unsupported(message).into())
 }
 
 /// Writes the attachment of an interface that is free, to an instance in its zone that has room for it.
@@ -152,6 +163,7 @@ async fn detach(call: &Call, input: DetachNetworkInterface) -> Outcome<()> {
                 let message = format!("Network interface '{}' is being detached already", row.id);
                 return Err(Refusal::new("IncorrectState", message));
             }
+            must_be_stopped(&instance::get(tx, &account, &instance)?)?;
             drop_automatic(tx, &row)?;
             unattach(tx, &row.id)?;
             network::touch(tx, &instance)?;

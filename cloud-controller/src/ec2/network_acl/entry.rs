@@ -129,7 +129,8 @@ fn no_such_entry(number: i64) -> Refusal {
     Refusal::new("InvalidNetworkAclEntry.NotFound", message)
 }
 
-fn put(tx: &mut Tx<'_>, acl: &NetworkAclRow, entry: &EntryRow) -> Outcome<()> {
+/// Writes an entry, over one of its number.
+pub fn put(tx: &mut Tx<'_>, acl: &NetworkAclRow, entry: &EntryRow) -> Outcome<()> {
     let (first, last) = (entry.range.map(|r| r.0), entry.range.map(|r| r.1));
     tx.execute(
         "INSERT INTO network_acl_entry (network_acl, egress, number, protocol, allow, cidr, first, last)

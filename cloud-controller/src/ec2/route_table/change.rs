@@ -80,7 +80,8 @@ async fn create(call: &Call, input: CreateRouteTable) -> Outcome<CreatedRouteTab
     Ok(CreatedRouteTable { route_table: info(table, Some(&vpc), tag_set), client_token })
 }
 
-fn insert(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Outcome<RouteTableId> {
+/// Writes an empty table.
+pub fn insert(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Outcome<RouteTableId> {
     let vpc = vpc::get(tx, account, vpc)?;
     let count: i64 =
         tx.query_one("SELECT COUNT(*) FROM route_table WHERE vpc = ?1", params![vpc.id.as_str()], |row| row.get(0))?;
@@ -193,7 +194,7 @@ fn find<'a>(tables: &'a [RouteTableRow], id: &RouteTableId) -> Outcome<&'a Route
 }
 
 /// None: the VPC's main association.
-fn put(tx: &mut Tx<'_>, table: &RouteTableRow, subnet: Option<&SubnetId>) -> Outcome<RouteTableAssociationId> {
+pub fn put(tx: &mut Tx<'_>, table: &RouteTableRow, subnet: Option<&SubnetId>) -> Outcome<RouteTableAssociationId> {
     let id = RouteTableAssociationId::from_random(rand::random());
     let main_of = subnet.is_none().then_some(table.vpc.as_str());
     tx.execute(
