@@ -34,6 +34,9 @@ pub struct Config {
     /// Most elastic IPs an account may have.
     #[serde(default = "default_addresses")]
     pub max_addresses: u64,
+    /// Most VPCs an account may have, the default one included.
+    #[serde(default = "default_vpcs")]
+    pub max_vpcs: u64,
 }
 
 /// The outside of the cloud's network.
@@ -83,6 +86,9 @@ fn default_instances() -> u64 {
     1000
 }
 fn default_addresses() -> u64 {
+    50
+}
+fn default_vpcs() -> u64 {
     50
 }
 fn yes() -> bool {

@@ -30,4 +30,10 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 44, name: "generations", sql: zone::generation::TABLES },
     Migration { version: 45, name: "events", sql: zone::event::TABLES },
     Migration { version: 46, name: "orphans", sql: zone::orphan::TABLES },
+    Migration { version: 60, name: "secondary CIDR blocks of VPCs", sql: ec2::vpc::block::TABLES },
+    Migration { version: 61, name: "ports of network ACL entries", sql: ec2::network_acl::PORT_COLUMNS },
+    Migration { version: 62, name: "kinds of network interfaces", sql: ec2::interface::KIND_COLUMN },
+    Migration { version: 63, name: "elastic IPs of secondary addresses", sql: ec2::address::PRIVATE_ADDRESS_COLUMN },
+    Migration { version: 64, name: "NAT gateways", sql: ec2::nat_gateway::TABLES },
+    Migration { version: 65, name: "VPC peering connections", sql: ec2::peering::TABLES },
 ];

@@ -4,6 +4,7 @@
 
 mod central;
 mod packets;
+mod vpc;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use mallee_cloud_controller::{
     },
     network::{Cidr, Network, create_default_vpc},
     schema::MIGRATIONS,
+    zone::generation,
 };
 use mallee_ovsdb::{Client, Condition, Op, Row, value};
 use mallee_service::{Clock, Faults, Poke, Reconciler};
@@ -61,7 +63,7 @@ impl Cloud {
             .await
             .unwrap();
         let (faults, poke) = (Faults::new(Clock::default()), Poke::default());
-        let network = Network::new(&config.network, &store, &faults, &poke);
+        let network = Network::new(&config.network, &store, &faults, &Clock::default(), &poke);
         Self { config, store, faults, poke, network, _state: state }
     }
 
@@ -84,14 +86,15 @@ impl Cloud {
             let new = interface::New {
                 account,
                 subnet: &subnet,
-                instance: &instance,
-                device_index: 0,
+                attached: Some((&instance, 0)),
                 address: None,
+                secondary: interface::Secondary::none(),
                 groups: &groups,
                 description: "",
                 delete_on_termination: true,
                 source_dest_check: true,
                 public: None,
+                kind: interface::Kind::Interface,
                 now: 1,
             };
             interface::create(tx, &config.network, new)
@@ -249,7 +252,7 @@ async fn an_elastic_ip_moves_in_one_transaction_and_nothing_is_left_of_what_ende
                 Some(address) => address,
                 None => address::associate::take(tx, config, ACCOUNTS[0], 1)?,
             };
-            address::associate::point(tx, &address, &row, true)?;
+            address::associate::point(tx, &address, &row, row.address, true)?;
             Ok(address.public_ip.to_string())
         }
     };
@@ -302,6 +305,46 @@ async fn another_store_leaves_the_database_as_it_is_until_it_is_adopted() {
     assert!(forgetful.faults.all().iter().all(|fault| !fault.remedy.contains("mallee zone adopt")));
     assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
     assert_eq!(cloud.passes_cleanly().await, 0, "now it is the other one that keeps its hands off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_put_back_does_not_take_the_network_from_guests_it_does_not_know() {
+    let central = Central::start().await;
+    let cloud = Cloud::start(&central.path("nb.sock")).await;
+    let nb = central.connect("nb").await;
+    until("the database is claimed", async || {
+        cloud.passes_cleanly().await;
+        select(&nb, NB, "NB_Global", vec![]).await.iter().any(|row| row.string_map("external_ids").contains_key("mallee-store"))
+    })
+    .await;
+    let next = |tx: &mut mallee_store::Tx<'_>| generation::next(tx, "mallee-1a", generation::List::Instances);
+    let guest = cloud.launch(ACCOUNTS[0], "mallee-1a").await;
+    cloud.write(move |tx, _| Ok(next(tx)?)).await;
+    assert!(cloud.passes_cleanly().await > 0);
+    let port = vec![Condition::equal("name", guest.port.to_string())];
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1);
+
+    // As the store was before the launch.
+    let forgotten = guest.instance.clone().unwrap();
+    cloud
+        .write(move |tx, _| {
+            interface::release(tx, &forgotten)?;
+            interface::remove(tx, &forgotten)?;
+            Ok(tx.execute("UPDATE zone_generation SET counter = counter - 1", mallee_store::params![])?)
+        })
+        .await;
+    assert_eq!(cloud.passes_cleanly().await, 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1, "the guest keeps its port");
+    assert!(cloud.faults.all().iter().any(|fault| fault.what.contains("put back")));
+    // New launches catch up with the count, and nothing is believed for that.
+    for _ in 0..3 {
+        cloud.write(move |tx, _| Ok(next(tx)?)).await;
+    }
+    assert_eq!(cloud.passes_cleanly().await, 0);
+
+    mallee_cloud_controller::network::adopt(&cloud.config.network, &cloud.store).await.unwrap();
+    assert!(cloud.passes_cleanly().await > 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
