@@ -114,6 +114,7 @@ impl Zone {
             desired,
             size_gib,
             export_for: export_for.map(Into::into),
+            source: None,
         };
         self.rows.lock().unwrap().insert(id.into(), volume);
         self.send().await.unwrap();
@@ -392,6 +393,7 @@ async fn the_daemon_killed_with_nine_leaves_exports_running_and_goes_on_where_it
             desired: VolumeDesired::Present,
             size_gib: 1,
             export_for: Some("vattach-a".into()),
+            source: None,
         };
         zone.rows.lock().unwrap().insert(id, volume);
         while zone.send().await.is_err() {
