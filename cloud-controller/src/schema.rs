@@ -30,4 +30,6 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 44, name: "generations", sql: zone::generation::TABLES },
     Migration { version: 45, name: "events", sql: zone::event::TABLES },
     Migration { version: 46, name: "orphans", sql: zone::orphan::TABLES },
+    Migration { version: 60, name: "snapshots", sql: ec2::snapshot::TABLES },
+    Migration { version: 61, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
 ];

@@ -16,6 +16,7 @@ pub mod region;
 pub mod resource;
 pub mod route_table;
 pub mod security_group;
+pub mod snapshot;
 pub mod subnet;
 pub mod tag;
 pub mod unsupported;
@@ -59,6 +60,10 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     security_group::group::ACTIONS,
     security_group::rule::ACTIONS,
     security_group::rule_edit::ACTIONS,
+    snapshot::attribute::ACTIONS,
+    snapshot::copy::ACTIONS,
+    snapshot::create::ACTIONS,
+    snapshot::describe::ACTIONS,
     subnet::ACTIONS,
     tag::ACTIONS,
     volume::attach::ACTIONS,

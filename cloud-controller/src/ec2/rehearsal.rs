@@ -168,7 +168,7 @@ impl Rehearsal {
             _ => VolumeObserved::Ready,
         };
         let report =
-            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0 };
+            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0, size_gib: wanted.size_gib };
         let now = self.cloud.now();
         let taken: Result<_, StoreError> = self.cloud.store.write("report", move |tx| volume::take_report(tx, &report, now)).await;
         taken.unwrap();

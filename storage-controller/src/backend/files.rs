@@ -88,13 +88,9 @@ impl Files {
         let cache = json!({ "direct": direct, "no-flush": false });
         let name = node_name(number);
         let protocol = json!({ "driver": "file", "filename": file, "cache": cache, "discard": "unmap" });
-        let mut options = if number == 0 {
-            protocol
-        } else {
-            json!({ "driver": "qcow2", "file": protocol, "cache": cache, "discard": "unmap" })
-        };
-        options["node-name"] = name.into();
-        Ok(options)
+        // The format of the bottom one is said too: QEMU takes it from the header above it, and "file" is none.
+        let format = if number == 0 { "raw" } else { "qcow2" };
+        Ok(json!({ "driver": format, "file": protocol, "cache": cache, "discard": "unmap", "node-name": name }))
     }
 }
 

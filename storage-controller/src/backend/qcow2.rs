@@ -199,10 +199,9 @@ mod tests {
     fn a_layer_says_what_it_has_of_its_own_as_qemu_wrote_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("1.qcow2");
-        let made = Command::new("qemu-img").args(["create", "-q", "-u", "-f", "qcow2", "-b", "volume.raw", "-F", "raw"]);
         let run = |c: &mut Command| assert!(c.status().unwrap().success());
-        let mut made = made;
-        run(made.arg(&path).arg("1G"));
+        let create = ["create", "-q", "-u", "-f", "qcow2", "-b", "volume.raw", "-F", "raw"];
+        run(Command::new("qemu-img").args(create).arg(&path).arg("1G"));
         std::fs::write(dir.path().join("volume.raw"), [7u8; 4096]).unwrap();
         run(Command::new("qemu-io").args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"]).arg(&path).stdout(std::process::Stdio::null()));
         let layer = Qcow2::open(&path).unwrap();

@@ -193,7 +193,6 @@ impl Exports {
     pub async fn grow(&self, volume: &VolumeId, name: &str, attachment: &str, size: u64) -> Result<(), QmpError> {
         let mut daemon = self.tell(volume).await?;
         let node = daemon.top_node().await?;
-        daemon.execute("block_resize", json!({ "node-name": node, "size": size })).await?;
         if daemon.active_node().await.is_ok() {
             daemon.execute("block-export-del", json!({ "id": "volume", "mode": "hard" })).await?;
         }
@@ -203,7 +202,10 @@ impl Exports {
         let export = json!({
             "type": "nbd", "id": "volume", "node-name": node, "name": name, "description": attachment, "writable": true,
         });
-        daemon.execute("block-export-add", export).await.map(drop)
+        // While it is exported QEMU does not let its size change; and whether it changed or not, it is served again.
+        let resized = daemon.execute("block_resize", json!({ "node-name": node, "size": size })).await;
+        daemon.execute("block-export-add", export).await?;
+        resized.map(drop)
     }
 
     /// The daemon of this very export, if it runs, by the command line it was started with: what it would be started with

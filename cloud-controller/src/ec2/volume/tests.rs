@@ -85,7 +85,7 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
         (format!("{}&DryRun=true", attach(&id, &instance, "/dev/sdf")), "DryRunOperation"),
         ("CreateVolume&AvailabilityZone=z-9&Size=1".into(), "InvalidZone.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a".into(), "MissingParameter"),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-1".into(), "Unsupported"),
+        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(), "InvalidSnapshot.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");
