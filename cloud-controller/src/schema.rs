@@ -32,4 +32,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 46, name: "orphans", sql: zone::orphan::TABLES },
     Migration { version: 60, name: "snapshots", sql: ec2::snapshot::TABLES },
     Migration { version: 61, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
+    Migration { version: 62, name: "modifications of volumes", sql: ec2::volume::modify::TABLES },
 ];

@@ -69,6 +69,7 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     volume::attach::ACTIONS,
     volume::create::ACTIONS,
     volume::describe::ACTIONS,
+    volume::modify::ACTIONS,
     vpc::ACTIONS,
 ] };
 

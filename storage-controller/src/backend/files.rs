@@ -227,6 +227,11 @@ impl Backend for Files {
         File::open(&file).and_then(|f| f.sync_all()).map_err(failed("syncing", &file))
     }
 
+    fn has_merged(&self, id: &VolumeId) -> Result<bool, BackendError> {
+        let folder = self.folder(id);
+        Ok(chain::all(&folder).map_err(failed("reading", &folder))?.len() > self.numbers(id)?.len())
+    }
+
     fn remove_merged(&self, id: &VolumeId) -> Result<(), BackendError> {
         let folder = self.folder(id);
         let needed = self.numbers(id)?;

@@ -61,6 +61,8 @@ pub trait Backend: Send + Sync + 'static {
     fn numbers(&self, id: &VolumeId) -> Result<Vec<Number>, BackendError>;
     /// Brings what the layers up to `upper` hold into layer 0, of a volume that nothing has open.
     fn merge(&self, id: &VolumeId, upper: Number) -> Result<(), BackendError>;
+    /// Whether [`Backend::remove_merged`] would remove anything.
+    fn has_merged(&self, id: &VolumeId) -> Result<bool, BackendError>;
     /// Removes the files of layers that the highest one does not stand on any more.
     fn remove_merged(&self, id: &VolumeId) -> Result<(), BackendError>;
     /// Gives a volume that nothing has open more bytes.

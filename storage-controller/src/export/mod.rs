@@ -4,4 +4,4 @@ mod nbd;
 mod qmp;
 
 pub use nbd::{Describe, Exports, Phase, Served};
-pub use qmp::{Qmp, QmpError};
+pub use qmp::{MERGE_JOB, Qmp, QmpError};

@@ -192,6 +192,7 @@ impl Exports {
     /// is done again.
     pub async fn grow(&self, volume: &VolumeId, name: &str, attachment: &str, size: u64) -> Result<(), QmpError> {
         let mut daemon = self.tell(volume).await?;
+        daemon.let_merge_end().await?;
         let node = daemon.top_node().await?;
         if daemon.active_node().await.is_ok() {
             daemon.execute("block-export-del", json!({ "id": "volume", "mode": "hard" })).await?;

@@ -24,6 +24,9 @@ pub enum QmpError {
     Refused { command: String, detail: String },
 }
 
+/// What a merge is called.
+pub const MERGE_JOB: &str = "merge";
+
 /// One conversation with one daemon. A daemon talks to one at a time.
 pub struct Qmp {
     lines: tokio::io::Lines<BufReader<OwnedReadHalf>>,
@@ -82,10 +85,7 @@ impl Qmp {
         if let Ok(active) = self.active_node().await {
             return Ok(active);
         }
-        let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
-        let numbers = nodes.as_array().into_iter().flatten();
-        let numbers = numbers.filter_map(|n| n["node-name"].as_str()?.strip_prefix("layer-")?.parse::<u32>().ok());
-        let top = numbers.max().ok_or_else(|| QmpError::Refused {
+        let top = self.layers().await?.into_iter().max().ok_or_else(|| QmpError::Refused {
             command: "query-named-block-nodes".into(),
             detail: "it has no layer".into(),
         })?;
@@ -95,6 +95,22 @@ impl Qmp {
     pub async fn has_node(&mut self, name: &str) -> Result<bool, QmpError> {
         let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
         Ok(nodes.as_array().is_some_and(|all| all.iter().any(|n| n["node-name"] == name)))
+    }
+
+    /// The layers it has open.
+    pub async fn layers(&mut self) -> Result<Vec<u32>, QmpError> {
+        let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes = nodes.as_array().into_iter().flatten();
+        Ok(nodes.filter_map(|n| n["node-name"].as_str()?.strip_prefix("layer-")?.parse().ok()).collect())
+    }
+
+    /// Waits until a merge ended that a controller before us began: while it is there, layers cannot be changed. How it
+    /// ended is seen from the layers.
+    pub async fn let_merge_end(&mut self) -> Result<(), QmpError> {
+        match self.finish_job(MERGE_JOB).await {
+            Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Waits until a job ended, if there is one of this name; forgets it; says how it ended.

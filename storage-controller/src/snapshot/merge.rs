@@ -11,10 +11,9 @@ use super::row::{OfVolume, State};
 use crate::{
     Storage,
     backend::{Number, chain, node_name},
+    export::MERGE_JOB,
     volume::{State as VolumeState, Trouble, VolumeId},
 };
-
-const JOB: &str = "merge";
 
 /// The highest layer that can go into the bottom one, of a volume whose layers these are (the highest, which is written to,
 /// first).
@@ -50,26 +49,35 @@ impl Storage {
         }
         let of = self.snapshots_of(id).await?;
         let asked = id.clone();
-        let Ok(layers) = self.backend(move |b| b.numbers(&asked)).await else { return Ok(()) };
-        let Some(upper) = upper(&of, &layers) else { return Ok(()) };
+        let looked = self.backend(move |b| Ok((b.numbers(&asked)?, b.has_merged(&asked)?))).await;
+        let Ok((layers, has_merged)) = looked else { return Ok(()) };
+        let upper = upper(&of, &layers);
+        if upper.is_none() && !has_merged {
+            return Ok(());
+        }
         let (storage, id) = (self.clone(), id.clone());
         self.background.begin(&format!("merge {id}"), async move { storage.merge(&id, upper).await });
         Ok(())
     }
 
-    async fn merge(&self, id: &VolumeId, upper: Number) -> Result<(), Trouble> {
+    /// None: nothing is left to merge, but the files of layers that were.
+    async fn merge(&self, id: &VolumeId, upper: Option<Number>) -> Result<(), Trouble> {
         let lock = self.lock_of(id);
         let _alone = lock.lock().await;
         let (volume, export) = self.rows(id.as_str()).await?;
         if volume.is_none_or(|v| v.state != VolumeState::Ready) {
             return Ok(());
         }
-        self.set_merged(id, upper).await?;
-        if export.is_some() {
-            self.merge_served(id, upper).await?;
-        } else {
-            let merged = id.clone();
-            self.backend(move |b| b.merge(&merged, upper)).await?;
+        if let Some(upper) = upper {
+            self.set_merged(id, upper).await?;
+        }
+        match (export, upper) {
+            (Some(_), upper) => self.merge_served(id, upper).await?,
+            (None, Some(upper)) => {
+                let merged = id.clone();
+                self.backend(move |b| b.merge(&merged, upper)).await?;
+            }
+            (None, None) => {}
         }
         let merged = id.clone();
         self.backend(move |b| b.remove_merged(&merged)).await?;
@@ -78,30 +86,27 @@ impl Storage {
     }
 
     /// The daemon does it, while it serves.
-    async fn merge_served(&self, id: &VolumeId, upper: Number) -> Result<(), Trouble> {
+    async fn merge_served(&self, id: &VolumeId, upper: Option<Number>) -> Result<(), Trouble> {
         let mut daemon = self.exports.tell(id).await?;
-        // One that a controller before us began.
-        daemon.finish_job(JOB).await?;
-        let asked = id.clone();
+        daemon.let_merge_end().await?;
+        let (asked, again) = (id.clone(), id.clone());
         let layers = self.backend(move |b| b.numbers(&asked)).await?;
-        if !layers.contains(&upper) {
-            return Ok(());
-        }
-        let device = daemon.active_node().await?;
-        if device == node_name(upper) {
-            return Err(Trouble::Other(format!("layer {upper} of {id} is written to")));
-        }
-        let job = json!({
-            "job-id": JOB, "device": device, "top-node": node_name(upper), "base-node": node_name(0),
-            "backing-file": chain::BASE, "auto-dismiss": false,
-        });
-        daemon.execute("block-commit", job).await?;
-        daemon.finish_job(JOB).await?;
-        // Those that came while the daemon ran belong to us; those it was started with went with the job.
-        for layer in layers.iter().filter(|n| **n > 0 && **n <= upper) {
-            if daemon.has_node(&node_name(*layer)).await? {
-                daemon.execute("blockdev-del", json!({ "node-name": node_name(*layer) })).await?;
+        if let Some(upper) = upper.filter(|upper| layers.contains(upper)) {
+            let device = daemon.active_node().await?;
+            if device == node_name(upper) {
+                return Err(Trouble::Other(format!("layer {upper} of {id} is written to")));
             }
+            let job = json!({
+                "job-id": MERGE_JOB, "device": device, "top-node": node_name(upper), "base-node": node_name(0),
+                "backing-file": chain::BASE, "auto-dismiss": false,
+            });
+            daemon.execute("block-commit", job).await?;
+            daemon.finish_job(MERGE_JOB).await?;
+        }
+        // Those that came while the daemon ran belong to us; those it was started with went with the job.
+        let layers = self.backend(move |b| b.numbers(&again)).await?;
+        for layer in daemon.layers().await?.into_iter().filter(|n| !layers.contains(n)) {
+            daemon.execute("blockdev-del", json!({ "node-name": node_name(layer) })).await?;
         }
         Ok(())
     }

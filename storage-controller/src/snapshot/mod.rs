@@ -208,6 +208,7 @@ impl Storage {
         let above = self.backend(move |b| b.put_layer_above(&frozen, under)).await?;
         if export.is_some() {
             let mut daemon = self.exports.tell(&id).await?;
+            daemon.let_merge_end().await?;
             // Another one: it was put there already, by a freeze that was interrupted or by the daemon's own restart.
             if daemon.active_node().await? == node_name(under) {
                 if !daemon.has_node(&node_name(above)).await? {

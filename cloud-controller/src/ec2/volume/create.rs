@@ -168,7 +168,7 @@ fn write(
 }
 
 /// IOPS and throughput as they are shown, within AWS' bounds for the type. They are figures on paper: nothing is throttled.
-fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Option<u32>) -> Outcome<(Option<u32>, Option<u32>)> {
+pub(super) fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Option<u32>) -> Outcome<(Option<u32>, Option<u32>)> {
     let bad = |message: String| -> Refusal { AwsError::invalid_parameter_value(message).into() };
     let sizes = match kind {
         "gp2" | "gp3" => 1..=16_384,

@@ -5,6 +5,7 @@
 pub mod attach;
 pub mod create;
 pub mod describe;
+pub mod modify;
 mod report;
 mod row;
 

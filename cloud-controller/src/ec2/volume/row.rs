@@ -209,6 +209,21 @@ pub fn set_deleted(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     touch(tx, id)
 }
 
+/// What it is from now on; its bytes follow.
+pub fn set_figures(
+    tx: &mut Tx<'_>,
+    id: &str,
+    size_gib: u64,
+    kind: &str,
+    (iops, throughput): (Option<u32>, Option<u32>),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE volume SET size_gib = ?2, kind = ?3, iops = ?4, throughput = ?5 WHERE id = ?1",
+        params![id, size_gib, kind, iops, throughput],
+    )?;
+    touch(tx, id)
+}
+
 pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreError> {
     let export = report.export.as_ref().and_then(|e| serde_json::to_string(e).ok());
     tx.execute(

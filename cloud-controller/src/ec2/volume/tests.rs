@@ -141,3 +141,32 @@ async fn a_forced_detach_does_not_wait_for_the_node() {
     let all_tags = all(&stage.ask("DescribeVolumes").await.unwrap(), "volumeType");
     assert_eq!(all_tags, ["gp2"]);
 }
+
+#[tokio::test]
+async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_says_so() {
+    let stage = Rehearsal::new().await;
+    let (instance, id) = (running(&stage).await, volume(&stage, "z-1a").await);
+    let modify = |more: &str| format!("ModifyVolume&VolumeId={id}&{more}");
+    for (more, code) in [
+        ("Size=0", "InvalidParameterValue"),
+        ("", "MissingParameter"),
+        ("VolumeType=io1", "MissingParameter"),
+        ("Size=2&DryRun=true", "DryRunOperation"),
+        ("MultiAttachEnabled=true&Size=2", "Unsupported"),
+    ] {
+        assert_eq!(stage.ask(&modify(more)).await.unwrap_err(), code, "{more}");
+    }
+    let done = stage.ask(&modify("VolumeType=gp3")).await.unwrap();
+    assert_eq!((first(&done, "modificationState"), first(&done, "targetIops")), ("completed".into(), "3000".into()));
+    let grown = stage.ask(&modify("Size=3")).await.unwrap();
+    assert_eq!((first(&grown, "modificationState"), first(&grown, "originalSize")), ("modifying".into(), "1".into()));
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("IncorrectModificationState".into()));
+    assert_eq!(stage.wanted_volume(&id).await.size_gib, 3);
+    stage.serve(&id).await;
+    let described = format!("DescribeVolumesModifications&VolumeId.1={id}");
+    assert_eq!(stage.all(&described, "modificationState").await, ["completed"]);
+    assert_eq!(stage.ask(&modify("Size=2")).await, Err("InvalidParameterValue".into()));
+    stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("Unsupported".into()));
+    stage.ask(&modify("Throughput=250")).await.unwrap();
+}

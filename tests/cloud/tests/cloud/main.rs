@@ -8,6 +8,7 @@ mod image;
 mod launch;
 mod orphan;
 mod placement;
+mod snapshot;
 mod stranger;
 mod token;
 mod volume;
