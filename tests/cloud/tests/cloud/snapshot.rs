@@ -44,7 +44,8 @@ async fn snapshot(cloud: &Cloud, volume: &str) -> String {
     answer.value("snapshotId")
 }
 
-async fn completed(cloud: &Cloud, id: &str) {
+/// Waits for a snapshot.
+pub async fn completed(cloud: &Cloud, id: &str) {
     eventually(&format!("{id} is completed"), || async {
         let answer = cloud.ec2(&format!("Action=DescribeSnapshots&SnapshotId.1={id}")).await;
         (answer.value("status") == "completed").then_some(())
@@ -68,7 +69,7 @@ fn byte(path: &Path, at: u64) -> u8 {
 
 /// Whether walrus has the block that is filled with this byte.
 async fn walrus_has(cloud: &Cloud, fill: u8) -> bool {
-    let identity = Identity::load(&cloud.state_of(Tier::Cloud).join("tls")).unwrap();
+    let identity = Identity::load(&cloud.state_of(Tier::CloudController).join("tls")).unwrap();
     let address = cloud.address_of(Tier::Walrus).to_string();
     let walrus = WalrusClient::new(Arc::new(TierHttp::new(&identity, &address, Role::Walrus, "walrus").unwrap()));
     let digest = hex::encode(Sha256::digest(vec![fill; BLOCK]));
@@ -106,8 +107,8 @@ async fn a_snapshot_is_the_volume_as_it_was_when_it_was_asked_for_and_frees_only
     eventually("what only the first needs is gone", || async { (!walrus_has(&cloud, 1).await).then_some(()) }).await;
     assert!(walrus_has(&cloud, 2).await && walrus_has(&cloud, 3).await);
     assert_eq!(byte(&restored(&cloud, &second).await, 1 << 20), 2);
-    cloud.kill(&[Tier::Cloud, Tier::Storage(0), Tier::Walrus]).await;
-    for tier in [Tier::Walrus, Tier::Cloud, Tier::Storage(0)] {
+    cloud.kill(&[Tier::CloudController, Tier::Storage(0), Tier::Walrus]).await;
+    for tier in [Tier::Walrus, Tier::CloudController, Tier::Storage(0)] {
         cloud.bring_up(tier).await;
     }
     cloud.wait_for_everybody().await;
