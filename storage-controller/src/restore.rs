@@ -106,6 +106,9 @@ impl Storage {
             }
             Some(export) => {
                 self.exports.grow(id, &export.name, &export.attachment, size).await?;
+                // A freeze that was interrupted left an empty layer for the daemon's next start: it must not be smaller.
+                let (active, grown) = (self.active_layer(id).await?, id.clone());
+                self.backend(move |b| if b.top(&grown)? > active { b.grow(&grown, size) } else { Ok(()) }).await?;
             }
         }
         self.write_state(id, wish.size_gib, State::Ready, String::new()).await?;

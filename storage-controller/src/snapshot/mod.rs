@@ -17,6 +17,7 @@ mod upload;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::Error as StoreError;
 use mallee_tiers::{Snapshot, SnapshotDesired, SnapshotObserved, SnapshotReport};
@@ -34,6 +35,9 @@ use crate::{
 
 /// What failed is tried again so soon: the caller of CreateSnapshot waits for the freeze.
 const AGAIN: Duration = Duration::from_millis(300);
+
+/// Snapshots that are worked on at the same time.
+const AT_ONCE: usize = 8;
 
 /// What is next for a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,13 +99,16 @@ impl Reconciler for Snapshots {
                 return report;
             }
         };
-        for wish in &wishes {
-            match storage.bring_snapshot(wish).await {
+        // Beside each other: one daemon that does not answer must not keep the others' guests waiting.
+        let work: Vec<_> = wishes.iter().map(|wish| async { (&wish.body.id, storage.bring_snapshot(wish).await) }).collect();
+        let outcomes: Vec<_> = stream::iter(work).buffer_unordered(AT_ONCE).collect().await;
+        for (id, outcome) in outcomes {
+            match outcome {
                 Ok(steps) => report.changed += steps,
                 Err(e) => {
                     report.again = Some(AGAIN);
                     if !matches!(e, Trouble::Busy) {
-                        report.error(format!("{}: {e}", wish.body.id));
+                        report.error(format!("{id}: {e}"));
                     }
                 }
             }
@@ -184,7 +191,7 @@ impl Storage {
     }
 
     /// The layer that is written to: what the daemon says, if there is an export; else the one it would be opened with.
-    async fn active_layer(&self, id: &VolumeId) -> Result<Number, Trouble> {
+    pub(crate) async fn active_layer(&self, id: &VolumeId) -> Result<Number, Trouble> {
         let (_, export) = self.rows(id.as_str()).await?;
         if export.is_none() {
             let id = id.clone();

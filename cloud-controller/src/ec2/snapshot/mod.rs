@@ -42,7 +42,11 @@ pub fn wanted(snapshot: &Snapshot) -> Body {
     Body {
         id: snapshot.id.to_string(),
         generation: snapshot.generation,
-        desired: snapshot.desired,
+        // Nothing is kept in a zone for one that failed here: its volume may go on, and go.
+        desired: match snapshot.observed {
+            Some(SnapshotObserved::Failed) => SnapshotDesired::Deleted,
+            _ => snapshot.desired,
+        },
         volume: snapshot.volume.clone(),
         attempt: snapshot.attempt,
         accepted: snapshot.accepted,

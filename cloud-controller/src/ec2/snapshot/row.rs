@@ -200,8 +200,8 @@ pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreEr
     tx.execute(
         "UPDATE snapshot SET observed = ?2, reason = ?3 WHERE id = ?1",
         params![id, word(SnapshotObserved::Failed), reason],
-    )
-    .map(|_| ())
+    )?;
+    touch(tx, id)
 }
 
 pub fn set_accepted(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
