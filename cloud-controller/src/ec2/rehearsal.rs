@@ -174,7 +174,7 @@ impl Rehearsal {
             _ => VolumeObserved::Ready,
         };
         let report =
-            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0 };
+            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0, size_gib: wanted.size_gib };
         let now = self.cloud.now();
         let taken: Result<_, StoreError> = self
             .cloud

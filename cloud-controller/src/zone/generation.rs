@@ -17,6 +17,7 @@ CREATE TABLE zone_generation (
 pub enum List {
     Instances,
     Volumes,
+    Snapshots,
 }
 
 impl List {
@@ -24,6 +25,7 @@ impl List {
         match self {
             List::Instances => "instances",
             List::Volumes => "volumes",
+            List::Snapshots => "snapshots",
         }
     }
 }

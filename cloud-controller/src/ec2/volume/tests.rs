@@ -87,7 +87,7 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
         (format!("{}&DryRun=true", attach(&id, &instance, "/dev/sdf")), "DryRunOperation"),
         ("CreateVolume&AvailabilityZone=z-9&Size=1".into(), "InvalidZone.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a".into(), "MissingParameter"),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-1".into(), "Unsupported"),
+        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(), "InvalidSnapshot.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");
@@ -158,4 +158,33 @@ async fn a_volume_too_many_is_refused_and_does_not_wait_for_a_port() {
     let more = format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/xvdba");
     assert_eq!(stage.ask(&more).await, Err("AttachmentLimitExceeded".into()));
     assert_eq!(status(&stage, &id).await, ["available"]);
+}
+
+#[tokio::test]
+async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_says_so() {
+    let stage = Rehearsal::new().await;
+    let (instance, id) = (running(&stage).await, volume(&stage, "z-1a").await);
+    let modify = |more: &str| format!("ModifyVolume&VolumeId={id}&{more}");
+    for (more, code) in [
+        ("Size=0", "InvalidParameterValue"),
+        ("", "MissingParameter"),
+        ("VolumeType=io1", "MissingParameter"),
+        ("Size=2&DryRun=true", "DryRunOperation"),
+        ("MultiAttachEnabled=true&Size=2", "Unsupported"),
+    ] {
+        assert_eq!(stage.ask(&modify(more)).await.unwrap_err(), code, "{more}");
+    }
+    let done = stage.ask(&modify("VolumeType=gp3")).await.unwrap();
+    assert_eq!((first(&done, "modificationState"), first(&done, "targetIops")), ("completed".into(), "3000".into()));
+    let grown = stage.ask(&modify("Size=3")).await.unwrap();
+    assert_eq!((first(&grown, "modificationState"), first(&grown, "originalSize")), ("modifying".into(), "1".into()));
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("IncorrectModificationState".into()));
+    assert_eq!(stage.wanted_volume(&id).await.size_gib, 3);
+    stage.serve(&id).await;
+    let described = format!("DescribeVolumesModifications&VolumeId.1={id}");
+    assert_eq!(stage.all(&described, "modificationState").await, ["completed"]);
+    assert_eq!(stage.ask(&modify("Size=2")).await, Err("InvalidParameterValue".into()));
+    stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("Unsupported".into()));
+    stage.ask(&modify("Throughput=250")).await.unwrap();
 }

@@ -11,6 +11,7 @@ mod image;
 mod launch;
 mod orphan;
 mod placement;
+mod snapshot;
 mod stranger;
 mod token;
 mod volume;
