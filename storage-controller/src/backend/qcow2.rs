@@ -203,7 +203,10 @@ mod tests {
         let create = ["create", "-q", "-u", "-f", "qcow2", "-b", "volume.raw", "-F", "raw"];
         run(Command::new("qemu-img").args(create).arg(&path).arg("1G"));
         std::fs::write(dir.path().join("volume.raw"), [7u8; 4096]).unwrap();
-        run(Command::new("qemu-io").args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"]).arg(&path).stdout(std::process::Stdio::null()));
+        run(Command::new("qemu-io")
+            .args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"])
+            .arg(&path)
+            .stdout(std::process::Stdio::null()));
         let layer = Qcow2::open(&path).unwrap();
         assert_eq!((layer.size, layer.cluster, layer.backing.as_deref()), (1 << 30, 65_536, Some("volume.raw")));
         let mut own = Vec::new();
