@@ -34,13 +34,16 @@ pub struct Config {
     /// Most elastic IPs an account may have.
     #[serde(default = "default_addresses")]
     pub max_addresses: u64,
+    /// Most VPCs an account may have, the default one included.
+    #[serde(default = "default_vpcs")]
+    pub max_vpcs: u64,
 }
 
 /// The outside of the cloud's network.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
-    /// Socket of OVN's northbound database. None: no network is rendered, and launches wait and say so.
+    /// Socket of OVN's northbound database. None: no network is rendered, and guests have none (simulated ones need none).
     pub northbound: Option<PathBuf>,
     /// The network elastic IPs and routers' outer addresses are on.
     pub outside: String,
@@ -83,6 +86,9 @@ fn default_instances() -> u64 {
     1000
 }
 fn default_addresses() -> u64 {
+    50
+}
+fn default_vpcs() -> u64 {
     50
 }
 fn yes() -> bool {

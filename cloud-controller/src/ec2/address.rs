@@ -34,6 +34,27 @@ CREATE TABLE address (
 CREATE INDEX address_of ON address (account);
 ";
 
+/// An elastic IP points at one private address of an interface: each address has one at most.
+pub const PRIVATE_ADDRESS_COLUMN: &str = "
+CREATE TABLE address_2 (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    public_ip TEXT NOT NULL UNIQUE,
+    interface TEXT,
+    private_ip TEXT,
+    association TEXT UNIQUE,
+    created BIGINT NOT NULL,
+    UNIQUE (interface, private_ip)
+);
+INSERT INTO address_2 (id, account, public_ip, interface, private_ip, association, created)
+    SELECT a.id, a.account, a.public_ip, a.interface,
+           (SELECT i.address FROM network_interface i WHERE i.id = a.interface), a.association, a.created
+    FROM address a;
+DROP TABLE address;
+ALTER TABLE address_2 RENAME TO address;
+CREATE INDEX address_of ON address (account);
+";
+
 /// An elastic IP as its row is.
 #[derive(Debug, Clone)]
 pub struct AddressRow {
@@ -41,6 +62,8 @@ pub struct AddressRow {
     pub account: String,
     pub public_ip: Ipv4Addr,
     pub interface: Option<NetworkInterfaceId>,
+    /// The address of the interface it points at.
+    pub private_ip: Option<Ipv4Addr>,
     pub association: Option<AddressAssociationId>,
     pub created: i64,
 }
@@ -49,17 +72,23 @@ pub struct AddressRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Elastic {
     pub public_ip: Ipv4Addr,
+    pub private_ip: Ipv4Addr,
     pub allocation: AllocationId,
     pub association: AddressAssociationId,
 }
 
 impl Elastic {
     fn of(row: AddressRow) -> Option<Self> {
-        Some(Self { public_ip: row.public_ip, allocation: row.id, association: row.association? })
+        Some(Self {
+            public_ip: row.public_ip,
+            private_ip: row.private_ip?,
+            allocation: row.id,
+            association: row.association?,
+        })
     }
 }
 
-const COLUMNS: &str = "id, account, public_ip, interface, association, created";
+const COLUMNS: &str = "id, account, public_ip, interface, association, created, private_ip";
 
 fn read(row: &Row<'_>) -> Result<AddressRow, StoreError> {
     Ok(AddressRow {
@@ -69,6 +98,7 @@ fn read(row: &Row<'_>) -> Result<AddressRow, StoreError> {
         interface: row.get::<Option<Id<_>>>(3)?.map(|i| i.0),
         association: row.get::<Option<Id<_>>>(4)?.map(|i| i.0),
         created: row.get(5)?,
+        private_ip: row.get::<Option<Address>>(6)?.map(|a| a.0),
     })
 }
 
@@ -81,19 +111,23 @@ pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<AddressRow>, StoreError
 pub fn by_interface(
     tx: &mut Tx<'_>,
     account: Option<&str>,
-) -> Result<BTreeMap<NetworkInterfaceId, Elastic>, StoreError> {
+) -> Result<BTreeMap<NetworkInterfaceId, Vec<Elastic>>, StoreError> {
     let rows = tx.query(
         &format!("SELECT {COLUMNS} FROM address WHERE interface IS NOT NULL AND {}", listing::whose(account)),
         params![account],
         read,
     )?;
-    Ok(rows.into_iter().filter_map(|row| Some((row.interface.clone()?, Elastic::of(row)?))).collect())
+    let mut found: BTreeMap<NetworkInterfaceId, Vec<Elastic>> = BTreeMap::new();
+    for (interface, elastic) in rows.into_iter().filter_map(|row| Some((row.interface.clone()?, Elastic::of(row)?))) {
+        found.entry(interface).or_default().push(elastic);
+    }
+    Ok(found)
 }
 
-/// The elastic IP that points at an interface.
-pub fn of_interface(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<Option<Elastic>, StoreError> {
-    let sql = format!("SELECT {COLUMNS} FROM address WHERE interface = ?1");
-    Ok(tx.query_opt(&sql, params![id.as_str()], read)?.and_then(Elastic::of))
+/// The elastic IPs that point at an interface.
+pub fn of_interface(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<Vec<Elastic>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM address WHERE interface = ?1 ORDER BY id");
+    Ok(tx.query(&sql, params![id.as_str()], read)?.into_iter().filter_map(Elastic::of).collect())
 }
 
 /// The public address instances of other tiers and metadata are told: an elastic IP, else the automatic one.
@@ -104,7 +138,16 @@ pub fn of_instance(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<Option<Ipv
 /// The interface ends: whatever pointed at it points at nothing.
 pub fn forget_interface(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE address SET interface = NULL, association = NULL WHERE interface = ?1",
+        "UPDATE address SET interface = NULL, private_ip = NULL, association = NULL WHERE interface = ?1",
+        params![id.as_str()],
+    )
+    .map(|_| ())
+}
+
+/// Points at nothing from now on.
+pub fn let_go(tx: &mut Tx<'_>, id: &AllocationId) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE address SET interface = NULL, private_ip = NULL, association = NULL WHERE id = ?1",
         params![id.as_str()],
     )
     .map(|_| ())

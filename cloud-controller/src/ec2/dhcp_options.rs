@@ -20,6 +20,8 @@ use crate::{
     service::Call,
 };
 
+pub mod change;
+
 actions![DescribeDhcpOptions => describe];
 
 pub const TABLES: &str = "
@@ -51,37 +53,66 @@ fn read(row: &Row<'_>) -> Result<DhcpOptionsRow, StoreError> {
     Ok(DhcpOptionsRow { id: row.get::<Id<_>>(0)?.0, account: row.get(1)?, options: BTreeMap::new() })
 }
 
-/// The sets of an account.
-pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<DhcpOptionsRow>, StoreError> {
-    let mut sets =
-        tx.query("SELECT id, account FROM dhcp_options WHERE account = ?1 ORDER BY id", params![account], read)?;
+/// The sets of an account; of all accounts when None.
+pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<DhcpOptionsRow>, StoreError> {
+    let sql = format!("SELECT id, account FROM dhcp_options WHERE {} ORDER BY id", listing::whose(account));
+    let mut sets = tx.query(&sql, params![account], read)?;
     for set in &mut sets {
-        let options = tx.query(
-            "SELECT name, value FROM dhcp_option WHERE dhcp_options = ?1 ORDER BY name, position",
-            params![set.id.as_str()],
-            |row| Ok((row.get::<String>(0)?, row.get(1)?)),
-        )?;
-        for (name, value) in options {
-            set.options.entry(name).or_default().push(value);
-        }
+        fill(tx, set)?;
     }
     Ok(sets)
 }
 
-/// Writes the default set of an account.
-pub fn insert_default(tx: &mut Tx<'_>, account: &str, region: &str, now: i64) -> Outcome<DhcpOptionsId> {
+fn fill(tx: &mut Tx<'_>, set: &mut DhcpOptionsRow) -> Result<(), StoreError> {
+    let options = tx.query(
+        "SELECT name, value FROM dhcp_option WHERE dhcp_options = ?1 ORDER BY name, position",
+        params![set.id.as_str()],
+        |row| Ok((row.get::<String>(0)?, row.get(1)?)),
+    )?;
+    for (name, value) in options {
+        set.options.entry(name).or_default().push(value);
+    }
+    Ok(())
+}
+
+pub fn get(tx: &mut Tx<'_>, account: &str, id: &DhcpOptionsId) -> Outcome<DhcpOptionsRow> {
+    let sql = "SELECT id, account FROM dhcp_options WHERE account = ?1 AND id = ?2";
+    tx.query_opt(sql, params![account, id.as_str()], read)?.ok_or_else(|| not_found(id.as_str()))
+}
+
+/// Options by name, each with its values in order.
+type Options = BTreeMap<String, Vec<String>>;
+
+fn insert(tx: &mut Tx<'_>, account: &str, options: &Options, now: i64) -> Result<DhcpOptionsId, StoreError> {
     let id = DhcpOptionsId::from_random(rand::random());
     tx.execute(
         "INSERT INTO dhcp_options (id, account, created) VALUES (?1, ?2, ?3)",
         params![id.as_str(), account, now],
     )?;
-    for (name, value) in [("domain-name", format!("{region}.internal")), ("domain-name-servers", "AmazonProvidedDNS".into())] {
-        tx.execute(
-            "INSERT INTO dhcp_option (dhcp_options, name, position, value) VALUES (?1, ?2, 0, ?3)",
-            params![id.as_str(), name, value],
-        )?;
+    for (name, values) in options {
+        for (position, value) in (0i64..).zip(values) {
+            tx.execute(
+                "INSERT INTO dhcp_option (dhcp_options, name, position, value) VALUES (?1, ?2, ?3, ?4)",
+                params![id.as_str(), name, position, value],
+            )?;
+        }
     }
     Ok(id)
+}
+
+/// The value that stands for the cloud's own resolver.
+pub const OWN_DNS: &str = "AmazonProvidedDNS";
+
+/// The default set of an account: the one it has, or a new one.
+pub fn default_of(tx: &mut Tx<'_>, account: &str, region: &str, now: i64) -> Outcome<DhcpOptionsId> {
+    let options = Options::from([
+        ("domain-name".to_owned(), vec![format!("{region}.internal")]),
+        ("domain-name-servers".to_owned(), vec![OWN_DNS.to_owned()]),
+    ]);
+    if let Some(set) = all(tx, Some(account))?.into_iter().find(|set| set.options == options) {
+        return Ok(set.id);
+    }
+    Ok(insert(tx, account, &options, now)?)
 }
 
 fn not_found(id: &str) -> Refusal {
@@ -143,26 +174,33 @@ const ATTRIBUTES: &[Attribute<OptionsInfo>] = &[
     }),
 ];
 
+fn info(set: DhcpOptionsRow, tag_set: Vec<Tag>) -> OptionsInfo {
+    let configuration = |(key, values): (String, Vec<String>)| Configuration {
+        key,
+        value_set: values.into_iter().map(|value| AttributeValue { value }).collect(),
+    };
+    OptionsInfo {
+        dhcp_options_id: set.id,
+        owner_id: set.account,
+        dhcp_configuration_set: set.options.into_iter().map(configuration).collect(),
+        tag_set,
+    }
+}
+
 async fn describe(call: &Call, input: DescribeDhcpOptions) -> Outcome<DescribedDhcpOptions> {
     let account = call.account().to_owned();
     let (sets, mut tags) = call
         .cloud
         .store
         .read("describe DHCP options", move |tx| {
-            Ok::<_, StoreError>((all(tx, &account)?, tag::of_kind(tx, &account, DhcpOptionsId::PREFIX)?))
+            Ok::<_, StoreError>((all(tx, Some(&account))?, tag::of_kind(tx, &account, DhcpOptionsId::PREFIX)?))
         })
         .await?;
-    let configuration = |(key, values): (String, Vec<String>)| Configuration {
-        key,
-        value_set: values.into_iter().map(|value| AttributeValue { value }).collect(),
-    };
     let infos = sets
         .into_iter()
-        .map(|set| OptionsInfo {
-            tag_set: tags.take(set.id.as_str()),
-            dhcp_options_id: set.id,
-            owner_id: set.account,
-            dhcp_configuration_set: set.options.into_iter().map(configuration).collect(),
+        .map(|set| {
+            let tag_set = tags.take(set.id.as_str());
+            info(set, tag_set)
         })
         .collect();
     let wanted = Wanted {

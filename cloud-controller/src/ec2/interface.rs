@@ -20,7 +20,7 @@ use crate::{
     Outcome, Refusal, config,
     ec2::{
         Id,
-        address::{self, Elastic},
+        address::{self as ec2_address, Elastic},
         listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::SubnetRow,
@@ -34,9 +34,33 @@ use crate::{
     },
 };
 
+pub mod address;
+pub mod attach;
+pub mod attribute;
+pub mod change;
 mod describe;
 
+pub use address::Secondary;
 pub use describe::ACTIONS;
+
+/// An interface of a NAT gateway is none of an instance: it has no port, and nobody may touch it.
+pub const KIND_COLUMN: &str = "ALTER TABLE network_interface ADD COLUMN kind TEXT NOT NULL DEFAULT 'interface';";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Interface,
+    NatGateway,
+}
+
+impl Kind {
+    /// As `interfaceType` shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Interface => "interface",
+            Kind::NatGateway => "nat_gateway",
+        }
+    }
+}
 
 /// `automatic_ip`: the public address from the pool that came with the launch. `released`: its instance is terminating.
 pub const TABLES: &str = "
@@ -114,14 +138,44 @@ pub struct InterfaceRow {
     pub created: i64,
     /// By id.
     pub groups: Vec<GroupIdentifier>,
+    pub kind: Kind,
+    /// Of the primary address.
     pub elastic: Option<Elastic>,
+    /// Its other addresses, in order.
+    pub secondary: Vec<SecondaryAddress>,
     pub link: VpcLink,
+}
+
+/// An address beside the primary one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecondaryAddress {
+    pub address: Ipv4Addr,
+    pub elastic: Option<Elastic>,
 }
 
 impl InterfaceRow {
     /// What it is reached by from outside.
     pub fn public_ip(&self) -> Option<Ipv4Addr> {
         self.elastic.as_ref().map(|e| e.public_ip).or(self.automatic_ip)
+    }
+
+    /// Every elastic IP that points at it.
+    pub fn elastics(&self) -> impl Iterator<Item = &Elastic> {
+        self.elastic.iter().chain(self.secondary.iter().filter_map(|s| s.elastic.as_ref()))
+    }
+
+    /// Its private addresses, the primary one first.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.secondary.iter().map(|s| s.address))
+    }
+
+    fn put_elastic(&mut self, elastics: Vec<Elastic>) {
+        for elastic in elastics {
+            match self.secondary.iter_mut().find(|s| s.address == elastic.private_ip) {
+                Some(secondary) => secondary.elastic = Some(elastic),
+                None => self.elastic = Some(elastic),
+            }
+        }
     }
 
     /// As the tiers below know it.
@@ -145,7 +199,7 @@ pub fn private_dns_name(region: &str, address: Ipv4Addr) -> String {
 
 const COLUMNS: &str = "id, account, vpc, subnet, zone, instance, attachment, device_index, attached, \
                        delete_on_termination, mac, address, port, description, source_dest_check, public_wanted, \
-                       automatic_ip, released, created";
+                       automatic_ip, released, created, kind";
 
 fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
     Ok(InterfaceRow {
@@ -168,8 +222,10 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
         automatic_ip: row.get::<Option<Address>>(16)?.map(|a| a.0),
         released: row.get(17)?,
         created: row.get(18)?,
+        kind: if row.get::<String>(19)? == Kind::NatGateway.as_str() { Kind::NatGateway } else { Kind::Interface },
         groups: Vec::new(),
         elastic: None,
+        secondary: Vec::new(),
         link: VpcLink { id: String::new(), metadata_port: String::new(), metadata_mac: String::new() },
     })
 }
@@ -187,10 +243,12 @@ fn load(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<Vec<InterfaceRow>> {
             groups.entry(interface).or_default().push(GroupIdentifier { group_id, group_name });
         }
     }
-    let mut elastic = address::by_interface(tx, account)?;
+    let mut elastic = ec2_address::by_interface(tx, account)?;
+    let mut addresses = address::all(tx, account)?;
     for row in &mut rows {
         row.groups = groups.remove(row.id.as_str()).unwrap_or_default();
-        row.elastic = elastic.remove(&row.id);
+        row.secondary = address::secondary(row.address, addresses.remove(row.id.as_str()).unwrap_or_default());
+        row.put_elastic(elastic.remove(&row.id).unwrap_or_default());
         if let Some(link) = links.get(&row.vpc) {
             row.link = link.clone();
         }
@@ -205,7 +263,9 @@ fn complete(tx: &mut Tx<'_>, mut row: InterfaceRow) -> Outcome<InterfaceRow> {
         let group_name = security_group::get(tx, &row.account, &group_id)?.name;
         row.groups.push(GroupIdentifier { group_id, group_name });
     }
-    row.elastic = address::of_interface(tx, &row.id)?;
+    row.secondary = address::secondary(row.address, address::of(tx, &row.id)?);
+    let elastics = ec2_address::of_interface(tx, &row.id)?;
+    row.put_elastic(elastics);
     Ok(row)
 }
 
@@ -276,11 +336,37 @@ pub fn not_found(id: &str) -> Refusal {
 /// How many addresses are in use, by subnet.
 pub fn count_by_subnet(tx: &mut Tx<'_>, account: &str) -> Result<BTreeMap<String, u64>, StoreError> {
     let counts = tx.query(
-        "SELECT subnet, COUNT(*) FROM network_interface WHERE account = ?1 GROUP BY subnet",
+        "SELECT i.subnet, COUNT(*) FROM network_interface i JOIN private_address a ON a.interface = i.id
+         WHERE i.account = ?1 GROUP BY i.subnet",
         params![account],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     Ok(counts.into_iter().collect())
+}
+
+/// How many interfaces a subnet has.
+pub fn count_in(tx: &mut Tx<'_>, subnet: &SubnetId) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM network_interface WHERE subnet = ?1";
+    tx.query_one(sql, params![subnet.as_str()], |row| row.get(0))
+}
+
+/// Whether anything in a VPC has a public address.
+pub fn has_public(tx: &mut Tx<'_>, account: &str, vpc: &VpcId) -> Outcome<bool> {
+    let rows = load(tx, Some(account))?;
+    Ok(rows.iter().any(|row| row.vpc == *vpc && (row.automatic_ip.is_some() || row.elastics().next().is_some())))
+}
+
+/// Who wears which interface; of all accounts when None.
+pub fn attached(
+    tx: &mut Tx<'_>,
+    account: Option<&str>,
+) -> Result<BTreeMap<NetworkInterfaceId, InstanceId>, StoreError> {
+    let sql = format!(
+        "SELECT id, instance FROM network_interface WHERE instance IS NOT NULL AND {}",
+        listing::whose(account)
+    );
+    let rows = tx.query(&sql, params![account], |row| Ok((row.get::<Id<_>>(0)?.0, row.get::<Id<_>>(1)?.0)))?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Whether anybody is in the group.
@@ -304,14 +390,15 @@ pub fn instances_of_group(tx: &mut Tx<'_>, group: &SecurityGroupId) -> Result<Ve
     Ok(ids)
 }
 
-/// An interface that is to be, attached to `instance` from the start.
+/// An interface that is to be.
 pub struct New<'a> {
     pub account: &'a str,
     pub subnet: &'a SubnetRow,
-    pub instance: &'a InstanceId,
-    pub device_index: u32,
+    /// To which instance it is attached from the start, and as which device.
+    pub attached: Option<(&'a InstanceId, u32)>,
     /// The private address that was asked for.
     pub address: Option<Ipv4Addr>,
+    pub secondary: Secondary,
     /// From [`security_group::for_launch`].
     pub groups: &'a [SecurityGroupId],
     pub description: &'a str,
@@ -319,14 +406,21 @@ pub struct New<'a> {
     pub source_dest_check: bool,
     /// `AssociatePublicIpAddress`; None is as the subnet says.
     pub public: Option<bool>,
+    pub kind: Kind,
     pub now: i64,
 }
+
+/// AWS' default, of an account.
+const MAX_INTERFACES: i64 = 5000;
 
 /// Makes an interface with all it needs. When it shall have a public address and the pool has none, it has none: the launch
 /// goes on.
 pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outcome<InterfaceRow> {
-    if !new.delete_on_termination {
-        return Err(AwsError::unsupported("A network interface that outlives its instance is not offered yet").into());
+    let sql = "SELECT COUNT(*) FROM network_interface WHERE account = ?1";
+    let count: i64 = tx.query_one(sql, params![new.account], |row| row.get(0))?;
+    if count >= MAX_INTERFACES {
+        let message = format!("The maximum number of network interfaces has been reached ({MAX_INTERFACES}).");
+        return Err(Refusal::new("NetworkInterfaceLimitExceeded", message));
     }
     if new.groups.len() > MAX_PER_INTERFACE {
         return Err(Refusal::new(
@@ -336,15 +430,16 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     }
     let id = NetworkInterfaceId::from_random(rand::random());
     let address = take_address(tx, new.subnet, new.address, &id)?;
+    address::take(tx, new.subnet, &new.secondary, &id)?;
     let mac = mac::take(tx, id.as_str())?;
-    let public_wanted = new.public.unwrap_or(new.subnet.public_on_launch);
+    let public_wanted = new.public.unwrap_or(new.attached.is_some() && new.subnet.public_on_launch);
     let automatic_ip =
         if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
-    let attachment = InterfaceAttachmentId::from_random(rand::random());
+    let attachment = new.attached.map(|_| InterfaceAttachmentId::from_random(rand::random()));
     tx.execute(
         &format!(
             "INSERT INTO network_interface ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9, ?18)"
         ),
         params![
             id.as_str(),
@@ -352,9 +447,9 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
             new.subnet.vpc.as_str(),
             new.subnet.id.as_str(),
             new.subnet.zone,
-            new.instance.as_str(),
-            attachment.as_str(),
-            i64::from(new.device_index),
+            new.attached.map(|(instance, _)| instance.as_str()),
+            attachment.as_ref().map(InterfaceAttachmentId::as_str),
+            i64::from(new.attached.map_or(0, |(_, index)| index)),
             new.now,
             new.delete_on_termination,
             mac,
@@ -363,7 +458,8 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
             new.description,
             new.source_dest_check,
             public_wanted,
-            automatic_ip.map(Address)
+            automatic_ip.map(Address),
+            new.kind.as_str()
         ],
     )?;
     put_groups(tx, &id, new.groups)?;
@@ -432,7 +528,7 @@ fn put_groups(tx: &mut Tx<'_>, interface: &NetworkInterfaceId, groups: &[Securit
 }
 
 /// The instance's only interface, for attributes of an instance that are its interface's.
-fn only_of(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<InterfaceRow> {
+pub fn only_of(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<InterfaceRow> {
     let mut rows = of_instance(tx, instance)?;
     match rows.len() {
         1 => Ok(rows.remove(0)),
@@ -493,28 +589,56 @@ pub fn drop_automatic(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     Ok(())
 }
 
-/// The instance is asked to terminate: public addresses are dropped at once and the ports are shut.
+/// The instance is asked to terminate: public addresses of what goes with it are dropped at once and its ports are shut.
 pub fn release(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
     for row in of_instance(tx, instance)? {
         drop_automatic(tx, &row)?;
-        address::forget_interface(tx, &row.id)?;
-        tx.execute("UPDATE network_interface SET released = 1 WHERE id = ?1", params![row.id.as_str()])?;
+        if row.delete_on_termination {
+            ec2_address::forget_interface(tx, &row.id)?;
+            tx.execute("UPDATE network_interface SET released = 1 WHERE id = ?1", params![row.id.as_str()])?;
+        }
     }
     Ok(())
 }
 
-/// Nothing is left of the instance: its interfaces go, and their addresses are free.
+/// Nothing is left of the instance: its interfaces go, and their addresses are free. Those that outlive it are free to be
+/// attached again.
 pub fn remove(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
     for row in of_instance(tx, instance)? {
-        drop_automatic(tx, &row)?;
-        address::forget_interface(tx, &row.id)?;
-        let id = row.id.as_str();
-        for table in ["interface_group", "private_address"] {
-            tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
+        if row.delete_on_termination {
+            delete_row(tx, &row)?;
+        } else {
+            drop_automatic(tx, &row)?;
+            unattach(tx, &row.id)?;
         }
-        mac::free(tx, id)?;
-        tag::drop_all(tx, id)?;
-        tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     }
+    Ok(())
+}
+
+/// An interface of the cloud's own goes.
+pub fn discard(tx: &mut Tx<'_>, account: &str, id: &NetworkInterfaceId) -> Outcome<()> {
+    let row = get(tx, account, id)?;
+    delete_row(tx, &row)
+}
+
+fn unattach(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE network_interface
+         SET instance = NULL, attachment = NULL, device_index = 0, delete_on_termination = 0, released = 0 WHERE id = ?1",
+        params![id.as_str()],
+    )
+    .map(|_| ())
+}
+
+fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
+    drop_automatic(tx, row)?;
+    ec2_address::forget_interface(tx, &row.id)?;
+    let id = row.id.as_str();
+    for table in ["interface_group", "private_address"] {
+        tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
+    }
+    mac::free(tx, id)?;
+    tag::drop_all(tx, id)?;
+    tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     Ok(())
 }

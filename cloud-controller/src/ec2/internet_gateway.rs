@@ -17,6 +17,8 @@ use crate::{
     service::Call,
 };
 
+pub mod change;
+
 actions![DescribeInternetGateways => describe];
 
 pub const TABLES: &str = "
@@ -45,9 +47,20 @@ fn read(row: &Row<'_>) -> Result<InternetGatewayRow, StoreError> {
     })
 }
 
-/// The gateways of an account.
-pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<InternetGatewayRow>, StoreError> {
-    tx.query("SELECT id, account, vpc FROM internet_gateway WHERE account = ?1 ORDER BY id", params![account], read)
+/// The gateways of an account; of all accounts when None.
+pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<InternetGatewayRow>, StoreError> {
+    let sql = format!("SELECT id, account, vpc FROM internet_gateway WHERE {} ORDER BY id", listing::whose(account));
+    tx.query(&sql, params![account], read)
+}
+
+pub fn get(tx: &mut Tx<'_>, account: &str, id: &InternetGatewayId) -> Outcome<InternetGatewayRow> {
+    let sql = "SELECT id, account, vpc FROM internet_gateway WHERE account = ?1 AND id = ?2";
+    tx.query_opt(sql, params![account, id.as_str()], read)?.ok_or_else(|| not_found(id.as_str()))
+}
+
+/// The gateway that is attached to a VPC.
+pub fn of_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<Option<InternetGatewayRow>, StoreError> {
+    tx.query_opt("SELECT id, account, vpc FROM internet_gateway WHERE vpc = ?1", params![vpc.as_str()], read)
 }
 
 /// Writes a gateway that is attached from the start.
@@ -112,22 +125,29 @@ const ATTRIBUTES: &[Attribute<GatewayInfo>] = &[
     ("owner-id", |gateway| vec![(&gateway.owner_id).into()]),
 ];
 
+fn info(gateway: InternetGatewayRow, tag_set: Vec<Tag>) -> GatewayInfo {
+    GatewayInfo {
+        internet_gateway_id: gateway.id,
+        owner_id: gateway.account,
+        attachment_set: gateway.vpc.map(|vpc_id| Attachment { vpc_id, state: "available" }).into_iter().collect(),
+        tag_set,
+    }
+}
+
 async fn describe(call: &Call, input: DescribeInternetGateways) -> Outcome<DescribedInternetGateways> {
     let account = call.account().to_owned();
     let (rows, mut tags) = call
         .cloud
         .store
         .read("describe internet gateways", move |tx| {
-            Ok::<_, StoreError>((all(tx, &account)?, tag::of_kind(tx, &account, InternetGatewayId::PREFIX)?))
+            Ok::<_, StoreError>((all(tx, Some(&account))?, tag::of_kind(tx, &account, InternetGatewayId::PREFIX)?))
         })
         .await?;
     let infos = rows
         .into_iter()
-        .map(|gateway| GatewayInfo {
-            tag_set: tags.take(gateway.id.as_str()),
-            internet_gateway_id: gateway.id,
-            owner_id: gateway.account,
-            attachment_set: gateway.vpc.map(|vpc_id| Attachment { vpc_id, state: "available" }).into_iter().collect(),
+        .map(|gateway| {
+            let tag_set = tags.take(gateway.id.as_str());
+            info(gateway, tag_set)
         })
         .collect();
     let wanted = Wanted {

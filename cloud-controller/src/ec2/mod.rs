@@ -11,7 +11,9 @@ pub mod interface;
 pub mod internet_gateway;
 pub mod key_pair;
 pub mod listing;
+pub mod nat_gateway;
 pub mod network_acl;
+pub mod peering;
 pub mod region;
 pub mod resource;
 pub mod route_table;
@@ -40,6 +42,7 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     address::associate::ACTIONS,
     address::describe::ACTIONS,
     dhcp_options::ACTIONS,
+    dhcp_options::change::ACTIONS,
     image::attribute::ACTIONS,
     image::describe::ACTIONS,
     image::register::ACTIONS,
@@ -51,13 +54,26 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     instance::status::ACTIONS,
     instance_type::ACTIONS,
     interface::ACTIONS,
+    interface::address::ACTIONS,
+    interface::attach::ACTIONS,
+    interface::attribute::ACTIONS,
+    interface::change::ACTIONS,
     internet_gateway::ACTIONS,
+    internet_gateway::change::ACTIONS,
     key_pair::ACTIONS,
+    nat_gateway::ACTIONS,
     network_acl::ACTIONS,
+    network_acl::change::ACTIONS,
+    network_acl::entry::ACTIONS,
+    peering::ACTIONS,
+    peering::describe::ACTIONS,
     region::ACTIONS,
     route_table::ACTIONS,
+    route_table::change::ACTIONS,
+    route_table::route::ACTIONS,
     security_group::authorize::ACTIONS,
     security_group::group::ACTIONS,
+    security_group::reference::ACTIONS,
     security_group::rule::ACTIONS,
     security_group::rule_edit::ACTIONS,
     snapshot::attribute::ACTIONS,
@@ -65,12 +81,15 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     snapshot::create::ACTIONS,
     snapshot::describe::ACTIONS,
     subnet::ACTIONS,
+    subnet::change::ACTIONS,
     tag::ACTIONS,
     volume::attach::ACTIONS,
     volume::create::ACTIONS,
     volume::describe::ACTIONS,
     volume::modify::ACTIONS,
     vpc::ACTIONS,
+    vpc::block::ACTIONS,
+    vpc::change::ACTIONS,
 ] };
 
 /// Ends a transaction that would have succeeded: `DryRun` is checked last, so that it also finds what is wrong.

@@ -1,5 +1,5 @@
-//! Network ACLs: what may cross a subnet's edge, whatever security groups say. Every VPC has a default one that lets all
-//! through; others come with the actions that make them, so nothing is rendered for them yet.
+//! Network ACLs: what may cross a subnet's edge, whatever security groups say: numbered entries, the first that fits decides,
+//! each packet for itself. Every VPC has a default one that lets all through. `network/render/nacl.rs` makes packets obey.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,9 @@ use crate::{
     network::Cidr,
     service::Call,
 };
+
+pub mod change;
+pub mod entry;
 
 actions![DescribeNetworkAcls => describe];
 
@@ -49,6 +52,12 @@ CREATE TABLE network_acl_association (
 );
 ";
 
+/// First and last port, or type and code of ICMP (-1 is any).
+pub const PORT_COLUMNS: &str = "
+ALTER TABLE network_acl_entry ADD COLUMN first BIGINT;
+ALTER TABLE network_acl_entry ADD COLUMN last BIGINT;
+";
+
 /// A network ACL as its rows are.
 #[derive(Debug, Clone)]
 pub struct NetworkAclRow {
@@ -69,6 +78,14 @@ pub struct EntryRow {
     pub protocol: String,
     pub allow: bool,
     pub cidr: Cidr,
+    /// First and last port of TCP and UDP; type and code of ICMP, where -1 is any.
+    pub range: Option<(i64, i64)>,
+}
+
+impl EntryRow {
+    pub fn is_icmp(&self) -> bool {
+        self.protocol == "1"
+    }
 }
 
 /// Number of the rule every ACL ends with.
@@ -85,18 +102,21 @@ fn read(row: &Row<'_>) -> Result<NetworkAclRow, StoreError> {
     })
 }
 
-/// The ACLs of an account with entries and associations.
-pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<NetworkAclRow>, StoreError> {
+/// The ACLs of an account with entries and associations; of all accounts when None.
+pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<NetworkAclRow>, StoreError> {
+    let whose = listing::whose(account);
     let mut acls = tx.query(
-        "SELECT id, account, vpc, default_of FROM network_acl WHERE account = ?1 ORDER BY id",
+        &format!("SELECT id, account, vpc, default_of FROM network_acl WHERE {whose} ORDER BY id"),
         params![account],
         read,
     )?;
     let mut entries: BTreeMap<NetworkAclId, Vec<EntryRow>> = BTreeMap::new();
     let found = tx.query(
-        "SELECT e.network_acl, e.egress, e.number, e.protocol, e.allow, e.cidr
-         FROM network_acl_entry e JOIN network_acl a ON a.id = e.network_acl
-         WHERE a.account = ?1 ORDER BY e.egress, e.number",
+        &format!(
+            "SELECT e.network_acl, e.egress, e.number, e.protocol, e.allow, e.cidr, e.first, e.last
+             FROM network_acl_entry e JOIN network_acl a ON a.id = e.network_acl
+             WHERE {whose} ORDER BY e.egress, e.number"
+        ),
         params![account],
         |row| {
             let entry = EntryRow {
@@ -105,6 +125,7 @@ pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<NetworkAclRow>, StoreEr
                 protocol: row.get(3)?,
                 allow: row.get(4)?,
                 cidr: row.get(5)?,
+                range: row.get::<Option<i64>>(6)?.zip(row.get::<Option<i64>>(7)?),
             };
             Ok((row.get::<Id<_>>(0)?.0, entry))
         },
@@ -114,8 +135,10 @@ pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<NetworkAclRow>, StoreEr
     }
     let mut associations: BTreeMap<NetworkAclId, Vec<_>> = BTreeMap::new();
     let found = tx.query(
-        "SELECT s.network_acl, s.id, s.subnet FROM network_acl_association s JOIN network_acl a ON a.id = s.network_acl
-         WHERE a.account = ?1 ORDER BY s.id",
+        &format!(
+            "SELECT s.network_acl, s.id, s.subnet FROM network_acl_association s JOIN network_acl a ON a.id = s.network_acl
+             WHERE {whose} ORDER BY s.id"
+        ),
         params![account],
         |row| Ok((row.get::<Id<_>>(0)?.0, (row.get::<Id<_>>(1)?.0, row.get::<Id<_>>(2)?.0))),
     )?;
@@ -127,6 +150,42 @@ pub fn all(tx: &mut Tx<'_>, account: &str) -> Result<Vec<NetworkAclRow>, StoreEr
         acl.associations = associations.remove(&acl.id).unwrap_or_default();
     }
     Ok(acls)
+}
+
+pub fn get(tx: &mut Tx<'_>, account: &str, id: &NetworkAclId) -> Outcome<NetworkAclRow> {
+    all(tx, Some(account))?.into_iter().find(|acl| acl.id == *id).ok_or_else(|| not_found(id.as_str()))
+}
+
+/// The ACL new subnets of a VPC are under.
+pub fn default_of(tx: &mut Tx<'_>, vpc: &VpcId) -> Outcome<NetworkAclId> {
+    tx.query_opt("SELECT id FROM network_acl WHERE default_of = ?1", params![vpc.as_str()], |row| row.get::<Id<_>>(0))?
+        .map(|id| id.0)
+        .ok_or_else(|| Refusal::internal(format!("{vpc} has no default network ACL")))
+}
+
+/// How many ACLs a VPC has beside its default one.
+pub fn count_but_default(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM network_acl WHERE vpc = ?1 AND default_of IS NULL";
+    tx.query_one(sql, params![vpc.as_str()], |row| row.get(0))
+}
+
+/// The VPC ends: its ACLs go.
+pub fn drop_of_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<(), StoreError> {
+    let ids: Vec<String> =
+        tx.query("SELECT id FROM network_acl WHERE vpc = ?1", params![vpc.as_str()], |row| row.get(0))?;
+    ids.iter().try_for_each(|id| drop_acl(tx, id))
+}
+
+fn drop_acl(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM network_acl_entry WHERE network_acl = ?1", params![id])?;
+    tx.execute("DELETE FROM network_acl_association WHERE network_acl = ?1", params![id])?;
+    tx.execute("DELETE FROM network_acl WHERE id = ?1", params![id])?;
+    tag::drop_all(tx, id)
+}
+
+/// The subnet ends.
+pub fn forget_subnet(tx: &mut Tx<'_>, subnet: &SubnetId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM network_acl_association WHERE subnet = ?1", params![subnet.as_str()]).map(|_| ())
 }
 
 /// Writes the default ACL of a new VPC: all is let through, both ways.
@@ -147,14 +206,14 @@ pub fn insert_default(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> 
 }
 
 /// A subnet is under this ACL from now on.
-pub fn associate(tx: &mut Tx<'_>, acl: &NetworkAclId, subnet: &SubnetId) -> Outcome<()> {
+pub fn associate(tx: &mut Tx<'_>, acl: &NetworkAclId, subnet: &SubnetId) -> Outcome<NetworkAclAssociationId> {
     let id = NetworkAclAssociationId::from_random(rand::random());
     tx.execute(
         "INSERT INTO network_acl_association (id, network_acl, subnet) VALUES (?1, ?2, ?3)
          ON CONFLICT (subnet) DO UPDATE SET id = ?1, network_acl = ?2",
         params![id.as_str(), acl.as_str(), subnet.as_str()],
     )?;
-    Ok(())
+    Ok(id)
 }
 
 fn not_found(id: &str) -> Refusal {
@@ -200,6 +259,21 @@ struct EntryInfo {
     rule_action: &'static str,
     egress: bool,
     cidr_block: Cidr,
+    icmp_type_code: Option<IcmpTypeCode>,
+    port_range: Option<PortRange>,
+}
+
+/// `type` and `code`, -1 is any.
+#[derive(Clone, Copy, Serialize)]
+struct IcmpTypeCode {
+    r#type: i64,
+    code: i64,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct PortRange {
+    from: i64,
+    to: i64,
 }
 
 #[derive(Serialize)]
@@ -227,11 +301,19 @@ const ATTRIBUTES: &[Attribute<AclInfo>] = &[
     ("default", |acl| vec![acl.default.to_string().into()]),
     ("entry.cidr", |acl| acl.entry_set.iter().map(|e| e.cidr_block.to_string().into()).collect()),
     ("entry.egress", |acl| acl.entry_set.iter().map(|e| e.egress.to_string().into()).collect()),
-    ("entry.icmp.code", |_| vec![]),
-    ("entry.icmp.type", |_| vec![]),
+    ("entry.icmp.code", |acl| {
+        acl.entry_set.iter().filter_map(|e| e.icmp_type_code.map(|i| i.code.to_string().into())).collect()
+    }),
+    ("entry.icmp.type", |acl| {
+        acl.entry_set.iter().filter_map(|e| e.icmp_type_code.map(|i| i.r#type.to_string().into())).collect()
+    }),
     ("entry.ipv6-cidr", |_| vec![]),
-    ("entry.port-range.from", |_| vec![]),
-    ("entry.port-range.to", |_| vec![]),
+    ("entry.port-range.from", |acl| {
+        acl.entry_set.iter().filter_map(|e| e.port_range.map(|p| p.from.to_string().into())).collect()
+    }),
+    ("entry.port-range.to", |acl| {
+        acl.entry_set.iter().filter_map(|e| e.port_range.map(|p| p.to.to_string().into())).collect()
+    }),
     ("entry.protocol", |acl| acl.entry_set.iter().map(|e| (&e.protocol).into()).collect()),
     ("entry.rule-action", |acl| acl.entry_set.iter().map(|e| e.rule_action.into()).collect()),
     ("entry.rule-number", |acl| acl.entry_set.iter().map(|e| e.rule_number.to_string().into()).collect()),
@@ -246,11 +328,14 @@ fn info(acl: NetworkAclRow, tag_set: Vec<Tag>) -> AclInfo {
         number: LAST,
         protocol: "-1".into(),
         allow: false,
-        cidr: Cidr::new(std::net::Ipv4Addr::UNSPECIFIED, 0),
+        cidr: Cidr::ANYWHERE,
+        range: None,
     });
     let mut entries: Vec<EntryRow> = acl.entries.into_iter().chain(last).collect();
     entries.sort_by_key(|e| (!e.egress, e.number));
     let entry = |e: EntryRow| EntryInfo {
+        icmp_type_code: e.range.filter(|_| e.is_icmp()).map(|(r#type, code)| IcmpTypeCode { r#type, code }),
+        port_range: e.range.filter(|_| !e.is_icmp()).map(|(from, to)| PortRange { from, to }),
         rule_number: e.number,
         protocol: e.protocol,
         rule_action: if e.allow { "allow" } else { "deny" },
@@ -279,7 +364,7 @@ async fn describe(call: &Call, input: DescribeNetworkAcls) -> Outcome<DescribedN
         .cloud
         .store
         .read("describe network ACLs", move |tx| {
-            Ok::<_, StoreError>((all(tx, &account)?, tag::of_kind(tx, &account, NetworkAclId::PREFIX)?))
+            Ok::<_, StoreError>((all(tx, Some(&account))?, tag::of_kind(tx, &account, NetworkAclId::PREFIX)?))
         })
         .await?;
     let infos = acls

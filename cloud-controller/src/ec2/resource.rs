@@ -27,6 +27,8 @@ const KINDS: &[Kind] = &[
     Kind { prefix: "eipalloc-", name: "elastic-ip", table: "address", not_found: "InvalidAllocationID.NotFound" },
     Kind { prefix: "eni-", name: "network-interface", table: "network_interface", not_found: "InvalidNetworkInterfaceID.NotFound" },
     Kind { prefix: "igw-", name: "internet-gateway", table: "internet_gateway", not_found: "InvalidInternetGatewayID.NotFound" },
+    Kind { prefix: "nat-", name: "natgateway", table: "nat_gateway", not_found: "NatGatewayNotFound" },
+    Kind { prefix: "pcx-", name: "vpc-peering-connection", table: "vpc_peering", not_found: "InvalidVpcPeeringConnectionID.NotFound" },
     Kind { prefix: "rtb-", name: "route-table", table: "route_table", not_found: "InvalidRouteTableID.NotFound" },
     Kind { prefix: "sg-", name: "security-group", table: "security_group", not_found: "InvalidGroup.NotFound" },
     Kind { prefix: "sgr-", name: "security-group-rule", table: "security_group_rule", not_found: "InvalidSecurityGroupRuleId.NotFound" },

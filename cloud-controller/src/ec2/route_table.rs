@@ -1,25 +1,32 @@
 //! Route tables: where packets that leave a subnet go. A subnet without an association of its own has its VPC's main table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mallee_aws::{
     filter::{Attribute, Filter, Tagged},
-    id::{InternetGatewayId, RouteTableAssociationId, RouteTableId, SubnetId, VpcId},
+    id::{
+        InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId, RouteTableAssociationId, RouteTableId, SubnetId,
+        VpcId, VpcPeeringConnectionId,
+    },
 };
-use mallee_store::{Error as StoreError, Row, Tx, params};
+use mallee_store::{Error as StoreError, FromValue, Row, ToValue, Tx, Value, params};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        Id,
+        Id, interface, internet_gateway,
         listing::{self, Wanted},
+        nat_gateway, peering,
         tag::{self, Tag},
         vpc::{self, VpcRow},
     },
     network::Cidr,
     service::Call,
 };
+
+pub mod change;
+pub mod route;
 
 actions![DescribeRouteTables => describe];
 
@@ -60,7 +67,49 @@ pub struct RouteTableRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRow {
     pub destination: Cidr,
-    pub gateway: InternetGatewayId,
+    pub target: Target,
+    /// Whether the target is there and takes packets. A route that is not active is a black hole.
+    pub active: bool,
+    /// The instance that wears the interface a route leads to.
+    pub instance: Option<InstanceId>,
+}
+
+/// Where a route leads. One that leads to an instance leads to its interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Gateway(InternetGatewayId),
+    Nat(NatGatewayId),
+    Interface(NetworkInterfaceId),
+    Peering(VpcPeeringConnectionId),
+}
+
+impl Target {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Target::Gateway(id) => id.as_str(),
+            Target::Nat(id) => id.as_str(),
+            Target::Interface(id) => id.as_str(),
+            Target::Peering(id) => id.as_str(),
+        }
+    }
+}
+
+impl ToValue for Target {
+    fn to_value(&self) -> Value<'_> {
+        Value::Text(self.as_str().into())
+    }
+}
+
+impl FromValue for Target {
+    fn from_value(value: Value<'_>) -> Result<Self, String> {
+        let text = String::from_value(value)?;
+        text.parse()
+            .map(Target::Gateway)
+            .or_else(|_| text.parse().map(Target::Nat))
+            .or_else(|_| text.parse().map(Target::Interface))
+            .or_else(|_| text.parse().map(Target::Peering))
+            .map_err(|_| format!("{text:?} is nothing a route leads to"))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -102,7 +151,8 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>,
         ),
         params![account],
         |row| {
-            Ok((row.get::<Id<_>>(0)?.0, RouteRow { destination: row.get(1)?, gateway: row.get::<Id<_>>(2)?.0 }))
+            let route = RouteRow { destination: row.get(1)?, target: row.get(2)?, active: false, instance: None };
+            Ok((row.get::<Id<_>>(0)?.0, route))
         },
     )?;
     for (table, route) in found {
@@ -123,11 +173,76 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>,
     for (table, association) in found {
         associations.entry(table).or_default().push(association);
     }
+    let standing = Standing::read(tx, account)?;
     for table in &mut tables {
+        for route in routes.get_mut(&table.id).into_iter().flatten() {
+            standing.tell(&table.vpc, route);
+        }
         table.routes = routes.remove(&table.id).unwrap_or_default();
         table.associations = associations.remove(&table.id).unwrap_or_default();
     }
     Ok(tables)
+}
+
+/// What routes may lead to, and whether it takes packets.
+struct Standing {
+    gateways: BTreeMap<InternetGatewayId, VpcId>,
+    nats: BTreeMap<NatGatewayId, VpcId>,
+    interfaces: BTreeMap<NetworkInterfaceId, InstanceId>,
+    peerings: BTreeSet<VpcPeeringConnectionId>,
+}
+
+impl Standing {
+    fn read(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Self, StoreError> {
+        let gateways = internet_gateway::all(tx, account)?;
+        Ok(Self {
+            gateways: gateways.into_iter().filter_map(|g| Some((g.id, g.vpc?))).collect(),
+            nats: nat_gateway::alive(tx)?.into_iter().map(|n| (n.id, n.vpc)).collect(),
+            interfaces: interface::attached(tx, account)?,
+            peerings: peering::active(tx)?.into_iter().map(|p| p.id).collect(),
+        })
+    }
+
+    fn tell(&self, vpc: &VpcId, route: &mut RouteRow) {
+        route.active = match &route.target {
+            Target::Gateway(id) => self.gateways.get(id) == Some(vpc),
+            Target::Nat(id) => self.nats.get(id) == Some(vpc),
+            Target::Interface(id) => self.interfaces.contains_key(id),
+            Target::Peering(id) => self.peerings.contains(id),
+        };
+        if let Target::Interface(id) = &route.target {
+            route.instance = self.interfaces.get(id).cloned();
+        }
+    }
+}
+
+pub fn get(tx: &mut Tx<'_>, account: &str, id: &RouteTableId) -> Outcome<RouteTableRow> {
+    all(tx, Some(account))?.into_iter().find(|t| t.id == *id).ok_or_else(|| not_found(id.as_str()))
+}
+
+/// How many tables a VPC has beside its main one.
+pub fn count_but_main(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM route_table t WHERE t.vpc = ?1
+               AND NOT EXISTS (SELECT 1 FROM route_table_association a WHERE a.route_table = t.id AND a.main_of = t.vpc)";
+    tx.query_one(sql, params![vpc.as_str()], |row| row.get(0))
+}
+
+/// The VPC ends: its tables go, and all that is in them.
+pub fn drop_of_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<(), StoreError> {
+    let tables: Vec<String> =
+        tx.query("SELECT id FROM route_table WHERE vpc = ?1", params![vpc.as_str()], |row| row.get(0))?;
+    for id in tables {
+        tx.execute("DELETE FROM route WHERE route_table = ?1", params![id])?;
+        tx.execute("DELETE FROM route_table_association WHERE route_table = ?1", params![id])?;
+        tx.execute("DELETE FROM route_table WHERE id = ?1", params![id])?;
+        tag::drop_all(tx, &id)?;
+    }
+    Ok(())
+}
+
+/// The subnet ends.
+pub fn forget_subnet(tx: &mut Tx<'_>, subnet: &SubnetId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM route_table_association WHERE subnet = ?1", params![subnet.as_str()]).map(|_| ())
 }
 
 /// Writes the main table of a new VPC.
@@ -145,16 +260,16 @@ pub fn insert_main(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Out
     Ok(id)
 }
 
-/// Writes a route to an internet gateway.
+/// Writes a route.
 pub fn insert_route(
     tx: &mut Tx<'_>,
     table: &RouteTableId,
     destination: Cidr,
-    gateway: &InternetGatewayId,
+    target: &Target,
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO route (route_table, destination, gateway) VALUES (?1, ?2, ?3)",
-        params![table.as_str(), destination, gateway.as_str()],
+        params![table.as_str(), destination, *target],
     )
     .map(|_| ())
 }
@@ -198,7 +313,12 @@ struct TableInfo {
 #[serde(rename_all = "camelCase")]
 struct RouteInfo {
     destination_cidr_block: Cidr,
-    gateway_id: String,
+    gateway_id: Option<String>,
+    instance_id: Option<InstanceId>,
+    instance_owner_id: Option<String>,
+    network_interface_id: Option<NetworkInterfaceId>,
+    vpc_peering_connection_id: Option<VpcPeeringConnectionId>,
+    nat_gateway_id: Option<NatGatewayId>,
     state: &'static str,
     origin: &'static str,
 }
@@ -244,29 +364,61 @@ const ATTRIBUTES: &[Attribute<TableInfo>] = &[
     ("route.destination-ipv6-cidr-block", |_| vec![]),
     ("route.destination-prefix-list-id", |_| vec![]),
     ("route.egress-only-internet-gateway-id", |_| vec![]),
-    ("route.gateway-id", |table| table.route_set.iter().map(|r| (&r.gateway_id).into()).collect()),
-    ("route.instance-id", |_| vec![]),
-    ("route.nat-gateway-id", |_| vec![]),
+    ("route.gateway-id", |table| table.route_set.iter().filter_map(|r| r.gateway_id.as_ref()).map(Into::into).collect()),
+    ("route.instance-id", |table| {
+        table.route_set.iter().filter_map(|r| r.instance_id.as_ref().map(|i| i.as_str().into())).collect()
+    }),
+    ("route.nat-gateway-id", |table| {
+        table.route_set.iter().filter_map(|r| r.nat_gateway_id.as_ref().map(|i| i.as_str().into())).collect()
+    }),
     ("route.origin", |table| table.route_set.iter().map(|r| r.origin.into()).collect()),
     ("route.state", |table| table.route_set.iter().map(|r| r.state.into()).collect()),
     ("route.transit-gateway-id", |_| vec![]),
-    ("route.vpc-peering-connection-id", |_| vec![]),
+    ("route.vpc-peering-connection-id", |table| {
+        table.route_set.iter().filter_map(|r| r.vpc_peering_connection_id.as_ref().map(|i| i.as_str().into())).collect()
+    }),
     ("vpc-id", |table| vec![table.vpc_id.as_str().into()]),
 ];
 
+impl RouteInfo {
+    fn new(destination_cidr_block: Cidr, state: &'static str, origin: &'static str) -> Self {
+        Self {
+            destination_cidr_block,
+            gateway_id: None,
+            instance_id: None,
+            instance_owner_id: None,
+            network_interface_id: None,
+            vpc_peering_connection_id: None,
+            nat_gateway_id: None,
+            state,
+            origin,
+        }
+    }
+
+    fn local(cidr: Cidr) -> Self {
+        Self { gateway_id: Some("local".into()), ..Self::new(cidr, "active", "CreateRouteTable") }
+    }
+
+    fn of(route: RouteRow, owner: &str) -> Self {
+        let state = if route.active { "active" } else { "blackhole" };
+        let mut info = Self::new(route.destination, state, "CreateRoute");
+        match route.target {
+            Target::Gateway(id) => info.gateway_id = Some(id.to_string()),
+            Target::Nat(id) => info.nat_gateway_id = Some(id),
+            Target::Peering(id) => info.vpc_peering_connection_id = Some(id),
+            Target::Interface(id) => {
+                info.network_interface_id = Some(id);
+                info.instance_owner_id = route.instance.is_some().then(|| owner.to_owned());
+                info.instance_id = route.instance;
+            }
+        }
+        info
+    }
+}
+
 fn info(table: RouteTableRow, vpc: Option<&VpcRow>, tag_set: Vec<Tag>) -> TableInfo {
-    let local = vpc.map(|vpc| RouteInfo {
-        destination_cidr_block: vpc.cidr,
-        gateway_id: "local".into(),
-        state: "active",
-        origin: "CreateRouteTable",
-    });
-    let others = table.routes.into_iter().map(|route| RouteInfo {
-        destination_cidr_block: route.destination,
-        gateway_id: route.gateway.to_string(),
-        state: "active",
-        origin: "CreateRoute",
-    });
+    let local = vpc.into_iter().flat_map(VpcRow::blocks).map(RouteInfo::local);
+    let others = table.routes.into_iter().map(|route| RouteInfo::of(route, &table.account));
     let association = |a: AssociationRow| AssociationInfo {
         route_table_association_id: a.id,
         route_table_id: table.id.clone(),
@@ -276,7 +428,7 @@ fn info(table: RouteTableRow, vpc: Option<&VpcRow>, tag_set: Vec<Tag>) -> TableI
     };
     TableInfo {
         association_set: table.associations.into_iter().map(association).collect(),
-        route_set: local.into_iter().chain(others).collect(),
+        route_set: local.chain(others).collect(),
         route_table_id: table.id.clone(),
         vpc_id: table.vpc,
         owner_id: table.account,

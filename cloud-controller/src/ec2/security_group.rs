@@ -6,6 +6,7 @@
 pub mod authorize;
 pub mod group;
 pub mod permission;
+pub mod reference;
 pub mod rule;
 pub mod rule_edit;
 

@@ -21,6 +21,8 @@ use crate::{
     service::Call,
 };
 
+pub mod change;
+
 actions![DescribeSubnets => describe];
 
 /// `default_of` is the account and zone (`ACCOUNT ZONE`) whose default subnet it is.
@@ -138,6 +140,11 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<SubnetRow>, Sto
         params![account],
         read,
     )
+}
+
+/// The subnets of a VPC.
+pub fn in_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<Vec<SubnetRow>, StoreError> {
+    tx.query(&format!("SELECT {COLUMNS} FROM subnet WHERE vpc = ?1 ORDER BY id"), params![vpc.as_str()], read)
 }
 
 pub fn get(tx: &mut Tx<'_>, account: &str, id: &SubnetId) -> Outcome<SubnetRow> {
@@ -280,27 +287,14 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("vpc-id", |subnet| vec![subnet.vpc_id.as_str().into()]),
 ];
 
-async fn describe(call: &Call, input: DescribeSubnets) -> Outcome<DescribedSubnets> {
-    let account = call.account().to_owned();
-    let (rows, mut tags, used) = call
-        .cloud
-        .store
-        .read("describe subnets", move |tx| {
-            let rows = all(tx, Some(&account))?;
-            let tags = tag::of_kind(tx, &account, SubnetId::PREFIX)?;
-            let used: BTreeMap<String, u64> = interface::count_by_subnet(tx, &account)?;
-            Ok::<_, StoreError>((rows, tags, used))
-        })
-        .await?;
-    let info = |subnet: SubnetRow| SubnetInfo {
+fn info(call: &Call, subnet: SubnetRow, used: u64, tag_set: Vec<Tag>) -> SubnetInfo {
+    SubnetInfo {
         subnet_arn: call.cloud.arn("ec2", &subnet.account, &format!("subnet/{}", subnet.id)),
         state: "available",
         owner_id: subnet.account.clone(),
         cidr_block: subnet.cidr,
         ipv6_cidr_block_association_set: [],
-        available_ip_address_count: subnet
-            .capacity()
-            .saturating_sub(used.get(subnet.id.as_str()).copied().unwrap_or_default()),
+        available_ip_address_count: subnet.capacity().saturating_sub(used),
         availability_zone_id: zone_id(&call.cloud.config, &subnet.zone),
         default_for_az: subnet.is_default,
         map_public_ip_on_launch: subnet.public_on_launch,
@@ -313,12 +307,33 @@ async fn describe(call: &Call, input: DescribeSubnets) -> Outcome<DescribedSubne
             enable_resource_name_dns_a_record: false,
             enable_resource_name_dns_aaaa_record: false,
         },
-        tag_set: tags.take(subnet.id.as_str()),
+        tag_set,
         subnet_id: subnet.id,
         vpc_id: subnet.vpc,
         availability_zone: subnet.zone,
-    };
-    let infos = rows.into_iter().map(info).collect();
+    }
+}
+
+async fn describe(call: &Call, input: DescribeSubnets) -> Outcome<DescribedSubnets> {
+    let account = call.account().to_owned();
+    let (rows, mut tags, used) = call
+        .cloud
+        .store
+        .read("describe subnets", move |tx| {
+            let rows = all(tx, Some(&account))?;
+            let tags = tag::of_kind(tx, &account, SubnetId::PREFIX)?;
+            let used: BTreeMap<String, u64> = interface::count_by_subnet(tx, &account)?;
+            Ok::<_, StoreError>((rows, tags, used))
+        })
+        .await?;
+    let infos = rows
+        .into_iter()
+        .map(|subnet| {
+            let tag_set = tags.take(subnet.id.as_str());
+            let used = used.get(subnet.id.as_str()).copied().unwrap_or_default();
+            info(call, subnet, used, tag_set)
+        })
+        .collect();
     let wanted = Wanted {
         dry_run: input.dry_run,
         filter: &input.filter,

@@ -42,6 +42,14 @@ pub fn refuse(parameters: &[(&str, Option<Unsupported>)]) -> Outcome<()> {
     }
 }
 
+/// Refuses a switch that is on and cannot be.
+pub fn refuse_set(name: &str, sent: Option<bool>) -> Outcome<()> {
+    match sent {
+        Some(true) => Err(AwsError::unsupported(format!("{name}=true is not supported by this cloud")).into()),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use mallee_aws::{
     AwsError,
     filter::{Attribute, Filter, Tagged},
-    id::{DhcpOptionsId, VpcId},
+    id::{DhcpOptionsId, VpcCidrAssociationId, VpcId},
 };
 use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::VpcLink;
@@ -28,6 +28,9 @@ use crate::{
     },
     service::Call,
 };
+
+pub mod block;
+pub mod change;
 
 actions![DescribeVpcs => describe, DescribeVpcAttribute => describe_attribute];
 
@@ -57,10 +60,13 @@ pub struct VpcRow {
     pub id: VpcId,
     pub account: String,
     pub cidr: Cidr,
-    /// `vpc-cidr-assoc-…`, of its only CIDR block.
+    /// `vpc-cidr-assoc-…`, of its first CIDR block.
     pub cidr_association: String,
+    /// Blocks that were associated later.
+    pub more: Vec<(VpcCidrAssociationId, Cidr)>,
     pub is_default: bool,
-    pub dhcp_options: DhcpOptionsId,
+    /// None: instances are told nothing but their address, which AWS calls the options `default`.
+    pub dhcp_options: Option<DhcpOptionsId>,
     pub dns_support: bool,
     pub dns_hostnames: bool,
     /// Its router's address on the outside network: what instances without a public address are seen as.
@@ -73,6 +79,11 @@ pub struct VpcRow {
 }
 
 impl VpcRow {
+    /// Its CIDR blocks, the first one first.
+    pub fn blocks(&self) -> impl Iterator<Item = Cidr> {
+        std::iter::once(self.cidr).chain(self.more.iter().map(|(_, cidr)| *cidr))
+    }
+
     /// What a node must know of it.
     pub fn link(&self) -> VpcLink {
         VpcLink {
@@ -97,8 +108,9 @@ fn read(row: &Row<'_>) -> Result<VpcRow, StoreError> {
         account: row.get(1)?,
         cidr: row.get(2)?,
         cidr_association: row.get(3)?,
+        more: Vec::new(),
         is_default: row.get::<Option<String>>(4)?.is_some(),
-        dhcp_options: row.get::<Id<_>>(5)?.0,
+        dhcp_options: row.get::<String>(5)?.parse().ok(),
         dns_support: row.get(6)?,
         dns_hostnames: row.get(7)?,
         outer_address: row.get::<Address>(8)?.0,
@@ -127,8 +139,9 @@ pub fn insert(tx: &mut Tx<'_>, network: &config::Network, account: &str, new: Ne
         account: account.to_owned(),
         cidr: new.cidr,
         cidr_association: format!("vpc-cidr-assoc-{}", id.as_str().trim_start_matches(VpcId::PREFIX)),
+        more: Vec::new(),
         is_default: new.is_default,
-        dhcp_options: new.dhcp_options,
+        dhcp_options: Some(new.dhcp_options),
         dns_support: true,
         dns_hostnames: false,
         outer_address,
@@ -146,7 +159,7 @@ pub fn insert(tx: &mut Tx<'_>, network: &config::Network, account: &str, new: Ne
             vpc.cidr,
             vpc.cidr_association,
             vpc.is_default.then_some(account),
-            Id(vpc.dhcp_options.clone()),
+            options_text(vpc.dhcp_options.as_ref()),
             vpc.dns_support,
             vpc.dns_hostnames,
             Address(vpc.outer_address),
@@ -161,25 +174,48 @@ pub fn insert(tx: &mut Tx<'_>, network: &config::Network, account: &str, new: Ne
 
 /// The VPCs of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<VpcRow>, StoreError> {
-    tx.query(
+    let mut vpcs = tx.query(
         &format!("SELECT {COLUMNS} FROM vpc WHERE {} ORDER BY id", listing::whose(account)),
         params![account],
         read,
-    )
+    )?;
+    let mut blocks = block::all(tx)?;
+    for vpc in &mut vpcs {
+        vpc.more = blocks.remove(&vpc.id).unwrap_or_default();
+    }
+    Ok(vpcs)
 }
 
+pub fn set_dhcp_options(tx: &mut Tx<'_>, id: &VpcId, options: Option<&DhcpOptionsId>) -> Result<(), StoreError> {
+    tx.execute("UPDATE vpc SET dhcp_options = ?2 WHERE id = ?1", params![id.as_str(), options_text(options)]).map(|_| ())
+}
+
+fn options_text(options: Option<&DhcpOptionsId>) -> &str {
+    options.map_or(NO_OPTIONS, DhcpOptionsId::as_str)
+}
+
+/// What AWS calls it when a VPC has no DHCP options.
+const NO_OPTIONS: &str = "default";
+
 pub fn get(tx: &mut Tx<'_>, account: &str, id: &VpcId) -> Outcome<VpcRow> {
-    tx.query_opt(
-        &format!("SELECT {COLUMNS} FROM vpc WHERE account = ?1 AND id = ?2"),
-        params![account, id.as_str()],
-        read,
-    )?
-    .ok_or_else(|| not_found(id.as_str()))
+    any(tx, id)?.filter(|vpc| vpc.account == account).ok_or_else(|| not_found(id.as_str()))
+}
+
+/// Whosever it is: for the other end of a peering connection.
+pub fn any(tx: &mut Tx<'_>, id: &VpcId) -> Result<Option<VpcRow>, StoreError> {
+    let found = tx.query_opt(&format!("SELECT {COLUMNS} FROM vpc WHERE id = ?1"), params![id.as_str()], read)?;
+    found.map(|vpc| with_blocks(tx, vpc)).transpose()
+}
+
+fn with_blocks(tx: &mut Tx<'_>, mut vpc: VpcRow) -> Result<VpcRow, StoreError> {
+    vpc.more = block::of(tx, &vpc.id)?;
+    Ok(vpc)
 }
 
 /// The account's default VPC, if it still has one.
 pub fn default_of(tx: &mut Tx<'_>, account: &str) -> Result<Option<VpcRow>, StoreError> {
-    tx.query_opt(&format!("SELECT {COLUMNS} FROM vpc WHERE default_of = ?1"), params![account], read)
+    let found = tx.query_opt(&format!("SELECT {COLUMNS} FROM vpc WHERE default_of = ?1"), params![account], read)?;
+    found.map(|vpc| with_blocks(tx, vpc)).transpose()
 }
 
 /// The default VPC, for a request that names none.
@@ -220,7 +256,7 @@ struct VpcInfo {
     cidr_block: Cidr,
     cidr_block_association_set: Vec<CidrBlockAssociation>,
     ipv6_cidr_block_association_set: [(); 0],
-    dhcp_options_id: DhcpOptionsId,
+    dhcp_options_id: String,
     tag_set: Vec<Tag>,
     instance_tenancy: &'static str,
     is_default: bool,
@@ -257,7 +293,7 @@ const ATTRIBUTES: &[Attribute<VpcInfo>] = &[
     ("cidr-block-association.state", |vpc| {
         vpc.cidr_block_association_set.iter().map(|a| a.cidr_block_state.state.into()).collect()
     }),
-    ("dhcp-options-id", |vpc| vec![vpc.dhcp_options_id.as_str().into()]),
+    ("dhcp-options-id", |vpc| vec![(&vpc.dhcp_options_id).into()]),
     ("ipv6-cidr-block-association.association-id", |_| vec![]),
     ("ipv6-cidr-block-association.ipv6-cidr-block", |_| vec![]),
     ("ipv6-cidr-block-association.ipv6-pool", |_| vec![]),
@@ -270,21 +306,26 @@ const ATTRIBUTES: &[Attribute<VpcInfo>] = &[
 ];
 
 fn info(vpc: VpcRow, tag_set: Vec<Tag>) -> VpcInfo {
+    let first = std::iter::once((vpc.cidr_association, vpc.cidr));
+    let more = vpc.more.into_iter().map(|(id, cidr)| (id.to_string(), cidr));
+    let associations = first.chain(more).map(|(id, cidr)| CidrBlockAssociation::new(id, cidr, "associated"));
     VpcInfo {
         vpc_id: vpc.id,
         owner_id: vpc.account,
         state: "available",
         cidr_block: vpc.cidr,
-        cidr_block_association_set: vec![CidrBlockAssociation {
-            association_id: vpc.cidr_association,
-            cidr_block: vpc.cidr,
-            cidr_block_state: State { state: "associated" },
-        }],
+        cidr_block_association_set: associations.collect(),
         ipv6_cidr_block_association_set: [],
-        dhcp_options_id: vpc.dhcp_options,
+        dhcp_options_id: options_text(vpc.dhcp_options.as_ref()).to_owned(),
         tag_set,
         instance_tenancy: "default",
         is_default: vpc.is_default,
+    }
+}
+
+impl CidrBlockAssociation {
+    fn new(association_id: String, cidr_block: Cidr, state: &'static str) -> Self {
+        Self { association_id, cidr_block, cidr_block_state: State { state } }
     }
 }
 

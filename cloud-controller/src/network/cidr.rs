@@ -47,6 +47,18 @@ impl Cidr {
         u32::from(address) & mask(self.length) == self.first
     }
 
+    /// Whether all of `other` is in it.
+    pub fn covers(&self, other: &Cidr) -> bool {
+        self.length <= other.length && self.contains(other.first())
+    }
+
+    pub fn overlaps(&self, other: &Cidr) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
+    /// Everywhere.
+    pub const ANYWHERE: Cidr = Cidr { first: 0, length: 0 };
+
     /// How many addresses it has.
     pub fn size(&self) -> u64 {
         1 << (32 - self.length)

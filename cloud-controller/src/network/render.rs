@@ -7,14 +7,22 @@
 //!
 //! - What reaches an interface is decided by ACLs: port group `mallee_drop` holds every port and drops all IP at priority
 //!   1000, but lets DHCP and metadata through at 2000; each security group is a port group whose rules allow at 1002.
-//! - An outside address of an interface is a `dnat_and_snat`. Instances without one leave by their router's own address,
-//!   which AWS would not let them; everything that wants to reach them from outside is dropped, as at AWS.
-//! - Route tables are OVN's own: a router port names its table (`options:route_table`), a route belongs to one.
-//! - A subnet whose table has no default route may not reach the outside link either, which the router is connected to.
+//! - An outside address of an interface is a `dnat_and_snat`. In the default VPC instances without one leave by their
+//!   router's own address, which AWS would not let them; everything that wants to reach them from outside is dropped, as at
+//!   AWS. In other VPCs they do not leave: what a router lets out without having translated it is dropped on the outside
+//!   switch.
+//! - Route tables are OVN's own: a router port names its table (`options:route_table`), a route belongs to one. See [`route`].
+//! - A network ACL is policies of the router, at the edge of the subnet. See [`nacl`].
+//! - A peering connection is a switch between two routers. See [`peering`].
+//! - A subnet whose table has no way out may not reach the outside link either, which the router is connected to.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mallee_aws::id::{SecurityGroupId, SubnetId, VpcId};
+
+mod nacl;
+mod peering;
+mod route;
 
 use super::{
     Cidr,
@@ -23,7 +31,8 @@ use super::{
 };
 use crate::{
     ec2::{
-        interface::InterfaceRow,
+        dhcp_options::{DhcpOptionsRow, OWN_DNS},
+        interface::{InterfaceRow, Kind},
         route_table::RouteTableRow,
         security_group::{Direction, Peer, Protocol, RuleRow},
         subnet::SubnetRow,
@@ -36,6 +45,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outside {
     pub network: Cidr,
+    /// Elastic IPs, which may be on another network that is routed here.
+    pub elastic: Cidr,
     pub gateway: Ipv4Addr,
     /// Chassis map this name to their bridge to it.
     pub physical: String,
@@ -46,12 +57,12 @@ pub struct Outside {
 
 impl Outside {
     pub fn of(config: &crate::config::Network) -> Result<Self, Refusal> {
-        let network = config
-            .outside
-            .parse()
-            .map_err(|()| Refusal::internal(format!("network.outside = {:?} is no IPv4 network", config.outside)))?;
+        let read = |name: &str, text: &str| {
+            text.parse().map_err(|()| Refusal::internal(format!("network.{name} = {text:?} is no IPv4 network")))
+        };
         Ok(Self {
-            network,
+            network: read("outside", &config.outside)?,
+            elastic: read("elastic", &config.elastic)?,
             gateway: config.gateway,
             physical: config.physical.clone(),
             chassis: config.gateway_chassis.clone(),
@@ -62,6 +73,10 @@ impl Outside {
 
 const EXT: &str = "mallee-ext";
 const DROP: &str = "mallee_drop";
+/// The routers' ports on the outside switch.
+const OUTER: &str = "mallee_outer";
+/// What leaves by them, and what enters, with a private address.
+const UNTRANSLATED: [&str; 2] = ["outside-leaving", "outside-entering"];
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const SERVICE_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 1);
 /// Geneve over a link of 1500.
@@ -70,6 +85,12 @@ const LEASE_SECONDS: &str = "3600";
 const PRIORITY_DROP: i64 = 1000;
 const PRIORITY_GROUP: i64 = 1002;
 const PRIORITY_BASE: i64 = 2000;
+/// Of a router's policies: what is closed to a subnet, what its network ACL drops, what peers may not reach, and, above
+/// all, what nothing may come between.
+const POLICY_CLOSED: i64 = 1000;
+const POLICY_NACL: i64 = 2000;
+const POLICY_PEER: i64 = 2500;
+const POLICY_SERVICE: i64 = 3000;
 
 pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
     let mut out = Content::default();
@@ -78,14 +99,22 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
         router(&mut out, vpc, outside);
         service(&mut out, vpc);
     }
-    for table in &wanted.route_tables {
-        routes(&mut out, table, outside);
-    }
-    let mut subnets = BTreeMap::new();
+    let tables = route::Tables::new(wanted);
+    peering::render(&mut out, wanted, outside);
+    route::render(&mut out, wanted, &tables, outside);
+    let vpcs: BTreeMap<_, _> = wanted.vpcs.iter().map(|vpc| (&vpc.id, vpc)).collect();
+    let options: BTreeMap<_, _> = wanted.dhcp_options.iter().map(|set| (&set.id, set)).collect();
     for subnet in &wanted.subnets {
-        switch(&mut out, subnet, table_of(subnet, &wanted.route_tables), outside);
-        subnets.insert(&subnet.id, subnet);
+        let vpc = vpcs.get(&subnet.vpc).copied();
+        let set = vpc.and_then(|vpc| vpc.dhcp_options.as_ref()).and_then(|id| options.get(id).copied());
+        let table = tables.of(subnet);
+        switch(&mut out, subnet, table);
+        dhcp(&mut out, subnet, set, outside.dns.filter(|_| vpc.is_some_and(|v| v.dns_support)));
+        if !table.is_some_and(|t| route::leads_to(t, outside.network)) {
+            closed(&mut out, subnet, outside);
+        }
     }
+    nacl::render(&mut out, wanted);
     for group in &wanted.groups {
         out.add(Table::PortGroup, port_group(&group.id), &[("group", group.id.as_str())], [
             ("name", Column::text(port_group(&group.id))),
@@ -96,7 +125,7 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
     for rule in &wanted.rules {
         group_rule(&mut out, rule);
     }
-    for interface in &wanted.interfaces {
+    for interface in wanted.interfaces.iter().filter(|i| i.kind == Kind::Interface) {
         port(&mut out, interface);
     }
     out
@@ -131,6 +160,20 @@ fn shared(out: &mut Content, outside: &Outside) {
         ("ports", Column::rows(Table::SwitchPort, [localnet.as_str()])),
         ("acls", none(Table::Acl)),
         ("other_config", Column::map::<&str, &str>([])),
+    ]);
+    let (network, elastic) = (outside.network, outside.elastic);
+    let elsewhere = |side: &str| {
+        let elastic = (!network.covers(&elastic)).then(|| format!(" && ip4.{side} != {elastic}")).unwrap_or_default();
+        format!("ip4 && ip4.{side} != {network}{elastic}")
+    };
+    let (leaving, entering) =
+        (format!("inport == @{OUTER} && {}", elsewhere("src")), format!("outport == @{OUTER} && {}", elsewhere("dst")));
+    acl(out, UNTRANSLATED[0], "from-lport", PRIORITY_DROP, leaving, "drop");
+    acl(out, UNTRANSLATED[1], "to-lport", PRIORITY_DROP, entering, "drop");
+    out.add(Table::PortGroup, OUTER, &[], [
+        ("name", Column::text(OUTER)),
+        ("ports", none(Table::SwitchPort)),
+        ("acls", Column::rows(Table::Acl, UNTRANSLATED)),
     ]);
     switch_port(out, &localnet, "localnet", ["unknown".to_owned()], [("network_name", outside.physical.as_str())]);
     let rules = [
@@ -226,16 +269,22 @@ fn link(out: &mut Content, router: &VpcId, link: Link<'_>) -> String {
 }
 
 fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
-    let snat = format!("snat-{}", vpc.id);
+    let mut translated = Vec::new();
+    if vpc.is_default {
+        for cidr in vpc.blocks() {
+            let key = if cidr == vpc.cidr { format!("snat-{}", vpc.id) } else { format!("snat-{}-{cidr}", vpc.id) };
+            nat(out, key.clone(), "snat", vpc.outer_address, cidr.to_string());
+            translated.push(key);
+        }
+    }
     out.add(Table::Router, vpc.id.as_str(), &[("account", &vpc.account)], [
         ("name", Column::text(vpc.id.as_str())),
         ("ports", none(Table::RouterPort)),
         ("static_routes", none(Table::StaticRoute)),
         ("policies", none(Table::Policy)),
-        ("nat", Column::rows(Table::Nat, [snat.as_str()])),
+        ("nat", Column::rows(Table::Nat, translated)),
         ("options", Column::map::<&str, &str>([])),
     ]);
-    nat(out, snat, "snat", vpc.outer_address, vpc.cidr.to_string());
     let port = outer_port(&vpc.id);
     let mut chassis = Vec::new();
     for (name, priority) in outside.chassis.iter().zip((1..=i64::try_from(outside.chassis.len()).unwrap_or(1)).rev()) {
@@ -256,6 +305,7 @@ fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
         switch_options: vec![("nat-addresses", "router")],
         chassis,
     });
+    out.refer(Table::PortGroup, OUTER, "ports", peer.clone());
     out.refer(Table::Switch, EXT, "ports", peer);
 }
 
@@ -279,6 +329,10 @@ fn service(out: &mut Content, vpc: &VpcRow) {
         switch_options: Vec::new(),
         chassis: Vec::new(),
     });
+    // Network ACLs do not come between an instance and its metadata.
+    let port = format!("{switch}-router");
+    let between = format!("inport == \"{port}\" || outport == \"{port}\"");
+    policy(out, &vpc.id, format!("service-{}", vpc.id), POLICY_SERVICE, between, "allow");
     switch_port(out, &metadata, "localport", [format!("{} {METADATA}", vpc.metadata_mac)], []);
     out.add(Table::Switch, switch.clone(), &[("vpc", vpc.id.as_str())], [
         ("name", Column::text(switch)),
@@ -288,32 +342,20 @@ fn service(out: &mut Content, vpc: &VpcRow) {
     ]);
 }
 
-fn routes(out: &mut Content, table: &RouteTableRow, outside: &Outside) {
-    for route in &table.routes {
-        let key = format!("{}-{}", table.id, route.destination);
-        out.add(Table::StaticRoute, key.clone(), &[], [
-            ("ip_prefix", Column::text(route.destination.to_string())),
-            ("nexthop", Column::text(outside.gateway.to_string())),
-            ("output_port", Column::set([outer_port(&table.vpc)])),
-            ("route_table", Column::text(table.id.as_str())),
-        ]);
-        out.refer(Table::Router, table.vpc.as_str(), "static_routes", key);
-    }
+fn policy(out: &mut Content, router: &VpcId, key: String, priority: i64, expression: String, action: &str) {
+    out.add(Table::Policy, key.clone(), &[], [
+        ("priority", Column::Number(priority)),
+        ("match", Column::Text(expression)),
+        ("action", Column::text(action)),
+    ]);
+    out.refer(Table::Router, router.as_str(), "policies", key);
 }
 
-/// The table of a subnet: its own, else its VPC's main one.
-fn table_of<'a>(subnet: &SubnetRow, tables: &'a [RouteTableRow]) -> Option<&'a RouteTableRow> {
-    let own = |t: &&RouteTableRow| t.associations.iter().any(|a| a.subnet.as_ref() == Some(&subnet.id));
-    tables.iter().find(own).or_else(|| tables.iter().find(|t| t.vpc == subnet.vpc && t.is_main()))
-}
-
-fn switch(out: &mut Content, subnet: &SubnetRow, table: Option<&RouteTableRow>, outside: &Outside) {
-    let port = inner_port(&subnet.id);
-    let router = subnet.router();
+fn switch(out: &mut Content, subnet: &SubnetRow, table: Option<&RouteTableRow>) {
     let peer = link(out, &subnet.vpc, Link {
-        port: port.clone(),
+        port: inner_port(&subnet.id),
         mac: &subnet.router_mac,
-        network: format!("{router}/{}", subnet.cidr.length()),
+        network: format!("{}/{}", subnet.router(), subnet.cidr.length()),
         options: table.map(|t| ("route_table".to_owned(), t.id.to_string())).into_iter().collect(),
         switch_options: Vec::new(),
         chassis: Vec::new(),
@@ -324,30 +366,43 @@ fn switch(out: &mut Content, subnet: &SubnetRow, table: Option<&RouteTableRow>, 
         ("acls", none(Table::Acl)),
         ("other_config", Column::map::<&str, &str>([])),
     ]);
+}
+
+/// What instances of a subnet are told with their address. `own_dns`: what AmazonProvidedDNS stands for.
+fn dhcp(out: &mut Content, subnet: &SubnetRow, set: Option<&DhcpOptionsRow>, own_dns: Option<Ipv4Addr>) {
+    let router = subnet.router().to_string();
     let mut options = vec![
-        ("server_id", router.to_string()),
+        ("server_id", router.clone()),
         ("server_mac", subnet.router_mac.clone()),
-        ("router", router.to_string()),
+        ("router", router),
         ("lease_time", LEASE_SECONDS.to_owned()),
         ("mtu", MTU.to_owned()),
     ];
-    if let Some(dns) = outside.dns {
-        options.push(("dns_server", dns.to_string()));
+    for (name, values) in set.iter().flat_map(|set| &set.options) {
+        let list = |values: &[String]| match values {
+            [only] => only.clone(),
+            several => format!("{{{}}}", several.join(", ")),
+        };
+        let first = values.first().cloned().unwrap_or_default();
+        match name.as_str() {
+            "domain-name" => options.push(("domain_name", format!("\"{first}\""))),
+            "domain-name-servers" if first == OWN_DNS => options.extend(own_dns.map(|dns| ("dns_server", dns.to_string()))),
+            "domain-name-servers" => options.push(("dns_server", list(values))),
+            "ntp-servers" => options.push(("ntp_server", list(values))),
+            "netbios-name-servers" => options.push(("netbios_name_server", list(values))),
+            "netbios-node-type" => options.push(("netbios_node_type", first)),
+            _ => {}
+        }
     }
     out.add(Table::DhcpOptions, subnet.id.as_str(), &[], [
         ("cidr", Column::text(subnet.cidr.to_string())),
         ("options", Column::map(options)),
     ]);
-    let leads_out = table.is_some_and(|t| t.routes.iter().any(|r| r.destination.length() == 0));
-    if !leads_out {
-        let key = format!("closed-{}", subnet.id);
-        out.add(Table::Policy, key.clone(), &[], [
-            ("priority", Column::Number(PRIORITY_DROP)),
-            ("match", Column::Text(format!("inport == \"{port}\" && ip4.dst == {}", outside.network))),
-            ("action", Column::text("drop")),
-        ]);
-        out.refer(Table::Router, subnet.vpc.as_str(), "policies", key);
-    }
+}
+
+fn closed(out: &mut Content, subnet: &SubnetRow, outside: &Outside) {
+    let expression = format!("inport == \"{}\" && ip4.dst == {}", inner_port(&subnet.id), outside.network);
+    policy(out, &subnet.vpc, format!("closed-{}", subnet.id), POLICY_CLOSED, expression, "drop");
 }
 
 fn group_rule(out: &mut Content, rule: &RuleRow) {
@@ -401,7 +456,9 @@ fn expression(rule: &RuleRow) -> Option<String> {
 
 fn port(out: &mut Content, interface: &InterfaceRow) {
     let name = interface.port.to_string();
-    let address = format!("{} {}", interface.mac, interface.address);
+    // The first one is what DHCP gives.
+    let addresses: Vec<String> = interface.addresses().map(|a| a.to_string()).collect();
+    let address = format!("{} {}", interface.mac, addresses.join(" "));
     // Without the check an instance may forward for others, but is still held to its own MAC.
     let security = if interface.source_dest_check { address.clone() } else { interface.mac.clone() };
     let instance = interface.instance.as_ref().map(|i| i.as_str()).unwrap_or_default();
@@ -419,9 +476,11 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
     for group in &interface.groups {
         out.refer(Table::PortGroup, &port_group(&group.group_id), "ports", name.clone());
     }
-    if let Some(public) = interface.public_ip() {
-        let key = interface.elastic.as_ref().map_or_else(|| format!("auto-{}", interface.id), |e| e.allocation.to_string());
-        nat(out, key.clone(), "dnat_and_snat", public, interface.address.to_string());
+    let elastics = interface.elastics().map(|e| (e.allocation.to_string(), e.public_ip, e.private_ip));
+    let automatic = interface.automatic_ip.filter(|_| interface.elastic.is_none());
+    let automatic = automatic.map(|public| (format!("auto-{}", interface.id), public, interface.address));
+    for (key, public, private) in elastics.chain(automatic) {
+        nat(out, key.clone(), "dnat_and_snat", public, private.to_string());
         out.refer(Table::Router, interface.vpc.as_str(), "nat", key);
     }
 }

@@ -5,7 +5,11 @@ use mallee_store::Tx;
 use crate::{
     Outcome,
     ec2::{
+        dhcp_options::{self, DhcpOptionsRow},
         interface::{self, InterfaceRow},
+        nat_gateway::{self, NatGatewayRow},
+        network_acl::{self, NetworkAclRow},
+        peering::{self, PeeringRow},
         route_table::{self, RouteTableRow},
         security_group::{self, GroupRow, RuleRow},
         subnet::{self, SubnetRow},
@@ -22,6 +26,12 @@ pub struct Wanted {
     pub groups: Vec<GroupRow>,
     pub rules: Vec<RuleRow>,
     pub interfaces: Vec<InterfaceRow>,
+    pub acls: Vec<NetworkAclRow>,
+    pub dhcp_options: Vec<DhcpOptionsRow>,
+    /// Those that carry packets.
+    pub nat_gateways: Vec<NatGatewayRow>,
+    /// Those that carry packets.
+    pub peerings: Vec<PeeringRow>,
 }
 
 pub fn read(tx: &mut Tx<'_>) -> Outcome<Wanted> {
@@ -32,5 +42,9 @@ pub fn read(tx: &mut Tx<'_>) -> Outcome<Wanted> {
         groups: security_group::all(tx, None)?,
         rules: security_group::all_rules(tx, None)?,
         interfaces: interface::all(tx)?,
+        acls: network_acl::all(tx, None)?,
+        dhcp_options: dhcp_options::all(tx, None)?,
+        nat_gateways: nat_gateway::alive(tx)?,
+        peerings: peering::active(tx)?,
     })
 }

@@ -1,6 +1,10 @@
 //! Packets: the whole path through a userspace Open vSwitch in a namespace, with namespaces for instances. Needs root.
 
-use std::process::{Command, Output};
+use std::{
+    net::Ipv4Addr,
+    process::{Command, Output},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use mallee_cloud_controller::ec2::{
     interface::InterfaceRow,
@@ -10,25 +14,26 @@ use mallee_cloud_controller::ec2::{
 use super::{ACCOUNTS, Central, Cloud, until};
 
 /// A machine of namespaces: `switch` holds Open vSwitch, `outside` is the other end of the link.
-struct Machine {
-    central: Central,
+pub struct Machine {
+    pub central: Central,
     prefix: String,
     namespaces: Vec<String>,
 }
 
-fn run(command: &str) -> Output {
+pub fn run(command: &str) -> Output {
     Command::new("sh").args(["-c", command]).output().unwrap()
 }
 
-fn must(command: &str) {
+pub fn must(command: &str) {
     let out = run(command);
     assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 impl Machine {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let central = Central::start().await;
-        let prefix = format!("mnl{}", std::process::id());
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let prefix = format!("mnl{}{}", std::process::id(), ["a", "b", "c"][STARTED.fetch_add(1, Ordering::SeqCst)]);
         let mut machine = Self { central, prefix, namespaces: Vec::new() };
         machine.namespace("switch");
         machine.namespace("outside");
@@ -64,7 +69,7 @@ impl Machine {
         machine
     }
 
-    fn name(&self, short: &str) -> String {
+    pub fn name(&self, short: &str) -> String {
         format!("{}-{short}", self.prefix)
     }
 
@@ -91,19 +96,23 @@ impl Machine {
         must(&self.vsctl(&format!("add-port br-int {link} -- set interface {link} external_ids:iface-id={port}")));
     }
 
-    /// A namespace that wears the interface, with a web server on port 8080.
-    fn instance(&mut self, short: &'static str, row: &InterfaceRow) {
+    /// A namespace that wears the interface in a default subnet, with a web server on port 8080.
+    pub fn instance(&mut self, short: &'static str, row: &InterfaceRow) {
+        self.wear(short, row, 20, [172, 31, 0, 1].into());
+    }
+
+    pub fn wear(&mut self, short: &'static str, row: &InterfaceRow, length: u8, router: Ipv4Addr) {
         self.namespace(short);
         let name = self.name(short);
         let link = format!("tap-{short}");
         self.pair(short, "eth0", &link);
         must(&format!("ip -n {name} link set eth0 address {}", row.mac));
-        must(&format!("ip -n {name} addr add {}/20 dev eth0 && ip -n {name} route add default via 172.31.0.1", row.address));
+        must(&format!("ip -n {name} addr add {}/{length} dev eth0 && ip -n {name} route add default via {router}", row.address));
         self.bind(&link, &row.port.to_string());
         self.serve(short, 8080);
     }
 
-    fn serve(&mut self, short: &'static str, port: u16) {
+    pub fn serve(&mut self, short: &'static str, port: u16) {
         let page = self.central.path("index.html");
         std::fs::write(&page, "here").unwrap();
         let name = self.name(short);
@@ -113,15 +122,15 @@ impl Machine {
     }
 
     /// Whether a new connection gets an answer.
-    fn answers(&self, from: &str, to: &str) -> bool {
+    pub fn answers(&self, from: &str, to: &str) -> bool {
         run(&format!("ip netns exec {} timeout 1 busybox wget -q -O - http://{to}/", self.name(from))).stdout == b"here"
     }
 
-    async fn opens(&self, from: &str, to: &str) {
+    pub async fn opens(&self, from: &str, to: &str) {
         until(&format!("{from} reaches {to}"), async || self.answers(from, to)).await;
     }
 
-    async fn closes(&self, from: &str, to: &str) {
+    pub async fn closes(&self, from: &str, to: &str) {
         until(&format!("{from} does not reach {to}"), async || !self.answers(from, to)).await;
     }
 }

@@ -106,6 +106,9 @@ id_type!(NetworkAclAssociationId, "aclassoc-", "InvalidAssociationID.Malformed")
 id_type!(DhcpOptionsId, "dopt-", "InvalidDhcpOptionsID.Malformed");
 id_type!(AllocationId, "eipalloc-", "InvalidAllocationID.Malformed");
 id_type!(AddressAssociationId, "eipassoc-", "InvalidAssociationID.Malformed");
+id_type!(VpcCidrAssociationId, "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationIDError.Malformed");
+id_type!(NatGatewayId, "nat-", "NatGatewayMalformed");
+id_type!(VpcPeeringConnectionId, "pcx-", "InvalidVpcPeeringConnectionId.Malformed");
 
 /// Any image: what `ImageId` may name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Generation, Reported, VolumeSource, Wanted};
 
+/// How many volumes one instance can have at once: a guest is started with so many ports to plug them into.
+pub const VOLUMES_AT_AN_INSTANCE: usize = 12;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeDesired {

@@ -13,9 +13,8 @@ use super::{AddressRow, COLUMNS, named, read, touch_instance_of};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        interface,
-        interface::InterfaceRow,
-        resource,
+        interface::{self, InterfaceRow},
+        internet_gateway, resource,
         tag::{self, TagSpecification},
         unless_dry_run,
     },
@@ -96,7 +95,7 @@ pub fn take(tx: &mut Tx<'_>, config: &Config, account: &str, now: i64) -> Outcom
         params![id.as_str(), account, Address(public_ip), now],
     )?;
     let account = account.to_owned();
-    Ok(AddressRow { id, account, public_ip, interface: None, association: None, created: now })
+    Ok(AddressRow { id, account, public_ip, interface: None, private_ip: None, association: None, created: now })
 }
 
 #[derive(Deserialize)]
@@ -128,10 +127,10 @@ async fn associate(call: &Call, input: AssociateAddress) -> Outcome<Associated> 
         .store
         .write("associate an address", move |tx| {
             let address = named(tx, &account, input.allocation_id.as_ref(), input.public_ip.as_deref())?;
-            let target = target(tx, &account, &input)?;
+            let (target, private_ip) = target(tx, &account, &input)?;
             // By public IP, as in EC2 classic, an address always moved.
             let may_move = input.allow_reassociation.unwrap_or(input.allocation_id.is_none());
-            let association = point(tx, &address, &target, may_move)?;
+            let association = point(tx, &address, &target, private_ip, may_move)?;
             unless_dry_run(input.dry_run)?;
             Ok::<_, Refusal>(association)
         })
@@ -141,8 +140,8 @@ async fn associate(call: &Call, input: AssociateAddress) -> Outcome<Associated> 
     Ok(Associated { done: true, association_id })
 }
 
-/// The interface the address shall point at: named itself, or an instance's.
-fn target(tx: &mut Tx<'_>, account: &str, input: &AssociateAddress) -> Outcome<InterfaceRow> {
+/// The interface the address shall point at, named itself or an instance's, and which address of it.
+fn target(tx: &mut Tx<'_>, account: &str, input: &AssociateAddress) -> Outcome<(InterfaceRow, Ipv4Addr)> {
     let row = match (&input.instance_id, &input.network_interface_id) {
         (Some(_), Some(_)) => {
             let message = "You may specify an instance id or a network interface id, but not both in the same call";
@@ -163,17 +162,28 @@ fn target(tx: &mut Tx<'_>, account: &str, input: &AssociateAddress) -> Outcome<I
                 return Err(Refusal::new("InvalidInstanceID", message));
             }
             let wanted = input.private_ip_address;
-            let at = rows.iter().position(|r| wanted.is_none_or(|ip| r.address == ip)).unwrap_or_default();
+            let at = rows.iter().position(|r| wanted.is_none_or(|ip| r.addresses().any(|a| a == ip))).unwrap_or_default();
             rows.swap_remove(at)
         }
     };
-    if let Some(ip) = input.private_ip_address.filter(|ip| *ip != row.address) {
+    if let Some(ip) = input.private_ip_address.filter(|ip| !row.addresses().any(|a| a == *ip)) {
         let message = format!("The private IP address {ip} is not assigned to the network interface '{}'", row.id);
         return Err(AwsError::invalid_parameter_value(message).into());
     }
+    if row.kind != interface::Kind::Interface {
+        let message = format!("You do not have permission to access the specified resource {}.", row.id);
+        return Err(Refusal::new("AuthFailure", message));
+    }
+    if internet_gateway::of_vpc(tx, &row.vpc)?.is_none() {
+        let message = format!("Network {} is not attached to any internet gateway", row.vpc);
+        return Err(Refusal::new("Gateway.NotAttached", message));
+    }
     match &row.instance {
         Some(id) if row.released => Err(not_valid_state(id)),
-        _ => Ok(row),
+        _ => {
+            let private_ip = input.private_ip_address.unwrap_or(row.address);
+            Ok((row, private_ip))
+        }
     }
 }
 
@@ -182,45 +192,54 @@ fn not_valid_state(instance: &InstanceId) -> Refusal {
     Refusal::new("IncorrectInstanceState", message)
 }
 
-/// Points an address at an interface. `may_move`: also one that points elsewhere, or instead of one that is there.
+/// Points an address at one of an interface. `may_move`: also one that points elsewhere, or instead of one that is there.
 pub fn point(
     tx: &mut Tx<'_>,
     address: &AddressRow,
     target: &InterfaceRow,
+    private_ip: Ipv4Addr,
     may_move: bool,
 ) -> Outcome<AddressAssociationId> {
     match (&address.interface, &address.association) {
-        (Some(interface), Some(association)) if *interface == target.id => return Ok(association.clone()),
+        (Some(interface), Some(association)) if *interface == target.id && address.private_ip == Some(private_ip) => {
+            return Ok(association.clone());
+        }
         (Some(interface), _) => {
             if !may_move {
                 let message = format!("resource {} is already associated with associate-id {}", address.id, interface);
                 return Err(Refusal::new("Resource.AlreadyAssociated", message));
             }
-            leave(tx, &address.account, interface)?;
+            leave(tx, address, interface)?;
         }
         (None, _) => {}
     }
-    if let Some(elastic) = &target.elastic {
+    if let Some(elastic) = target.elastics().find(|e| e.private_ip == private_ip) {
         if !may_move {
             let message = format!("resource {} is already associated with associate-id {}", target.id, elastic.association);
             return Err(Refusal::new("Resource.AlreadyAssociated", message));
         }
-        super::forget_interface(tx, &target.id)?;
+        super::let_go(tx, &elastic.allocation)?;
     }
-    interface::drop_automatic(tx, target)?;
+    if private_ip == target.address {
+        interface::drop_automatic(tx, target)?;
+    }
     let association = AddressAssociationId::from_random(rand::random());
     tx.execute(
-        "UPDATE address SET interface = ?2, association = ?3 WHERE id = ?1",
-        params![address.id.as_str(), target.id.as_str(), association.as_str()],
+        "UPDATE address SET interface = ?2, private_ip = ?3, association = ?4 WHERE id = ?1",
+        params![address.id.as_str(), target.id.as_str(), Address(private_ip), association.as_str()],
     )?;
     touch_instance_of(tx, target)?;
     Ok(association)
 }
 
-/// The interface has no elastic IP any more.
-fn leave(tx: &mut Tx<'_>, account: &str, id: &NetworkInterfaceId) -> Outcome<()> {
-    super::forget_interface(tx, id)?;
-    let row = interface::get(tx, account, id)?;
+/// Points at this interface no more. An address of a NAT gateway is the gateway's while it lives.
+fn leave(tx: &mut Tx<'_>, address: &AddressRow, id: &NetworkInterfaceId) -> Outcome<()> {
+    let row = interface::get(tx, &address.account, id)?;
+    if row.kind != interface::Kind::Interface {
+        let message = format!("You do not have permission to access the specified resource {}.", address.id);
+        return Err(Refusal::new("AuthFailure", message));
+    }
+    super::let_go(tx, &address.id)?;
     touch_instance_of(tx, &row)
 }
 
@@ -259,7 +278,7 @@ async fn disassociate(call: &Call, input: DisassociateAddress) -> Outcome<()> {
                 (None, None) => return Err(AwsError::missing_parameter("AssociationId").into()),
             };
             if let Some(interface) = &address.interface {
-                leave(tx, &account, interface)?;
+                leave(tx, &address, interface)?;
             }
             unless_dry_run(input.dry_run)
         })

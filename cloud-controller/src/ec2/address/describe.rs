@@ -84,7 +84,7 @@ fn info(call: &Call, row: AddressRow, interface: Option<&InterfaceRow>, tag_set:
         association_id: row.association,
         network_interface_id: row.interface,
         network_interface_owner_id: interface.map(|i| i.account.clone()),
-        private_ip_address: interface.map(|i| i.address.to_string()),
+        private_ip_address: row.private_ip.map(|ip| ip.to_string()),
         tag_set,
         public_ipv4_pool: "amazon",
         network_border_group: call.cloud.region().to_owned(),

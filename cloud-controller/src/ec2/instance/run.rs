@@ -284,14 +284,15 @@ fn launch_one(tx: &mut Tx<'_>, plan: &Plan, template: &Template, launch_index: i
     let new = interface::New {
         account: &plan.account,
         subnet: &template.subnet,
-        instance: id,
-        device_index: plan.interface.device_index,
+        attached: Some((id, plan.interface.device_index)),
         address: plan.interface.address,
+        secondary: interface::Secondary::none(),
         groups: &template.groups,
         description: &plan.interface.description,
         delete_on_termination: plan.interface.delete_on_termination,
         source_dest_check: true,
         public: plan.interface.public,
+        kind: interface::Kind::Interface,
         now: plan.now,
     };
     let made = interface::create(tx, &plan.network, new)?;

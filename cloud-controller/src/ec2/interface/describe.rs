@@ -7,10 +7,11 @@ use mallee_aws::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{GroupIdentifier, InterfaceRow, not_found, of_account, private_dns_name};
+use super::{GroupIdentifier, InterfaceRow, Kind, not_found, of_account, private_dns_name};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
+        address::Elastic,
         listing::{self, Wanted},
         tag::{self, Tag},
     },
@@ -40,7 +41,7 @@ struct DescribedNetworkInterfaces {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct InterfaceInfo {
+pub struct InterfaceInfo {
     network_interface_id: NetworkInterfaceId,
     subnet_id: SubnetId,
     vpc_id: VpcId,
@@ -64,7 +65,7 @@ struct InterfaceInfo {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Attachment {
+pub struct Attachment {
     attachment_id: Option<InterfaceAttachmentId>,
     instance_id: InstanceId,
     instance_owner_id: String,
@@ -94,6 +95,12 @@ struct PrivateAddress {
     association: Option<Association>,
 }
 
+impl InterfaceInfo {
+    fn associations(&self) -> impl Iterator<Item = &Association> {
+        self.private_ip_addresses_set.iter().filter_map(|a| a.association.as_ref())
+    }
+}
+
 impl Tagged for InterfaceInfo {
     fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
         self.tag_set.iter().map(|t| (t.key.as_str(), t.value.as_str()))
@@ -101,8 +108,8 @@ impl Tagged for InterfaceInfo {
 }
 
 const ATTRIBUTES: &[Attribute<InterfaceInfo>] = &[
-    ("addresses.association.owner-id", |i| i.association.iter().map(|a| (&a.ip_owner_id).into()).collect()),
-    ("addresses.association.public-ip", |i| i.association.iter().map(|a| (&a.public_ip).into()).collect()),
+    ("addresses.association.owner-id", |i| i.associations().map(|a| (&a.ip_owner_id).into()).collect()),
+    ("addresses.association.public-ip", |i| i.associations().map(|a| (&a.public_ip).into()).collect()),
     ("addresses.primary", |i| i.private_ip_addresses_set.iter().map(|a| a.primary.to_string().into()).collect()),
     ("addresses.private-ip-address", |i| {
         i.private_ip_addresses_set.iter().map(|a| (&a.private_ip_address).into()).collect()
@@ -149,22 +156,31 @@ const ATTRIBUTES: &[Attribute<InterfaceInfo>] = &[
 
 /// An automatic address belongs to `amazon`, an elastic IP to its account.
 fn association(row: &InterfaceRow) -> Option<Association> {
-    let public_ip = row.public_ip()?.to_string();
-    let elastic = row.elastic.as_ref();
-    Some(Association {
-        public_ip,
-        public_dns_name: String::new(),
-        ip_owner_id: elastic.map_or_else(|| "amazon".to_owned(), |_| row.account.clone()),
-        allocation_id: elastic.map(|e| e.allocation.clone()),
-        association_id: elastic.map(|e| e.association.clone()),
-    })
+    match &row.elastic {
+        Some(elastic) => Some(elastic_association(row, elastic)),
+        None => Some(Association {
+            public_ip: row.automatic_ip?.to_string(),
+            public_dns_name: String::new(),
+            ip_owner_id: "amazon".to_owned(),
+            allocation_id: None,
+            association_id: None,
+        }),
+    }
 }
 
-fn info(call: &Call, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
-    let association = association(&row);
-    let private_dns_name = private_dns_name(call.cloud.region(), row.address);
-    let attachment = row.instance.map(|instance_id| Attachment {
-        attachment_id: row.attachment,
+fn elastic_association(row: &InterfaceRow, elastic: &Elastic) -> Association {
+    Association {
+        public_ip: elastic.public_ip.to_string(),
+        public_dns_name: String::new(),
+        ip_owner_id: row.account.clone(),
+        allocation_id: Some(elastic.allocation.clone()),
+        association_id: Some(elastic.association.clone()),
+    }
+}
+
+pub fn attachment(row: &InterfaceRow) -> Option<Attachment> {
+    row.instance.clone().map(|instance_id| Attachment {
+        attachment_id: row.attachment.clone(),
         instance_id,
         instance_owner_id: row.account.clone(),
         device_index: row.device_index,
@@ -172,7 +188,25 @@ fn info(call: &Call, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
         status: if row.released { "detaching" } else { "attached" },
         attach_time: timestamp(row.attached),
         delete_on_termination: row.delete_on_termination,
-    });
+    })
+}
+
+pub fn info(region: &str, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
+    let association = association(&row);
+    let mut private_ip_addresses_set = vec![PrivateAddress {
+        private_ip_address: row.address.to_string(),
+        private_dns_name: private_dns_name(region, row.address),
+        primary: true,
+        association: association.clone(),
+    }];
+    private_ip_addresses_set.extend(row.secondary.iter().map(|secondary| PrivateAddress {
+        private_ip_address: secondary.address.to_string(),
+        private_dns_name: private_dns_name(region, secondary.address),
+        primary: false,
+        association: secondary.elastic.as_ref().map(|elastic| elastic_association(&row, elastic)),
+    }));
+    let attachment = attachment(&row);
+    let requester_managed = row.kind != Kind::Interface;
     InterfaceInfo {
         network_interface_id: row.id,
         subnet_id: row.subnet,
@@ -180,24 +214,19 @@ fn info(call: &Call, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
         availability_zone: row.zone,
         description: row.description,
         owner_id: row.account,
-        requester_managed: false,
-        status: if attachment.is_some() { "in-use" } else { "available" },
+        requester_managed,
+        status: if attachment.is_some() || requester_managed { "in-use" } else { "available" },
         mac_address: row.mac,
         private_ip_address: row.address.to_string(),
-        private_dns_name: private_dns_name.clone(),
+        private_dns_name: private_dns_name(region, row.address),
         source_dest_check: row.source_dest_check,
         group_set: row.groups,
         attachment,
-        association: association.clone(),
+        association,
         tag_set,
-        private_ip_addresses_set: vec![PrivateAddress {
-            private_ip_address: row.address.to_string(),
-            private_dns_name,
-            primary: true,
-            association,
-        }],
+        private_ip_addresses_set,
         ipv6_addresses_set: [],
-        interface_type: "interface",
+        interface_type: row.kind.as_str(),
     }
 }
 
@@ -214,7 +243,7 @@ async fn describe(call: &Call, input: DescribeNetworkInterfaces) -> Outcome<Desc
         .into_iter()
         .map(|row| {
             let tag_set = tags.take(row.id.as_str());
-            info(call, row, tag_set)
+            info(call.cloud.region(), row, tag_set)
         })
         .collect();
     let wanted = Wanted {

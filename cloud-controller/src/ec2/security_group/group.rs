@@ -79,6 +79,23 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<GroupRow>, Stor
     )
 }
 
+/// How many groups a VPC has, the default one included.
+pub fn count_in_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<i64, StoreError> {
+    tx.query_one("SELECT COUNT(*) FROM security_group WHERE vpc = ?1", params![vpc.as_str()], |row| row.get(0))
+}
+
+/// The VPC ends: its groups go.
+pub fn drop_of_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<(), StoreError> {
+    let ids: Vec<SecurityGroupId> =
+        tx.query("SELECT id FROM security_group WHERE vpc = ?1", params![vpc.as_str()], |row| Ok(row.get::<Id<_>>(0)?.0))?;
+    for id in ids {
+        rule::drop_of_group(tx, &id)?;
+        tx.execute("DELETE FROM security_group WHERE id = ?1", params![id.as_str()])?;
+        tag::drop_all(tx, id.as_str())?;
+    }
+    Ok(())
+}
+
 /// Names by id.
 pub fn names(tx: &mut Tx<'_>, account: Option<&str>) -> Result<BTreeMap<SecurityGroupId, String>, StoreError> {
     Ok(all(tx, account)?.into_iter().map(|g| (g.id, g.name)).collect())

@@ -18,9 +18,9 @@ pub struct Consequences {
     pub volumes: bool,
 }
 
-pub fn take(tx: &mut Tx<'_>, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
+pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
     let mut consequences = Consequences::default();
-    let Some(before) = row::any(tx, &report.id)? else {
+    let Some(before) = row::any(tx, &report.id)?.filter(|v| v.zone == zone) else {
         consequences.orphan = report.observed != VolumeObserved::Gone;
         return Ok(consequences);
     };

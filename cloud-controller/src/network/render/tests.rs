@@ -13,13 +13,14 @@ use super::*;
 use crate::ec2::{
     address::Elastic,
     interface::GroupIdentifier,
-    route_table::{AssociationRow, RouteRow},
+    route_table::{AssociationRow, RouteRow, Target},
     security_group::{GroupRow, Traffic},
 };
 
 fn outside() -> Outside {
     Outside {
         network: "172.29.0.0/24".parse().unwrap(),
+        elastic: "10.9.0.0/16".parse().unwrap(),
         gateway: [172, 29, 0, 1].into(),
         physical: "public".into(),
         chassis: vec!["node1".into(), "node2".into()],
@@ -33,8 +34,9 @@ fn vpc_row(n: u8) -> VpcRow {
         account: "123456789012".into(),
         cidr: "172.31.0.0/16".parse().unwrap(),
         cidr_association: String::new(),
+        more: Vec::new(),
         is_default: true,
-        dhcp_options: DhcpOptionsId::from_random([n; 9]),
+        dhcp_options: Some(DhcpOptionsId::from_random([n; 9])),
         dns_support: true,
         dns_hostnames: false,
         outer_address: Ipv4Addr::new(172, 29, 0, 10 + n),
@@ -74,7 +76,9 @@ fn cloud(vpcs: u8) -> Wanted {
             vpc: vpc.id.clone(),
             routes: vec![RouteRow {
                 destination: "0.0.0.0/0".parse().unwrap(),
-                gateway: InternetGatewayId::from_random([n; 9]),
+                target: Target::Gateway(InternetGatewayId::from_random([n; 9])),
+                active: true,
+                instance: None,
             }],
             associations: vec![AssociationRow { id: RouteTableAssociationId::from_random([n; 9]), subnet: None }],
         });
@@ -121,8 +125,11 @@ fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
         released: false,
         created: 0,
         groups: vec![GroupIdentifier { group_id: group.id.clone(), group_name: group.name.clone() }],
+        kind: Kind::Interface,
+        secondary: Vec::new(),
         elastic: public.then(|| Elastic {
             public_ip: Ipv4Addr::new(10, 9, high, low),
+            private_ip: subnet.cidr.nth(4 + u32::from(n)),
             allocation: AllocationId::from_random(random),
             association: AddressAssociationId::from_random(random),
         }),
@@ -147,21 +154,25 @@ Logical_Switch_Port mallee-ext-localnet: addresses=[unknown] name=\"mallee-ext-l
 Logical_Switch_Port metadata-vpc-01010101010101010: addresses=[06:00:00:00:01:03 169.254.169.254] name=\"metadata-vpc-01010101010101010\" type=\"localport\"
 Logical_Switch_Port outer-vpc-01010101010101010-peer: addresses=[router] name=\"outer-vpc-01010101010101010-peer\" options={nat-addresses=router, router-port=outer-vpc-01010101010101010} type=\"router\"
 Logical_Switch_Port service-vpc-01010101010101010-router-peer: addresses=[router] name=\"service-vpc-01010101010101010-router-peer\" options={router-port=service-vpc-01010101010101010-router} type=\"router\"
-Logical_Router vpc-01010101010101010: name=\"vpc-01010101010101010\" nat=<eipalloc-00050000000000000, snat-vpc-01010101010101010> ports=<inner-subnet-01010101010101010, outer-vpc-01010101010101010, service-vpc-01010101010101010-router> static_routes=<rtb-01010101010101010-0.0.0.0/0>
+Logical_Router vpc-01010101010101010: name=\"vpc-01010101010101010\" nat=<eipalloc-00050000000000000, snat-vpc-01010101010101010> policies=<service-vpc-01010101010101010> ports=<inner-subnet-01010101010101010, outer-vpc-01010101010101010, service-vpc-01010101010101010-router> static_routes=<rtb-01010101010101010-0.0.0.0/0>
 Logical_Router_Port inner-subnet-01010101010101010: mac=\"06:00:00:00:01:04\" name=\"inner-subnet-01010101010101010\" networks=[172.31.0.1/20] options={route_table=rtb-01010101010101010}
 Logical_Router_Port outer-vpc-01010101010101010: gateway_chassis=<outer-vpc-01010101010101010-node1, outer-vpc-01010101010101010-node2> mac=\"06:00:00:00:01:01\" name=\"outer-vpc-01010101010101010\" networks=[172.29.0.11/24]
 Logical_Router_Port service-vpc-01010101010101010-router: mac=\"06:00:00:00:01:02\" name=\"service-vpc-01010101010101010-router\" networks=[169.254.169.1/24]
 Gateway_Chassis outer-vpc-01010101010101010-node1: chassis_name=\"node1\" name=\"outer-vpc-01010101010101010-node1\" priority=2
 Gateway_Chassis outer-vpc-01010101010101010-node2: chassis_name=\"node2\" name=\"outer-vpc-01010101010101010-node2\" priority=1
 Logical_Router_Static_Route rtb-01010101010101010-0.0.0.0/0: ip_prefix=\"0.0.0.0/0\" nexthop=\"172.29.0.1\" output_port=[outer-vpc-01010101010101010] route_table=\"rtb-01010101010101010\"
+Logical_Router_Policy service-vpc-01010101010101010: action=\"allow\" match=\"inport == \\\"service-vpc-01010101010101010-router\\\" || outport == \\\"service-vpc-01010101010101010-router\\\"\" priority=3000
 NAT eipalloc-00050000000000000: external_ip=\"10.9.0.5\" logical_ip=\"172.31.0.9\" type=\"dnat_and_snat\"
 NAT snat-vpc-01010101010101010: external_ip=\"172.29.0.11\" logical_ip=\"172.31.0.0/16\" type=\"snat\"
 Port_Group mallee_drop: acls=<base-dhcp, base-drop-in, base-drop-out, base-metadata> name=\"mallee_drop\" ports=<00000000-0000-0000-0000-000000000005>
+Port_Group mallee_outer: acls=<outside-entering, outside-leaving> name=\"mallee_outer\" ports=<outer-vpc-01010101010101010-peer>
 Port_Group sg_01010101010101010: acls=<sgr-01010101010101010> name=\"sg_01010101010101010\" ports=<00000000-0000-0000-0000-000000000005>
 ACL base-dhcp: action=\"allow\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip4 && udp.src == 68 && udp.dst == 67\" priority=2000
 ACL base-drop-in: action=\"drop\" direction=\"to-lport\" match=\"outport == @mallee_drop && ip\" priority=1000
 ACL base-drop-out: action=\"drop\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip\" priority=1000
 ACL base-metadata: action=\"allow-related\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip4.dst == 169.254.169.254 && tcp.dst == 80\" priority=2000
+ACL outside-entering: action=\"drop\" direction=\"to-lport\" match=\"outport == @mallee_outer && ip4 && ip4.dst != 172.29.0.0/24 && ip4.dst != 10.9.0.0/16\" priority=1000
+ACL outside-leaving: action=\"drop\" direction=\"from-lport\" match=\"inport == @mallee_outer && ip4 && ip4.src != 172.29.0.0/24 && ip4.src != 10.9.0.0/16\" priority=1000
 ACL sgr-01010101010101010: action=\"allow-related\" direction=\"to-lport\" match=\"outport == @sg_01010101010101010 && ip4 && tcp.dst == 22\" priority=1002
 DHCP_Options subnet-01010101010101010: cidr=\"172.31.0.0/20\" options={lease_time=3600, mtu=1442, router=172.31.0.1, server_id=172.31.0.1, server_mac=06:00:00:00:01:04}
 ";
@@ -195,7 +206,7 @@ fn a_subnet_without_a_default_route_does_not_reach_the_outside_link() {
     all.route_tables[0].routes.clear();
     let content = render(&all, &outside());
     assert_eq!(content.rows(Table::StaticRoute).count(), 0);
-    let (_, policy) = content.rows(Table::Policy).next().unwrap();
+    let policy = content.get(Table::Policy, "closed-subnet-01010101010101010").unwrap();
     let expected = "inport == \"inner-subnet-01010101010101010\" && ip4.dst == 172.29.0.0/24";
     assert_eq!(policy["match"], Column::text(expected));
 }

@@ -1,0 +1,298 @@
+//! Network ACLs: what may cross a subnet's edge.
+//!
+//! An ACL is read from its lowest number on, and the first entry that fits decides; what none fits is dropped. It knows no
+//! connections, and it is not asked about what stays inside the subnet. So it cannot be ACLs of OVN's switches, which let
+//! answers through before they are looked at: it becomes policies of the VPC's router, by which everything goes that
+//! crosses the edge. A router's policies end at the first that fits, and a packet between two subnets must pass two ACLs:
+//! hence each direction of each subnet is one policy that drops everything that direction does not allow.
+//!
+//! That set is computed as boxes (protocols × addresses × ports) that are taken apart, because its negation in OVN's
+//! language would multiply out.
+
+use std::collections::BTreeMap;
+
+use super::{POLICY_NACL, inner_port, policy};
+use crate::{
+    ec2::network_acl::{EntryRow, NetworkAclRow},
+    network::{Cidr, northbound::Content, wanted::Wanted},
+};
+
+pub fn render(out: &mut Content, wanted: &Wanted) {
+    let mut acls: BTreeMap<_, &NetworkAclRow> = BTreeMap::new();
+    for acl in &wanted.acls {
+        acls.extend(acl.associations.iter().map(|(_, subnet)| (subnet, acl)));
+    }
+    for subnet in &wanted.subnets {
+        let Some(acl) = acls.get(&subnet.id) else { continue };
+        for egress in [false, true] {
+            let Some(dropped) = expression(&drop_set(&acl.entries, egress), egress) else { continue };
+            let (edge, name) = if egress { ("inport", "out") } else { ("outport", "in") };
+            let expression = format!("{edge} == \"{}\" && ip4 && ({dropped})", inner_port(&subnet.id));
+            policy(out, &subnet.vpc, format!("acl-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
+        }
+    }
+}
+
+/// Inclusive.
+type Range = (u32, u32);
+
+const ALL_PROTOCOLS: Range = (0, 255);
+/// Ports of TCP and UDP; for ICMP type × 256 + code. Other protocols have none, and always all of it.
+const ALL_PORTS: Range = (0, 65535);
+const ICMP: u32 = 1;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+
+/// Packets: those of every protocol in a range that come from (go to) a network and have a port in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Block {
+    protocols: Range,
+    ports: Range,
+    net: Cidr,
+}
+
+impl Block {
+    const EVERYTHING: Block = Block { protocols: ALL_PROTOCOLS, ports: ALL_PORTS, net: Cidr::ANYWHERE };
+
+    fn of(entry: &EntryRow) -> Self {
+        let protocols = match entry.protocol.parse::<u32>() {
+            Ok(number) => (number, number),
+            Err(_) => ALL_PROTOCOLS,
+        };
+        let unsigned = |n: i64| u32::try_from(n).unwrap_or_default();
+        let ports = match entry.range {
+            None => ALL_PORTS,
+            Some((kind, code)) if entry.is_icmp() => match (kind, code) {
+                (-1, _) => ALL_PORTS,
+                (kind, -1) => (unsigned(kind) * 256, unsigned(kind) * 256 + 255),
+                (kind, code) => (unsigned(kind) * 256 + unsigned(code), unsigned(kind) * 256 + unsigned(code)),
+            },
+            Some((from, to)) => (unsigned(from), unsigned(to)),
+        };
+        Self { protocols, ports, net: entry.cidr }
+    }
+
+    fn and(&self, other: &Block) -> Option<Block> {
+        let net = match (self.net.covers(&other.net), other.net.covers(&self.net)) {
+            (true, _) => other.net,
+            (_, true) => self.net,
+            _ => return None,
+        };
+        Some(Block { protocols: both(self.protocols, other.protocols)?, ports: both(self.ports, other.ports)?, net })
+    }
+
+    /// What is left without `other`, in pieces that do not overlap. Protocols are split first, so that a piece with several
+    /// of them always has all ports.
+    fn without(&self, other: &Block, left: &mut Vec<Block>) {
+        let Some(common) = self.and(other) else {
+            left.push(*self);
+            return;
+        };
+        left.extend(rest(self.protocols, common.protocols).map(|protocols| Block { protocols, ..*self }));
+        let same = Block { protocols: common.protocols, ..*self };
+        left.extend(around(self.net, common.net).map(|net| Block { net, ..same }));
+        left.extend(rest(self.ports, common.ports).map(|ports| Block { ports, net: common.net, ..same }));
+    }
+}
+
+fn both(a: Range, b: Range) -> Option<Range> {
+    let (first, last) = (a.0.max(b.0), a.1.min(b.1));
+    (first <= last).then_some((first, last))
+}
+
+/// `whole` without `part`, which is in it.
+fn rest(whole: Range, part: Range) -> impl Iterator<Item = Range> {
+    let before = (part.0 > whole.0).then(|| (whole.0, part.0 - 1));
+    let after = (part.1 < whole.1).then(|| (part.1 + 1, whole.1));
+    before.into_iter().chain(after)
+}
+
+/// `whole` without `part`, which is in it: at each length on the way the half that `part` is not in.
+fn around(whole: Cidr, part: Cidr) -> impl Iterator<Item = Cidr> {
+    (whole.length() + 1..=part.length()).map(move |length| {
+        let flipped = u32::from(part.first()) ^ (1 << (32 - u32::from(length)));
+        Cidr::new(flipped.into(), length)
+    })
+}
+
+/// What a direction of an ACL drops. Entries are in the order of their numbers.
+fn drop_set(entries: &[EntryRow], egress: bool) -> Vec<Block> {
+    let mut open = vec![Block::EVERYTHING];
+    let mut dropped = Vec::new();
+    for entry in entries.iter().filter(|e| e.egress == egress) {
+        let block = Block::of(entry);
+        if !entry.allow {
+            dropped.extend(open.iter().filter_map(|o| o.and(&block)));
+        }
+        let mut left = Vec::with_capacity(open.len());
+        for piece in &open {
+            piece.without(&block, &mut left);
+        }
+        open = left;
+    }
+    dropped.extend(open);
+    dropped
+}
+
+/// The set in OVN's words; networks that share protocols and ports are one set of addresses. None: it is empty.
+fn expression(dropped: &[Block], egress: bool) -> Option<String> {
+    let mut nets: BTreeMap<(Range, Range), Vec<Cidr>> = BTreeMap::new();
+    for block in dropped {
+        nets.entry((block.protocols, block.ports)).or_default().push(block.net);
+    }
+    let side = if egress { "dst" } else { "src" };
+    let mut parts = Vec::new();
+    for ((protocols, ports), mut nets) in nets {
+        nets.sort();
+        let mut terms = Vec::new();
+        if !nets.contains(&Cidr::ANYWHERE) {
+            let nets: Vec<String> = nets.iter().map(Cidr::to_string).collect();
+            terms.push(format!("ip4.{side} == {{{}}}", nets.join(", ")));
+        }
+        terms.extend(what(protocols, ports));
+        parts.push(if terms.is_empty() { "ip4".to_owned() } else { terms.join(" && ") });
+    }
+    (!parts.is_empty()).then(|| parts.iter().map(|p| format!("({p})")).collect::<Vec<_>>().join(" || "))
+}
+
+/// Protocols and ports. None: all of them.
+fn what(protocols: Range, ports: Range) -> Option<String> {
+    let (first, last) = protocols;
+    if protocols == ALL_PROTOCOLS {
+        return None;
+    }
+    if first != last {
+        return Some(format!("ip.proto >= {first} && ip.proto <= {last}"));
+    }
+    let port = |name: &str| match ports {
+        ALL_PORTS => name.to_owned(),
+        (from, to) if from == to => format!("{name}.dst == {from}"),
+        (from, to) => format!("{name}.dst >= {from} && {name}.dst <= {to}"),
+    };
+    Some(match first {
+        TCP => port("tcp"),
+        UDP => port("udp"),
+        ICMP => types(ports),
+        number => format!("ip.proto == {number}"),
+    })
+}
+
+/// Types and codes of ICMP: whole types in the middle, parts of one at either end.
+fn types(ports: Range) -> String {
+    if ports == ALL_PORTS {
+        return "icmp4".to_owned();
+    }
+    let mut parts = Vec::new();
+    let (mut first, last) = ports;
+    while first <= last {
+        let kind = first / 256;
+        let end_of_type = kind * 256 + 255;
+        if first % 256 == 0 && end_of_type <= last {
+            let whole = (last + 1) / 256 - 1;
+            parts.push(format!("icmp4.type >= {kind} && icmp4.type <= {whole}"));
+            first = (whole + 1) * 256;
+        } else {
+            let to = end_of_type.min(last);
+            parts.push(format!("icmp4.type == {kind} && icmp4.code >= {} && icmp4.code <= {}", first % 256, to % 256));
+            first = to + 1;
+        }
+    }
+    match parts.as_slice() {
+        [only] => only.clone(),
+        several => format!("({})", several.iter().map(|p| format!("({p})")).collect::<Vec<_>>().join(" || ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(number: i64, protocol: &str, allow: bool, cidr: &str, range: Option<(i64, i64)>) -> EntryRow {
+        EntryRow { egress: false, number, protocol: protocol.into(), allow, cidr: cidr.parse().unwrap(), range }
+    }
+
+    fn told(entries: &[EntryRow]) -> Option<String> {
+        expression(&drop_set(entries, false), false)
+    }
+
+    #[test]
+    fn what_is_dropped_in_ovns_words() {
+        let all = |number, allow| entry(number, "-1", allow, "0.0.0.0/0", None);
+        assert_eq!(told(&[all(100, true)]), None, "the default ACL drops nothing");
+        assert_eq!(told(&[]).as_deref(), Some("(ip4)"), "a new ACL drops everything");
+        let deny = entry(90, "6", false, "10.0.1.0/24", Some((22, 22)));
+        assert_eq!(told(&[deny.clone(), all(100, true)]).as_deref(), Some("(ip4.src == {10.0.1.0/24} && tcp.dst == 22)"));
+        assert_eq!(told(&[all(80, true), deny]), None, "a later entry is not read");
+        let web = entry(100, "6", true, "0.0.0.0/0", Some((80, 80)));
+        let expected = "(ip.proto >= 0 && ip.proto <= 5) || (tcp.dst >= 0 && tcp.dst <= 79) || (tcp.dst >= 81 && tcp.dst <= 65535) \
+                        || (ip.proto >= 7 && ip.proto <= 255)";
+        assert_eq!(told(&[web]).as_deref(), Some(expected));
+        let echo = entry(10, "1", false, "0.0.0.0/0", Some((8, -1)));
+        assert_eq!(told(&[echo, all(100, true)]).as_deref(), Some("(icmp4.type >= 8 && icmp4.type <= 8)"));
+    }
+
+    /// A packet as entries see it.
+    #[derive(Debug, Clone)]
+    struct Packet {
+        protocol: u32,
+        port: u32,
+        from: u32,
+    }
+
+    fn fits(entry: &EntryRow, p: &Packet) -> bool {
+        let protocol = entry.protocol == "-1" || entry.protocol == p.protocol.to_string();
+        let port = i64::from(p.port);
+        let range = match entry.range {
+            None => true,
+            Some((kind, code)) if entry.is_icmp() => (kind == -1 || kind == port / 256) && (code == -1 || code == port % 256),
+            Some((from, to)) => (from..=to).contains(&port),
+        };
+        protocol && range && entry.cidr.contains(Ipv4Addr::from(p.from))
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<EntryRow>> {
+        let net = (0u32..8, 26u8..=32).prop_map(|(n, length)| Cidr::new(Ipv4Addr::from(0x0a00_0000 + n * 9), length));
+        let net = prop_oneof![net, Just(Cidr::ANYWHERE)];
+        let protocol = prop_oneof![Just("-1"), Just("6"), Just("17"), Just("1"), Just("50")];
+        let one = (protocol, any::<bool>(), net, 0i64..12, 0i64..12).prop_map(|(protocol, allow, cidr, a, b)| {
+            let range = match protocol {
+                "6" | "17" => Some((a.min(b), a.max(b))),
+                "1" => Some(if a > 8 { (-1, -1) } else { (a % 3, b % 3 - 1) }),
+                _ => None,
+            };
+            EntryRow { egress: false, number: 0, protocol: protocol.into(), allow, cidr, range }
+        });
+        prop::collection::vec(one, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_what_the_first_entry_that_fits_does_not_allow_is_dropped(
+            entries in entries(),
+            protocol in prop_oneof![Just(1u32), Just(6), Just(17), Just(50), Just(0), Just(255)],
+            port in prop_oneof![0u32..14, Just(256), Just(257), Just(513), Just(65535)],
+            from in prop_oneof![0x0a00_0000u32..0x0a00_0060, any::<u32>()],
+        ) {
+            let packet = Packet { protocol, port, from };
+            let allowed = entries.iter().find(|e| fits(e, &packet)).is_some_and(|e| e.allow);
+            let blocks = drop_set(&entries, false);
+            let hits = blocks
+                .iter()
+                .filter(|b| {
+                    both(b.protocols, (protocol, protocol)).is_some()
+                        && both(b.ports, (port, port)).is_some()
+                        && b.net.contains(Ipv4Addr::from(from))
+                })
+                .count();
+            prop_assert_eq!(hits, usize::from(!allowed), "no piece overlaps another: {:?}", blocks);
+            for b in &blocks {
+                prop_assert!(b.protocols.0 == b.protocols.1 || b.ports == ALL_PORTS);
+            }
+            prop_assert!(blocks.len() <= 40 * (entries.len() + 1).pow(2));
+        }
+    }
+}
