@@ -141,7 +141,9 @@ impl Qcow2 {
         buffer: &mut [u8],
         mut below: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let (mut done, mut held): (usize, Option<(u64, Option<Vec<u8>>)>) = (0, None);
+        let mut done = 0;
+        // The table read last, and the offset it begins at.
+        let mut held: Option<(u64, Option<Vec<u8>>)> = None;
         let reach = self.cluster * self.cluster / 8;
         while done < buffer.len() {
             let at = offset + done as u64;

@@ -154,7 +154,7 @@ async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_say
     for (more, code) in [
         ("Size=0", "InvalidParameterValue"),
         ("", "MissingParameter"),
-        ("VolumeType=io1", "MissingParameter"),
+        ("VolumeType=io1&Size=10", "MissingParameter"),
         ("Size=2&DryRun=true", "DryRunOperation"),
         ("MultiAttachEnabled=true&Size=2", "Unsupported"),
     ] {
