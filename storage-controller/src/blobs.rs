@@ -95,7 +95,8 @@ impl Blobs {
             let read = tokio::time::timeout(PATIENCE, body::collect(response.into_body(), limit)).await;
             let read = read.map_err(|_| TierError::unreachable(format!("walrus stopped sending blob {digest}")))?;
             let bytes = read.map_err(|e| TierError::unreachable(format!("blob {digest} was cut off: {e}")))?;
-            let bytes = bytes.ok_or_else(|| TierError::refused(format!("blob {digest} has more than {limit} bytes")))?;
+            let bytes =
+                bytes.ok_or_else(|| TierError::refused(format!("blob {digest} has more than {limit} bytes")))?;
             if digest_of(&bytes) != digest {
                 return Err(TierError::internal(format!("what walrus sent is not blob {digest}")));
             }
@@ -113,7 +114,8 @@ impl Blobs {
         let walrus = self.walrus().await?;
         let path = blob_path(digest);
         let answer = tokio::time::timeout(PATIENCE, walrus.send(request, &path)).await;
-        let response = answer.map_err(|_| TierError::unreachable(format!("walrus does not answer for blob {digest}")))??;
+        let response =
+            answer.map_err(|_| TierError::unreachable(format!("walrus does not answer for blob {digest}")))??;
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => Err(TierError::not_found(format!("walrus has no blob {digest}"))),

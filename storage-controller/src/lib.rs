@@ -4,8 +4,8 @@
 //! The cloud-controller sends the whole list of volumes wanted here; [`volume`] takes each there, step by step, by a
 //! [`backend`] that keeps bytes and an [`export`] that serves them.
 
-mod background;
 pub mod backend;
+mod background;
 mod blobs;
 mod config;
 pub mod export;
@@ -21,13 +21,15 @@ use std::{
 };
 
 use mallee_service::{
-    Clock, Faults, IntentBook, Poke, Server, TierHttp, drive, intent::{INTENT_TABLES, SNAPSHOT_INTENT_TABLES}, join, process::About, register,
+    Clock, Faults, IntentBook, Poke, Server, TierHttp, drive,
+    intent::{INTENT_TABLES, SNAPSHOT_INTENT_TABLES},
+    join,
+    process::About,
+    register,
     tiers::TierOnly,
 };
 use mallee_store::{Migration, Store};
-use mallee_tiers::{
-    Peer, Reports, Role, Snapshot, SnapshotReport, StorageServer, TierError, Volume, VolumeReport,
-};
+use mallee_tiers::{Peer, Reports, Role, Snapshot, SnapshotReport, StorageServer, TierError, Volume, VolumeReport};
 use tokio::sync::watch;
 
 pub use blobs::Place;

@@ -58,7 +58,9 @@ impl Storage {
         let manifest = Manifest::read(&document).map_err(Trouble::Other)?;
         if manifest.size > size {
             let (snapshot, needs) = (&source.snapshot, manifest.size.div_ceil(GIB));
-            return Err(BackendError::NoRoom(format!("{snapshot} has {needs} GiB, the volume only {}", size / GIB)).into());
+            return Err(
+                BackendError::NoRoom(format!("{snapshot} has {needs} GiB, the volume only {}", size / GIB)).into()
+            );
         }
         let made = id.clone();
         let file = Arc::new(self.backend(move |b| b.begin_restore(&made, size)).await?);

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::{
-    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, StatusAsked, StorageController, TierError,
-    TierErrorKind, TierStatus, Snapshot, SnapshotReport, Volume, VolumeReport, WhyAnswer, WhyAsked, WhyLine,
+    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, Snapshot, SnapshotReport, StatusAsked,
+    StorageController, TierError, TierErrorKind, TierStatus, Volume, VolumeReport, WhyAnswer, WhyAsked, WhyLine,
 };
 
 use crate::Storage;

@@ -294,7 +294,13 @@ impl Storage {
         done.map_err(|e| Trouble::Other(e.to_string()))?.map_err(Trouble::from)
     }
 
-    pub(crate) async fn write_state(&self, id: &VolumeId, size_gib: u64, state: State, reason: String) -> Result<(), StoreError> {
+    pub(crate) async fn write_state(
+        &self,
+        id: &VolumeId,
+        size_gib: u64,
+        state: State,
+        reason: String,
+    ) -> Result<(), StoreError> {
         let (id, now) = (id.clone(), self.clock.now_ms());
         self.store
             .write("write a volume", move |tx| {

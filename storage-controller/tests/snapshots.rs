@@ -33,7 +33,11 @@ struct Writer {
 impl Writer {
     fn on(export: &Export) -> Self {
         let at = url(export);
-        let image = format!("driver=nbd,server.type=unix,server.path={},export={},reconnect-delay=60", at.split_once("socket=").unwrap().1, export.name);
+        let image = format!(
+            "driver=nbd,server.type=unix,server.path={},export={},reconnect-delay=60",
+            at.split_once("socket=").unwrap().1,
+            export.name
+        );
         let mut child = Command::new("qemu-io")
             .args(["--image-opts", &image])
             .stdin(Stdio::piped())
@@ -97,7 +101,10 @@ fn whole_slots(path: &Path) -> u64 {
             assert!(!ended, "slot {n} is written, one before it is not");
             count += 1;
         } else {
-            assert!(ended || slot.iter().all(|b| *b == 0) || !slot.iter().any(|b| *b != 0 && *b != expected), "slot {n} holds something else");
+            assert!(
+                ended || slot.iter().all(|b| *b == 0) || !slot.iter().any(|b| *b != 0 && *b != expected),
+                "slot {n} holds something else"
+            );
             ended = true;
         }
     }
@@ -176,7 +183,10 @@ async fn the_second_snapshot_moves_what_changed_and_no_more() {
         byte[0]
     };
     let m = 1 << 20;
-    assert_eq!([byte(0), byte(100 * m), byte(100 * m + 4096), byte(200 * m), byte(300 * m), byte(6300 * m)], [1, 200, 2, 3, 0, 64]);
+    assert_eq!(
+        [byte(0), byte(100 * m), byte(100 * m + 4096), byte(200 * m), byte(300 * m), byte(6300 * m)],
+        [1, 200, 2, 3, 0, 64]
+    );
     let old = zone.restored("vol-3", 10, first.manifest.as_deref().unwrap()).await;
     let mut bytes = [0u8];
     File::open(old).unwrap().read_exact_at(&mut bytes, 300 * m).unwrap();

@@ -47,7 +47,11 @@ pub fn below(folder: &Path, top: Number) -> Result<Vec<Number>> {
         let layer = Qcow2::open(&folder.join(file_name(at)))?;
         let next = layer.backing.as_deref().and_then(|name| number(Path::new(name).file_name()?.to_str()?));
         at = next.filter(|n| *n < at).ok_or_else(|| {
-            std::io::Error::other(format!("{} stands on {:?}, which is no layer below it", file_name(at), layer.backing))
+            std::io::Error::other(format!(
+                "{} stands on {:?}, which is no layer below it",
+                file_name(at),
+                layer.backing
+            ))
         })?;
         numbers.push(at);
     }
@@ -103,7 +107,10 @@ fn read_layers(base: &File, layers: &[(Number, Qcow2)], offset: u64, buffer: &mu
 
 /// The blocks of a sparse file that are not holes.
 fn data_blocks(file: &File, length: u64, size: u64, blocks: &mut Vec<u64>) -> Result<()> {
-    use nix::{errno::Errno, unistd::{Whence, lseek}};
+    use nix::{
+        errno::Errno,
+        unistd::{Whence, lseek},
+    };
     let mut at = 0u64;
     while at < length {
         let data = match lseek(file, at.try_into().unwrap_or(i64::MAX), Whence::SeekData) {

@@ -192,7 +192,21 @@ impl Backend for Files {
         let (name, format) = (chain::file_name(under), if under == 0 { "raw" } else { "qcow2" });
         let (new_text, size) = (new.display().to_string(), size.to_string());
         // -u: the file below is open elsewhere, and is what we say it is.
-        qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", "lazy_refcounts=off", "-b", &name, "-F", format, &new_text, &size])?;
+        qemu_img(&[
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-o",
+            "lazy_refcounts=off",
+            "-b",
+            &name,
+            "-F",
+            format,
+            &new_text,
+            &size,
+        ])?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed("protecting", &new))?;
         File::open(&new).and_then(|f| f.sync_all()).map_err(failed("syncing", &new))?;
         fs::rename(&new, &path).map_err(failed("renaming", &new))?;
@@ -220,7 +234,18 @@ impl Backend for Files {
         qemu_img(&["commit", "-q", "-d", "-f", "qcow2", "-b", &base, &from])?;
         if let Some(above) = numbers.iter().rev().find(|n| **n > upper) {
             let above = self.layer(id, *above);
-            qemu_img(&["rebase", "-q", "-u", "-f", "qcow2", "-b", chain::BASE, "-F", "raw", &above.display().to_string()])?;
+            qemu_img(&[
+                "rebase",
+                "-q",
+                "-u",
+                "-f",
+                "qcow2",
+                "-b",
+                chain::BASE,
+                "-F",
+                "raw",
+                &above.display().to_string(),
+            ])?;
             File::open(&above).and_then(|f| f.sync_all()).map_err(failed("syncing", &above))?;
         }
         let file = self.file(id);

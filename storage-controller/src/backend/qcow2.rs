@@ -141,7 +141,9 @@ impl Qcow2 {
         buffer: &mut [u8],
         mut below: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let (mut done, mut held): (usize, Option<(u64, Option<Vec<u8>>)>) = (0, None);
+        let mut done = 0;
+        // The table read last, and the offset it begins at.
+        let mut held: Option<(u64, Option<Vec<u8>>)> = None;
         let reach = self.cluster * self.cluster / 8;
         while done < buffer.len() {
             let at = offset + done as u64;
@@ -203,7 +205,10 @@ mod tests {
         let create = ["create", "-q", "-u", "-f", "qcow2", "-b", "volume.raw", "-F", "raw"];
         run(Command::new("qemu-img").args(create).arg(&path).arg("1G"));
         std::fs::write(dir.path().join("volume.raw"), [7u8; 4096]).unwrap();
-        run(Command::new("qemu-io").args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"]).arg(&path).stdout(std::process::Stdio::null()));
+        run(Command::new("qemu-io")
+            .args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"])
+            .arg(&path)
+            .stdout(std::process::Stdio::null()));
         let layer = Qcow2::open(&path).unwrap();
         assert_eq!((layer.size, layer.cluster, layer.backing.as_deref()), (1 << 30, 65_536, Some("volume.raw")));
         let mut own = Vec::new();

@@ -37,7 +37,8 @@ impl Qmp {
     pub async fn connect(socket: &Path) -> Result<Self, QmpError> {
         let lost = |detail: String| QmpError::Lost { command: "connect".into(), detail };
         let open = async {
-            let (from, to) = UnixStream::connect(socket).await.map_err(|e| lost(format!("{}: {e}", socket.display())))?.into_split();
+            let (from, to) =
+                UnixStream::connect(socket).await.map_err(|e| lost(format!("{}: {e}", socket.display())))?.into_split();
             let mut qmp = Self { lines: BufReader::new(from).lines(), to };
             // The greeting.
             qmp.lines.next_line().await.map_err(|e| lost(e.to_string()))?;
@@ -117,7 +118,9 @@ impl Qmp {
     pub async fn finish_job(&mut self, id: &str) -> Result<bool, QmpError> {
         loop {
             let jobs = self.execute("query-jobs", json!({})).await?;
-            let Some(job) = jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == id)) else { return Ok(false) };
+            let Some(job) = jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == id)) else {
+                return Ok(false);
+            };
             if job["status"] == "concluded" {
                 let error = job["error"].as_str().map(str::to_owned);
                 self.execute("job-dismiss", json!({ "id": id })).await?;

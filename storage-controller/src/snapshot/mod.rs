@@ -100,7 +100,8 @@ impl Reconciler for Snapshots {
             }
         };
         // Beside each other: one daemon that does not answer must not keep the others' guests waiting.
-        let work: Vec<_> = wishes.iter().map(|wish| async { (&wish.body.id, storage.bring_snapshot(wish).await) }).collect();
+        let work: Vec<_> =
+            wishes.iter().map(|wish| async { (&wish.body.id, storage.bring_snapshot(wish).await) }).collect();
         let outcomes: Vec<_> = stream::iter(work).buffer_unordered(AT_ONCE).collect().await;
         for (id, outcome) in outcomes {
             match outcome {

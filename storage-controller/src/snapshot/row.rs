@@ -142,7 +142,8 @@ impl Storage {
     pub(super) async fn set_frozen(&self, id: &str, size: u64) -> Result<(), Trouble> {
         let (id, now) = (id.to_owned(), self.clock.now_ms());
         let sql = "UPDATE snapshot SET state = 'frozen', size = ?2, changed = ?3 WHERE id = ?1 AND state = 'freezing'";
-        let write = self.store.write("freeze a snapshot", move |tx| tx.execute(sql, params![id, size, now]).map(|_| ()));
+        let write =
+            self.store.write("freeze a snapshot", move |tx| tx.execute(sql, params![id, size, now]).map(|_| ()));
         write.await.map_err(Trouble::from)
     }
 
@@ -150,15 +151,17 @@ impl Storage {
         let (id, now) = (id.to_owned(), self.clock.now_ms());
         let sql = "UPDATE snapshot SET state = 'uploaded', manifest = ?2, sent = sent + ?3, changed = ?4
              WHERE id = ?1 AND state = 'frozen'";
-        let write =
-            self.store.write("a snapshot is uploaded", move |tx| tx.execute(sql, params![id, manifest, sent, now]).map(|_| ()));
+        let write = self
+            .store
+            .write("a snapshot is uploaded", move |tx| tx.execute(sql, params![id, manifest, sent, now]).map(|_| ()));
         write.await.map_err(Trouble::from)
     }
 
     pub(super) async fn fail_snapshot(&self, id: &str, reason: &str) -> Result<(), Trouble> {
         let (id, reason, now) = (id.to_owned(), reason.to_owned(), self.clock.now_ms());
         let sql = "UPDATE snapshot SET state = 'failed', reason = ?2, changed = ?3 WHERE id = ?1";
-        let write = self.store.write("fail a snapshot", move |tx| tx.execute(sql, params![id, reason, now]).map(|_| ()));
+        let write =
+            self.store.write("fail a snapshot", move |tx| tx.execute(sql, params![id, reason, now]).map(|_| ()));
         write.await.map_err(Trouble::from)
     }
 
@@ -194,7 +197,8 @@ impl Storage {
     pub(super) async fn set_merged(&self, volume: &VolumeId, upto: Number) -> Result<(), StoreError> {
         let volume = volume.clone();
         let sql = "INSERT INTO merged (volume, upto) VALUES (?1, ?2) ON CONFLICT (volume) DO UPDATE SET upto = ?2";
-        let write = self.store.write("merge layers", move |tx| tx.execute(sql, params![volume.as_str(), upto]).map(|_| ()));
+        let write =
+            self.store.write("merge layers", move |tx| tx.execute(sql, params![volume.as_str(), upto]).map(|_| ()));
         write.await
     }
 }

@@ -34,9 +34,10 @@ struct Parent {
 
 /// The snapshot whose layer is the newest below, if what changed since can still be told.
 fn parent(of: &OfVolume, row: &Row) -> Option<Parent> {
-    let before = of.snapshots.iter().rev().map(|(_, r)| r).find(|r| {
-        r.state == State::Uploaded && r.manifest.is_some() && r.layer < row.layer && r.layer >= of.merged
-    })?;
+    let before =
+        of.snapshots.iter().rev().map(|(_, r)| r).find(|r| {
+            r.state == State::Uploaded && r.manifest.is_some() && r.layer < row.layer && r.layer >= of.merged
+        })?;
     Some(Parent { layer: before.layer, manifest: before.manifest.clone()? })
 }
 
@@ -55,7 +56,11 @@ impl Storage {
         self.background.begin(&upload_of(&wish.id), async move {
             match storage.upload(&id, &volume, &row, parent).await {
                 Err(Trouble::Tier(e)) if e.kind == TierErrorKind::NotFound => {
-                    tracing::info!(snapshot.id = id, why = e.message, "the snapshot before is not in walrus: everything is looked at");
+                    tracing::info!(
+                        snapshot.id = id,
+                        why = e.message,
+                        "the snapshot before is not in walrus: everything is looked at"
+                    );
                     storage.upload(&id, &volume, &row, None).await
                 }
                 outcome => outcome,
@@ -163,7 +168,8 @@ mod tests {
 
     #[test]
     fn changes_are_counted_from_the_newest_snapshot_whose_layers_are_still_apart() {
-        let row = |state, layer, manifest: Option<&str>| Row { layer, manifest: manifest.map(Into::into), ..Row::new(state) };
+        let row =
+            |state, layer, manifest: Option<&str>| Row { layer, manifest: manifest.map(Into::into), ..Row::new(state) };
         let of = |merged, rows: &[Row]| OfVolume {
             snapshots: rows.iter().map(|r| (format!("snap-{}", r.layer), r.clone())).collect(),
             merged,

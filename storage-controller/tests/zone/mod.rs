@@ -100,7 +100,8 @@ impl Zone {
     pub fn start_walrus(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let state = self.dir.path().join("walrus").display().to_string();
-        let text = format!("name = \"walrus\"\nstate = {state:?}\nlisten = [{:?}]\nreserve_mib = 0\n", self.walrus_address);
+        let text =
+            format!("name = \"walrus\"\nstate = {state:?}\nlisten = [{:?}]\nreserve_mib = 0\n", self.walrus_address);
         let handle = runtime.handle().clone();
         let run = move || handle.block_on(mallee_walrus::start(toml::from_str(&text).unwrap()));
         let running = std::thread::spawn(run).join().unwrap().unwrap();
@@ -301,4 +302,3 @@ pub fn io(export: &Export, command: &str) -> Result<String, String> {
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
 }
-

@@ -190,7 +190,7 @@ async fn a_copy_and_a_share_are_what_they_say_and_nobody_else_sees_anything() {
         .await
         .unwrap();
     let shared = format!("DescribeSnapshotAttribute&SnapshotId={id}&Attribute=createVolumePermission");
-    assert_eq!(stage.all(&shared, "userId").await, [other.clone()]);
+    assert_eq!(stage.all(&shared, "userId").await, std::slice::from_ref(&other));
     stage.ask_as(&other, &describe(&id)).await.unwrap();
     assert_eq!(stage.ask_as(&other, "DescribeSnapshots&Owner.1=self").await.unwrap().matches("<snapshotId>").count(), 0);
     assert_eq!(stage.ask_as(&other, "DescribeSnapshots&RestorableBy.1=self").await.unwrap().matches("<snapshotId>").count(), 1);

@@ -147,20 +147,6 @@ async fn a_forced_detach_does_not_wait_for_the_node() {
 }
 
 #[tokio::test]
-async fn a_volume_too_many_is_refused_and_does_not_wait_for_a_port() {
-    let stage = Rehearsal::new().await;
-    let instance = running(&stage).await;
-    for letter in ('b'..='z').take(VOLUMES_AT_AN_INSTANCE) {
-        let id = volume(&stage, "z-1a").await;
-        stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sd{letter}")).await.unwrap();
-    }
-    let id = volume(&stage, "z-1a").await;
-    let more = format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/xvdba");
-    assert_eq!(stage.ask(&more).await, Err("AttachmentLimitExceeded".into()));
-    assert_eq!(status(&stage, &id).await, ["available"]);
-}
-
-#[tokio::test]
 async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_says_so() {
     let stage = Rehearsal::new().await;
     let (instance, id) = (running(&stage).await, volume(&stage, "z-1a").await);
@@ -168,7 +154,7 @@ async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_say
     for (more, code) in [
         ("Size=0", "InvalidParameterValue"),
         ("", "MissingParameter"),
-        ("VolumeType=io1", "MissingParameter"),
+        ("VolumeType=io1&Size=10", "MissingParameter"),
         ("Size=2&DryRun=true", "DryRunOperation"),
         ("MultiAttachEnabled=true&Size=2", "Unsupported"),
     ] {
@@ -187,4 +173,18 @@ async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_say
     stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
     assert_eq!(stage.ask(&modify("Size=4")).await, Err("Unsupported".into()));
     stage.ask(&modify("Throughput=250")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_too_many_is_refused_and_does_not_wait_for_a_port() {
+    let stage = Rehearsal::new().await;
+    let instance = running(&stage).await;
+    for letter in ('b'..='z').take(VOLUMES_AT_AN_INSTANCE) {
+        let id = volume(&stage, "z-1a").await;
+        stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sd{letter}")).await.unwrap();
+    }
+    let id = volume(&stage, "z-1a").await;
+    let more = format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/xvdba");
+    assert_eq!(stage.ask(&more).await, Err("AttachmentLimitExceeded".into()));
+    assert_eq!(status(&stage, &id).await, ["available"]);
 }
