@@ -3,11 +3,10 @@
 use http::{Response, StatusCode};
 use mallee_aws::document;
 use mallee_service::Body;
-use mallee_store::params;
 use serde::{Deserialize, Serialize};
 
-use super::{acl::found, meta, to_json};
-use crate::{Error, Walrus, call::Call, error::refuse, principal::Action, s3::done, s3::xml};
+use super::{acl::found, lock::set_column, meta, show_version, to_json, version};
+use crate::{Error, Walrus, call::Call, error::refuse, access::Action, s3::done, s3::xml};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -37,35 +36,47 @@ impl Tagging {
 }
 
 pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    let (_, object) = found(walrus, call, Action::GetObjectTagging).await?;
+    let (bucket, object) = found(walrus, call, Action::GetObjectTagging).await?;
     let tags = object.tags.into_iter().map(|(key, value)| Tag { key, value }).collect();
-    xml("Tagging", &Tagging { tag_set: TagSet { tags } })
+    let mut response = xml("Tagging", &Tagging { tag_set: TagSet { tags } })?;
+    show_version(&mut response, bucket.versioning, &object.version)?;
+    Ok(response)
 }
 
 pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let body = call.document(document::Limits::SMALL.bytes).await?;
     let tags = Tagging::parse(&body)?;
-    change(walrus, call, tags).await?;
-    Ok(done(StatusCode::OK))
+    change(walrus, call, Action::PutObjectTagging, tags, StatusCode::OK).await
 }
 
 pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    change(walrus, call, Vec::new()).await?;
-    Ok(done(StatusCode::NO_CONTENT))
+    change(walrus, call, Action::DeleteObjectTagging, Vec::new(), StatusCode::NO_CONTENT).await
 }
 
-async fn change(walrus: &Walrus, call: &Call, tags: Vec<(String, String)>) -> Result<(), Error> {
-    let (bucket, object) = found(walrus, call, Action::PutObjectTagging).await?;
+async fn change(
+    walrus: &Walrus,
+    call: &Call,
+    action: Action,
+    tags: Vec<(String, String)>,
+    status: StatusCode,
+) -> Result<Response<Body>, Error> {
+    let (bucket, object) = found(walrus, call, action).await?;
     let text = to_json(&tags)?;
-    let key = object.key.clone();
+    let (key, versioning, id) = (object.key.clone(), bucket.versioning, object.version.clone());
     let changed = walrus
         .store
         .write("change an object's tags", move |tx| {
-            Ok::<_, Error>(tx.execute(
-                "UPDATE object SET tags = ?4 WHERE bucket = ?1 AND key = ?2 AND content = ?3",
-                params![bucket.id, object.key, object.content, text],
-            )?)
+            let there = version::find(tx, bucket.id, &object.key, &object.version)?;
+            if there.is_none_or(|there| there.content != object.content) {
+                return Ok(0);
+            }
+            set_column(tx, &bucket, &object.key, &object.version, "tags", &text)
         })
         .await?;
-    if changed == 0 { Err(refuse::no_such_key(&key)) } else { Ok(()) }
+    if changed == 0 {
+        return Err(refuse::no_such_key(&key));
+    }
+    let mut response = done(status);
+    show_version(&mut response, versioning, &id)?;
+    Ok(response)
 }
