@@ -275,6 +275,10 @@ fn by_object_acl(
     });
     let by_acl = |permission| owns || object.is_some_and(|object| given(principal, object.acl, bucket, permission));
     match action {
+        // Of what is about to be put: who puts it may say.
+        PutObjectAcl | PutObjectTagging if object.is_none() => {
+            owns_bucket || given(principal, bucket.acl, bucket, Permission::Write)
+        }
         PutObject | DeleteObject | AbortMultipartUpload | ListMultipartUploadParts => {
             owns_bucket || given(principal, bucket.acl, bucket, Permission::Write)
         }

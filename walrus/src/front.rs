@@ -133,7 +133,11 @@ impl Front {
                     let mut payload = Payload::undecoded(body);
                     payload.drain().await;
                 }
-                return (refusal(walrus, &e, request_id, &resource, head), "-");
+                let mut response = refusal(walrus, &e, request_id, &resource, head);
+                if expects {
+                    close(&mut response);
+                }
+                return (response, "-");
             }
         };
         let (operation, outcome) = match operation::pick(&call) {
@@ -151,6 +155,9 @@ impl Front {
                 refusal(walrus, &e, request_id, &call.target.resource(), head)
             }
         };
+        if expects && told.is_some() {
+            close(&mut response);
+        }
         if operation == "HeadBucket" && told.is_some() {
             // There is one region, and clients that ask in the wrong one are told.
             let _ = set(&mut response, "x-amz-bucket-region", &walrus.region());
@@ -180,6 +187,11 @@ impl Front {
         }
         (response, operation)
     }
+}
+
+/// Nobody knows whether a client that waited to be told to go on will still send its body, so nothing can come after it.
+fn close(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 fn wire(connection: &Connection) -> Wire {

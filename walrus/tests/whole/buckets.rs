@@ -137,7 +137,7 @@ async fn a_policy_lets_in_and_keeps_out_over_the_wire() {
             r#"{"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::bkt/open/*"},
                {"Effect":"Allow","Principal":{"AWS":"000000000002"},"Action":"s3:ListBucket","Resource":"arn:aws:s3:::bkt",
                 "Condition":{"StringEquals":{"s3:prefix":"open/"},"NumericLessThanEquals":{"s3:max-keys":"10"}}},
-               {"Effect":"Allow","Principal":{"AWS":"000000000002"},"Action":["s3:PutObject","s3:DeleteObject"],"Resource":"arn:aws:s3:::bkt/drop/*",
+               {"Effect":"Allow","Principal":{"AWS":"000000000002"},"Action":["s3:PutObject","s3:PutObjectTagging"],"Resource":"arn:aws:s3:::bkt/drop/*",
                 "Condition":{"StringEquals":{"s3:RequestObjectTag/from":"bob"}}},
                {"Effect":"Allow","Principal":{"AWS":"000000000002"},"Action":"s3:DeleteObject","Resource":"arn:aws:s3:::bkt/drop/*"},
                {"Effect":"Deny","Principal":"*","Action":"s3:PutObject","Resource":"arn:aws:s3:::bkt/safe/*","Condition":{"StringNotEquals":{"s3:x-amz-server-side-encryption":"AES256"}}},

@@ -29,7 +29,11 @@ use crate::{
     access::Action,
     call::Call,
     error::refuse,
-    s3::{done, object::post::encoded, xml},
+    s3::{
+        done,
+        object::{Object, post::encoded, version::Removed},
+        xml,
+    },
 };
 
 pub const TABLES: &str = "
@@ -338,6 +342,37 @@ pub fn record(tx: &mut Tx<'_>, bucket: &Bucket, cause: &Cause, happened: Happene
         queue(tx, cause, happened.key, notification, &json!({ "Records": [record] }).to_string())?;
     }
     Ok(())
+}
+
+/// [`record`], of an object that has come to be.
+pub fn created(tx: &mut Tx<'_>, bucket: &Bucket, cause: &Cause, object: &Object) -> Result<(), Error> {
+    let happened = Happened {
+        key: &object.key,
+        size: Some(object.size),
+        etag: Some(&object.etag),
+        version: Some(object.version.as_str()),
+    };
+    record(tx, bucket, cause, happened)
+}
+
+/// [`record`], of a deletion: `cause` says whether somebody asked for it or it was due.
+pub fn removed(
+    tx: &mut Tx<'_>,
+    bucket: &Bucket,
+    cause: &Cause,
+    key: &str,
+    hidden: bool,
+    removed: &Removed,
+) -> Result<(), Error> {
+    let due = cause.event.starts_with("s3:LifecycleExpiration");
+    let event = match (due, hidden && removed.marker) {
+        (false, false) => "s3:ObjectRemoved:Delete",
+        (false, true) => "s3:ObjectRemoved:DeleteMarkerCreated",
+        (true, false) => "s3:LifecycleExpiration:Delete",
+        (true, true) => "s3:LifecycleExpiration:DeleteMarkerCreated",
+    };
+    let version = removed.version.as_ref().map(|version| version.as_str());
+    record(tx, bucket, &cause.as_event(event), Happened { key, version, ..Happened::default() })
 }
 
 fn queue(tx: &mut Tx<'_>, cause: &Cause, key: &str, notification: &Notification, body: &str) -> Result<(), Error> {

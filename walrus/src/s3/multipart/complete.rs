@@ -17,7 +17,10 @@ use crate::{
     error::refuse,
     s3::{
         acl,
-        bucket::{Bucket, Versioning},
+        bucket::{
+            Bucket, Versioning,
+            notification::{self, Cause},
+        },
         condition::Conditions,
         encryption,
         object::{Object, VersionId, from_json, put::conflict, show_version, version::replace, writable},
@@ -135,11 +138,13 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
     }
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();
     let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:CompleteMultipartUpload");
     let (Outcome { etag, checksum, version, sealed }, versioning) = walrus
         .store
-        .write("complete an upload", move |tx| once(tx, &of, &key, &id, &asked.parts, &expected, now))
+        .write("complete an upload", move |tx| once(tx, &of, &key, &id, &asked.parts, &expected, now, &cause))
         .await
         .map_err(conflict)?;
+    notification::wake(&walrus.courier, &bucket);
     let mut shown = std::collections::BTreeMap::new();
     if let Some(checksum) = &checksum {
         shown.insert(format!("Checksum{}", checksum.algorithm.name()), checksum.value.clone());
@@ -162,6 +167,7 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
 }
 
 /// In one transaction: the parts are the object, and the upload is over.
+#[expect(clippy::too_many_arguments, reason = "each is moved into the one transaction")]
 fn once(
     tx: &mut Tx<'_>,
     bucket: &Bucket,
@@ -170,6 +176,7 @@ fn once(
     listed: &[Listed],
     expected: &Expected,
     now: i64,
+    cause: &Cause,
 ) -> Result<(Outcome, Versioning), Error> {
     let upload = find(tx, bucket.id, key, id)?;
     if upload.completed.is_some() {
@@ -224,6 +231,7 @@ fn once(
         drop_part(tx, &upload.id, unused, now)?;
     }
     let versioning = replace(tx, bucket, &mut object, &expected.conditions)?;
+    notification::created(tx, bucket, cause, &object)?;
     let outcome = Outcome {
         etag,
         checksum,

@@ -14,7 +14,7 @@ use crate::{
     error::refuse,
     s3::{
         acl,
-        object::{encryption, lock, meta, put::{acl_of_new, owner_of_new}, to_json, writable},
+        object::{encryption, lock, meta, put::{acl_of_new, check_also, owner_of_new}, to_json, writable},
         done, set, xml,
     },
 };
@@ -37,7 +37,11 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     let owner = owner_of_new(&call.principal, &bucket);
     let (algorithm, kind) = checksum_asked(call)?;
     let headers = to_json(&meta::headers(call)?)?;
-    let tags = to_json(&meta::tags(call)?)?;
+    let tags = meta::tags(call)?;
+    if !tags.is_empty() {
+        check_also(call, &bucket, Action::PutObjectTagging)?;
+    }
+    let tags = to_json(&tags)?;
     let storage_class = meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into());
     let acl = acl_of_new(walrus, call, &bucket, &owner)?;
     let acl = acl::to_text(&acl, &owner)?;

@@ -11,7 +11,11 @@ use crate::{
     error::refuse,
     s3::{
         acl,
-        bucket::{self, Bucket, ownership},
+        bucket::{
+            self, Bucket,
+            notification::{self, Cause, Happened},
+            ownership,
+        },
         done,
     },
 };
@@ -41,6 +45,7 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     let acl = acl::from_request(walrus, call, &object.owner, &bucket.owner).await?;
     ownership::check_acl(&bucket, &acl, &object.owner)?;
     let (owner, text) = (object.owner.clone(), acl::to_text(&acl, &object.owner)?);
+    let (cause, told) = (Cause::of(walrus, call, "s3:ObjectAcl:Put"), bucket.clone());
     let changed = walrus
         .store
         .write("change an object's ACL", move |tx| {
@@ -49,11 +54,19 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
             if there.is_none_or(|there| there.owner != owner) {
                 return Ok(0);
             }
+            let happened = Happened {
+                key: &object.key,
+                etag: Some(&object.etag),
+                version: Some(object.version.as_str()),
+                size: None,
+            };
+            notification::record(tx, &bucket, &cause, happened)?;
             set_column(tx, &bucket, &object.key, &object.version, "acl", &text)
         })
         .await?;
     if changed == 0 {
         return Err(refuse::no_such_key(&call.target.key));
     }
+    notification::wake(&walrus.courier, &told);
     Ok(done(StatusCode::OK))
 }

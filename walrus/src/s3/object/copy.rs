@@ -10,7 +10,7 @@ use super::{
     get::{Reading, WithBytes, open},
     lock::{self, Lock},
     meta, opened,
-    put::{LARGEST, acl_of_new, conflict, etag, owner_of_new},
+    put::{LARGEST, acl_of_new, check_also, conflict, etag, owner_of_new},
     show_version,
     version::replace,
     writable,
@@ -24,7 +24,10 @@ use crate::{
     error::refuse,
     principal::Acl,
     s3::{
-        bucket::{self, Bucket, Versioning},
+        bucket::{
+            self, Bucket, Versioning,
+            notification::{self, Cause},
+        },
         condition::Conditions,
         encryption::{Keys, Kind, Seal, Wish},
         iso_time, quoted, set, xml,
@@ -125,6 +128,9 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         lock: lock::asked(call, &bucket)?,
         owner,
     };
+    if draft.tags.as_ref().is_some_and(|tags| !tags.is_empty()) {
+        check_also(call, &bucket, Action::PutObjectTagging)?;
+    }
     let keys = Keys::of(walrus, call, "x-amz-copy-source-")?;
     let algorithm = match call.header("x-amz-checksum-algorithm")? {
         None => None,
@@ -254,6 +260,7 @@ async fn commit(
             (Some(received.content), made)
         }
     };
+    let (cause, told) = (Cause::of(walrus, call, "s3:ObjectCreated:Copy"), bucket.clone());
     let copied = walrus
         .store
         .write("copy an object", move |tx| {
@@ -293,6 +300,7 @@ async fn commit(
                 }
             }
             let versioning = replace(tx, &bucket, &mut copy, &conditions)?;
+            notification::created(tx, &bucket, &cause, &copy)?;
             Ok((copy, versioning))
         })
         .await
@@ -300,6 +308,7 @@ async fn commit(
     if let Some(content) = content {
         content.keep();
     }
+    notification::wake(&walrus.courier, &told);
     Ok(copied)
 }
 

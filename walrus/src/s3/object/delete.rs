@@ -16,7 +16,10 @@ use crate::{
     call::Call,
     error::refuse,
     s3::{
-        bucket::{self, Versioning},
+        bucket::{
+            self, Versioning,
+            notification::{self, Cause},
+        },
         condition::{Conditions, seconds_of},
         done, set, xml,
     },
@@ -35,14 +38,20 @@ pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     let conditions = Conditions::of_delete(call)?;
     let owner = put::owner_of_new(&call.principal, &bucket);
     let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
+    let cause = Cause::of(walrus, call, "s3:ObjectRemoved:Delete");
     let removed = walrus
         .store
-        .write("delete an object", move |tx| match &version {
-            None => version::hide(tx, &of, &key, &owner, &conditions, now),
-            Some(version) => version::destroy(tx, of.id, &key, version, bypass, &conditions, now),
+        .write("delete an object", move |tx| {
+            let removed = match &version {
+                None => version::hide(tx, &of, &key, &owner, &conditions, now),
+                Some(version) => version::destroy(tx, of.id, &key, version, bypass, &conditions, now),
+            }?;
+            notification::removed(tx, &of, &cause, &key, version.is_none(), &removed)?;
+            Ok(removed)
         })
         .await
         .map_err(put::conflict)?;
+    notification::wake(&walrus.courier, &bucket);
     let mut response = done(StatusCode::NO_CONTENT);
     if let Some(version) = removed.version.filter(|_| bucket.versioning != Versioning::Never) {
         set(&mut response, "x-amz-version-id", version.as_str())?;
@@ -142,6 +151,10 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     let name = call.target.bucket.clone();
     let bucket = walrus.store.read("find a bucket", move |tx| bucket::find(tx, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
+    // Without a policy every key is the same.
+    if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {
+        return Err(refuse::access_denied());
+    }
     let bypass = lock::bypass(call, &bucket)?;
     let owner = put::owner_of_new(&call.principal, &bucket);
     let body = call.document(document::Limits::LARGE.bytes).await?;
@@ -167,6 +180,7 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
             }
         }
         let (of, owner, now) = (bucket.clone(), owner.clone(), call.now);
+        let cause = Cause::of(walrus, call, "s3:ObjectRemoved:Delete");
         let outcomes = walrus
             .store
             .write("delete objects", move |tx| {
@@ -178,7 +192,10 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
                     };
                     // One of many: what is refused about it does not stop the others.
                     outcomes.push(match outcome {
-                        Ok(removed) => (named.clone(), Ok(removed)),
+                        Ok(removed) => {
+                            notification::removed(tx, &of, &cause, &named.key, version.is_none(), &removed)?;
+                            (named.clone(), Ok(removed))
+                        }
                         Err(Error::Refused(refusal)) => (named.clone(), Err(refusal)),
                         Err(e) => return Err(e),
                     });
@@ -194,5 +211,6 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
             }
         }
     }
+    notification::wake(&walrus.courier, &bucket);
     xml("DeleteResult", &answer)
 }

@@ -29,7 +29,7 @@ use crate::{
     circumstances,
     error::refuse,
     front,
-    s3::{condition::Conditions, done, quoted, set, xml},
+    s3::{bucket::notification::Cause, condition::Conditions, done, quoted, set, xml},
 };
 
 /// One field but the file, by AWS.
@@ -54,21 +54,23 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         return Err(refuse::argument("key", "", "The key is empty."));
     }
     call.headers = as_headers(&form, call)?;
-    let context = circumstances::of(&call.headers, &call.query, call.wire, verified.as_ref(), &call.principal, call.now);
-    call.principal = call.principal.clone().with_context(context);
-    let bucket = writable(walrus, call, Action::PutObject).await?;
-    meta::refuse_unsupported(call)?;
-    let owner = owner_of_new(&call.principal, &bucket);
     let tags = match form.get("tagging") {
         Some(document) => Tagging::parse(document.as_bytes())?,
         None => Vec::new(),
     };
+    let mut context = circumstances::of(&call.headers, &call.query, call.wire, verified.as_ref(), &call.principal, call.now);
+    circumstances::add_tags(&mut context, tags.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    call.principal = call.principal.clone().with_context(context);
+    let bucket = writable(walrus, call, Action::PutObject).await?;
+    meta::refuse_unsupported(call)?;
+    let owner = owner_of_new(&call.principal, &bucket);
     let draft = Draft::of(walrus, call, &bucket, owner, tags)?;
     let promised = Promised::of(call)?;
     let received = receive(walrus, file, &promised, &length, draft.data_key()).await?;
     let wish = draft.wish.clone();
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:Post");
     let object = draft.object(&call.target.key, call.now, &received)?;
-    let (object, versioning) = commit(walrus, bucket, object, received, Conditions::default()).await?;
+    let (object, versioning) = commit(walrus, bucket, object, received, Conditions::default(), cause).await?;
     let mut response = answer(call, &form, &object.etag)?;
     wish.show(&mut response)?;
     show_version(&mut response, versioning, &object.version)?;

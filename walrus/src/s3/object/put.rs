@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, Walrus,
-    access::Action,
+    access::{Action, allow},
     blob::{DataKey, Intake, Received},
     call::{Call, Payload, Promised},
     checksum::{Algorithm, Checksum, Kind},
@@ -20,7 +20,11 @@ use crate::{
     principal::{Acl, Principal},
     s3::{
         acl,
-        bucket::{Bucket, Versioning, lifecycle, ownership},
+        bucket::{
+            Bucket, Versioning, lifecycle,
+            notification::{self, Cause},
+            ownership,
+        },
         condition::Conditions,
         done,
         encryption::{self as sse, Seal, Wish},
@@ -43,8 +47,9 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     let algorithm = promised.algorithm.unwrap_or(Algorithm::Crc64Nvme);
     let received = receive(walrus, &mut call.payload, &promised, &[algorithm], draft.data_key()).await?;
     let wish = draft.wish.clone();
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:Put");
     let object = draft.object(&call.target.key, call.now, &received)?;
-    let (object, versioning) = commit(walrus, bucket.clone(), object, received, conditions).await?;
+    let (object, versioning) = commit(walrus, bucket.clone(), object, received, conditions, cause).await?;
     let mut response = stored(&object)?;
     wish.show(&mut response)?;
     show_version(&mut response, versioning, &object.version)?;
@@ -63,7 +68,13 @@ pub fn owner_of_new(principal: &Principal, bucket: &Bucket) -> String {
 pub fn acl_of_new(walrus: &Walrus, call: &Call, bucket: &Bucket, owner: &str) -> Result<Acl, Error> {
     let Some(acl) = acl::asked(walrus, call, owner, &bucket.owner)? else { return Ok(Acl::private(owner)) };
     ownership::check_acl(bucket, &acl, owner)?;
+    check_also(call, bucket, Action::PutObjectAcl)?;
     Ok(acl)
+}
+
+/// Who may put an object may not thereby say who else has it, or what policies take it for.
+pub fn check_also(call: &Call, bucket: &Bucket, action: Action) -> Result<(), Error> {
+    if allow(&call.principal, action, bucket.key(&call.target.key, None)) { Ok(()) } else { Err(refuse::access_denied()) }
 }
 
 /// What the request says about the object before its bytes have come.
@@ -87,6 +98,9 @@ impl Draft {
         tags: Vec<(String, String)>,
     ) -> Result<Self, Error> {
         let wish = encryption(call, bucket)?;
+        if !tags.is_empty() {
+            check_also(call, bucket, Action::PutObjectTagging)?;
+        }
         Ok(Self {
             headers: meta::headers(call)?,
             tags,
@@ -196,19 +210,23 @@ pub async fn commit(
     object: Object,
     received: Received,
     conditions: Conditions,
+    cause: Cause,
 ) -> Result<(Object, Versioning), Error> {
     let keeping = received.content.keeping();
+    let told = bucket.clone();
     let kept = walrus
         .store
         .write("put an object", move |tx| {
             let mut object = object.clone();
             keeping.keep(tx)?;
             let versioning = replace(tx, &bucket, &mut object, &conditions)?;
+            notification::created(tx, &bucket, &cause, &object)?;
             Ok((object, versioning))
         })
         .await
         .map_err(conflict)?;
     received.content.keep();
+    notification::wake(&walrus.courier, &told);
     Ok(kept)
 }
 

@@ -6,7 +6,17 @@ use mallee_service::Body;
 use serde::{Deserialize, Serialize};
 
 use super::{acl::found, lock::set_column, meta, show_version, to_json, version};
-use crate::{Error, Walrus, call::Call, error::refuse, access::Action, s3::done, s3::xml};
+use crate::{
+    Error, Walrus,
+    access::Action,
+    call::Call,
+    circumstances,
+    error::refuse,
+    s3::{
+        bucket::notification::{self, Cause, Happened},
+        done, xml,
+    },
+};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -46,6 +56,9 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let body = call.document(document::Limits::SMALL.bytes).await?;
     let tags = Tagging::parse(&body)?;
+    let mut context = (*call.principal.context).clone();
+    circumstances::add_tags(&mut context, tags.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    call.principal = call.principal.clone().with_context(context);
     change(walrus, call, Action::PutObjectTagging, tags, StatusCode::OK).await
 }
 
@@ -62,6 +75,8 @@ async fn change(
 ) -> Result<Response<Body>, Error> {
     let (bucket, object) = found(walrus, call, action).await?;
     let text = to_json(&tags)?;
+    let event = if tags.is_empty() { "s3:ObjectTagging:Delete" } else { "s3:ObjectTagging:Put" };
+    let (cause, told) = (Cause::of(walrus, call, event), bucket.clone());
     let (key, versioning, id) = (object.key.clone(), bucket.versioning, object.version.clone());
     let changed = walrus
         .store
@@ -70,12 +85,20 @@ async fn change(
             if there.is_none_or(|there| there.content != object.content) {
                 return Ok(0);
             }
+            let happened = Happened {
+                key: &object.key,
+                etag: Some(&object.etag),
+                version: Some(object.version.as_str()),
+                size: None,
+            };
+            notification::record(tx, &bucket, &cause, happened)?;
             set_column(tx, &bucket, &object.key, &object.version, "tags", &text)
         })
         .await?;
     if changed == 0 {
         return Err(refuse::no_such_key(&key));
     }
+    notification::wake(&walrus.courier, &told);
     let mut response = done(status);
     show_version(&mut response, versioning, &id)?;
     Ok(response)

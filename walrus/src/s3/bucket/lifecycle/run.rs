@@ -11,7 +11,11 @@ use super::{KIND, rules::Configuration};
 use crate::{
     Error,
     s3::{
-        bucket::{Bucket, find_by_id, settings},
+        bucket::{
+            Bucket, find_by_id,
+            notification::{self, Cause},
+            settings,
+        },
         condition::Conditions,
         multipart,
         object::{
@@ -161,12 +165,13 @@ impl Lifecycle {
         let mut changed = 0;
         for some in due.chunks(AT_ONCE) {
             let (bucket, some) = (bucket.clone(), some.to_vec());
+            let cause = Cause::own(&bucket.location, "s3:LifecycleExpiration:Delete", now);
             changed += self
                 .store
                 .write("end what is due", move |tx| {
                     let mut ended = 0;
                     for one in &some {
-                        ended += u64::from(end_one(tx, &bucket, one, now)?);
+                        ended += u64::from(end_one(tx, &bucket, one, now, &cause)?);
                     }
                     Ok::<_, Error>(ended)
                 })
@@ -177,19 +182,19 @@ impl Lifecycle {
 }
 
 /// Whether it went: it may have become another one since, or be locked.
-fn end_one(tx: &mut Tx<'_>, bucket: &Bucket, due: &Due, now: i64) -> Result<bool, Error> {
+fn end_one(tx: &mut Tx<'_>, bucket: &Bucket, due: &Due, now: i64, cause: &Cause) -> Result<bool, Error> {
     let none = Conditions::default();
     let outcome = match due {
         Due::Current(object) => match version::there(tx, bucket.id, &object.key)? {
             Some(there) if there.rank == object.rank && there.content == object.content => {
-                version::hide(tx, bucket, &object.key, &bucket.owner, &none, now).map(drop)
+                version::hide(tx, bucket, &object.key, &bucket.owner, &none, now).map(|r| (&object.key, true, r))
             }
             _ => return Ok(false),
         },
         Due::Version(key, id) => {
             // Something else may have been deleted, so that it is what the key shows again.
             if version::is_old(tx, bucket.id, key, id)? {
-                version::destroy(tx, bucket.id, key, id, Bypass::No, &none, now).map(drop)
+                version::destroy(tx, bucket.id, key, id, Bypass::No, &none, now).map(|r| (key, false, r))
             } else {
                 return Ok(false);
             }
@@ -198,12 +203,15 @@ fn end_one(tx: &mut Tx<'_>, bucket: &Bucket, due: &Due, now: i64) -> Result<bool
             if !version::is_alone(tx, bucket.id, key)? {
                 return Ok(false);
             }
-            version::destroy(tx, bucket.id, key, id, Bypass::No, &none, now).map(drop)
+            version::destroy(tx, bucket.id, key, id, Bypass::No, &none, now).map(|r| (key, false, r))
         }
         Due::Upload(upload) => return multipart::give_up(tx, upload, now),
     };
     match outcome {
-        Ok(()) => Ok(true),
+        Ok((key, hidden, removed)) => {
+            notification::removed(tx, bucket, cause, key, hidden, &removed)?;
+            Ok(true)
+        }
         // Locked.
         Err(Error::Refused(_)) => Ok(false),
         Err(e) => Err(e),
