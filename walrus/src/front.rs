@@ -55,7 +55,13 @@ impl Handler for Front {
         if path.starts_with(mallee_tiers::CALL_PREFIX) {
             return tier::handle(&self.walrus, request, &connection).await;
         }
+        // hyper takes `Transfer-Encoding` for a request's length and forgets a `Content-Length` beside it. A proxy that took
+        // the other one must not have what follows read as a request: it would be somebody else's.
+        let ambiguous = request.headers().contains_key(header::TRANSFER_ENCODING) && !connection.tls;
         let (mut response, operation) = self.s3(request, &connection, &request_id).await;
+        if ambiguous {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Err(e) = sign_off(&mut response, &request_id, self.walrus.clock.now_ms()) {
             tracing::error!(error = %e, "an answer without its headers");
         }

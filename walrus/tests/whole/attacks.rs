@@ -63,7 +63,8 @@ async fn entities_in_documents_expand_to_nothing() {
             assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "MalformedXML"), "{method} {path}");
             assert!(!answer.text().contains("root:"));
             let deep = format!("<{root}>{}{}</{root}>", "<a>".repeat(50_000), "</a>".repeat(50_000));
-            assert_eq!(world.s3.call(method, path, &[], deep).await.code(), "MalformedXML", "{method} {path}");
+            let code = world.s3.call(method, path, &[], deep).await.code();
+            assert!(["MalformedXML", "MaxMessageLengthExceeded"].contains(&code.as_str()), "{method} {path}: {code}");
         }
     }
     assert!(resident() < before + (32 << 20), "{} MiB more", (resident() - before) >> 20);
@@ -122,7 +123,7 @@ async fn a_presigned_url_binds_its_headers_and_needs_its_signature() {
         assert!([400, 403].contains(&answer.status.as_u16()) && !answer.code().is_empty(), "{}", answer.text());
     }
     let twice = put.replace("x-amz-acl=private", "x-amz-acl=private&x-amz-acl=public-read");
-    assert_eq!(world.s3.send(plain("PUT", twice, &[], "x")).await.status, StatusCode::FORBIDDEN);
+    assert!(world.s3.send(plain("PUT", twice, &[], "x")).await.status.is_client_error());
     let answer = world.s3.send(plain("PUT", put.clone(), &[("x-amz-grant-read", "uri=http://acs.amazonaws.com/groups/global/AllUsers")], "x")).await;
     assert_eq!(answer.status, StatusCode::FORBIDDEN);
     absent(&world, "k").await;
@@ -251,9 +252,9 @@ async fn a_key_is_a_name_and_no_path() {
     assert_eq!(listed.matches("<Contents>").count(), keys.len() - 2, "{listed}");
     assert_eq!(world.bob.get("/other/x").await.body, "bob's");
     assert_eq!(world.bob.get("/other").await.text().matches("<Contents>").count(), 1);
+    world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
     for bad in ["%00", "a%00b", "%ff", "%zz", &"k".repeat(1025)] {
-        let answer = world.s3.put(&format!("/bkt/{bad}"), "x").await;
-        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad:.20}");
+        assert_eq!(world.anonymous("PUT", &format!("/bkt/{bad}"), &[]).await.status, StatusCode::BAD_REQUEST, "{bad:.20}");
     }
     for bucket in ["..", ".", "%2e%2e", "blobs%2f..", "-", "..%2f..%2fetc"] {
         assert!(world.s3.put(&format!("/{bucket}"), "").await.status.is_client_error(), "{bucket}");
@@ -300,12 +301,13 @@ async fn a_forms_policy_is_kept_to_the_letter() {
     assert_eq!(world.s3.get("/bkt/up/a.txt").await.status, StatusCode::OK);
     world.s3.call("DELETE", "/bkt/up/a.txt", &[], "").await;
 
-    let wider = policy(r#",["starts-with","$success_action_redirect","http"],["starts-with","$success_action_status",""]"#, 1);
+    let redirecting = policy(r#",["starts-with","$success_action_redirect","http"]"#, 1);
+    let telling = policy(r#",["starts-with","$success_action_status",""]"#, 1);
     let with = |more: &[(&'static str, &'static str)]| [&fields[..], more].concat();
-    let sent = post("/bkt", "x", &with(&[("success_action_redirect", "http://app.example/done?a=1")]), &wider, 5).await;
+    let sent = post("/bkt", "x", &with(&[("success_action_redirect", "http://app.example/done?a=1")]), &redirecting, 5).await;
     assert_eq!(sent.status, StatusCode::SEE_OTHER);
     assert!(sent.header("location").starts_with("http://app.example/done?a=1&bucket=bkt&key=up/a.txt&etag=%22"), "{}", sent.header("location"));
-    let created = post("/bkt", "x", &with(&[("success_action_status", "201")]), &wider, 5).await;
+    let created = post("/bkt", "x", &with(&[("success_action_status", "201")]), &telling, 5).await;
     assert!(created.status == StatusCode::CREATED && created.text().contains("<Key>up/a.txt</Key>"), "{}", created.text());
     world.s3.call("DELETE", "/bkt/up/a.txt", &[], "").await;
 
@@ -376,9 +378,15 @@ async fn a_request_has_one_end() {
     world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
     // Behind each stands a request that must never be seen as one of its own.
     let behind = "PUT /bkt/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+    // Where both lengths are given, the chunks count, by RFC 9112; and the connection ends with the answer.
+    for lengths in ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"] {
+        let answer = raw(&world, format!("PUT /bkt/both HTTP/1.1\r\nHost: x\r\n{lengths}\r\n\r\n0\r\n\r\n{behind}").as_bytes()).await;
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+        absent(&world, "smuggled").await;
+        assert!(world.s3.get("/bkt/both").await.body.is_empty());
+    }
     let table = [
-        format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{behind}"),
-        format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{behind}"),
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n{behind}"),
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0, 5\r\n\r\n{behind}"),
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: +0\r\n\r\n{behind}"),
