@@ -307,23 +307,40 @@ pub fn line(owner: &str, logged: &Logged<'_>) -> String {
     .join(" ")
 }
 
-/// `REST.GET.OBJECT`
+/// `REST.GET.OBJECT`. The words are S3's, which are not those of its API.
 fn operation_name(logged: &Logged<'_>) -> String {
-    let what = match (logged.operation, logged.key.is_empty()) {
-        (name, _) if name.ends_with("Acl") => "ACL",
-        (name, _) if name.ends_with("Tagging") => "TAGGING",
-        ("GetBucketLocation", _) => "LOCATION",
-        ("ListObjectVersions", _) => "BUCKETVERSIONS",
-        ("DeleteObjects", _) => "MULTI_OBJECT_DELETE",
-        ("CreateMultipartUpload" | "ListMultipartUploads", _) => "UPLOADS",
-        ("UploadPart" | "UploadPartCopy", _) => "PART",
-        ("ListParts" | "CompleteMultipartUpload" | "AbortMultipartUpload", _) => "UPLOAD",
-        ("ListObjects" | "ListObjectsV2" | "HeadBucket" | "CreateBucket" | "DeleteBucket" | "PostObject", _) => "BUCKET",
-        (name, true) => {
-            let name = name.trim_start_matches(|c: char| c.is_ascii_lowercase() || c == 'G' || c == 'P' || c == 'D');
-            return format!("REST.{}.{}", logged.method, name.trim_start_matches("ucket").to_uppercase());
-        }
-        (_, false) => "OBJECT",
+    const WORDS: [(&str, &str); 24] = [
+        ("Acl", "ACL"),
+        ("Tagging", "TAGGING"),
+        ("Location", "LOCATION"),
+        ("Versions", "BUCKETVERSIONS"),
+        ("Versioning", "VERSIONING"),
+        ("Cors", "CORS"),
+        ("Policy", "BUCKETPOLICY"),
+        ("PolicyStatus", "POLICY_STATUS"),
+        ("PublicAccessBlock", "PUBLIC_ACCESS_BLOCK"),
+        ("OwnershipControls", "OWNERSHIP_CONTROLS"),
+        ("Website", "WEBSITE"),
+        ("Encryption", "ENCRYPTION"),
+        ("Logging", "LOGGING_STATUS"),
+        ("NotificationConfiguration", "NOTIFICATION"),
+        ("RequestPayment", "REQUEST_PAYMENT"),
+        ("LifecycleConfiguration", "LIFECYCLE"),
+        ("LockConfiguration", "OBJECT_LOCK_CONFIGURATION"),
+        ("Retention", "RETENTION"),
+        ("LegalHold", "LEGAL_HOLD"),
+        ("DeleteObjects", "MULTI_OBJECT_DELETE"),
+        ("CreateMultipartUpload", "UPLOADS"),
+        ("MultipartUploads", "UPLOADS"),
+        ("MultipartUpload", "UPLOAD"),
+        ("Parts", "UPLOAD"),
+    ];
+    let word = WORDS.iter().find(|(end, _)| logged.operation.ends_with(end)).map(|(_, word)| *word);
+    let what = match word {
+        Some(word) => word,
+        None if logged.operation.starts_with("UploadPart") => "PART",
+        None if logged.key.is_empty() => "BUCKET",
+        None => "OBJECT",
     };
     let verb = if logged.operation == "CopyObject" { "COPY" } else { logged.method.as_str() };
     format!("REST.{verb}.{what}")
