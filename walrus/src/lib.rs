@@ -16,7 +16,7 @@ pub mod identity;
 pub mod operation;
 pub mod principal;
 pub mod s3;
-mod scrub;
+pub mod scrub;
 mod sweep;
 mod tier;
 
@@ -92,6 +92,8 @@ pub struct Running {
     pub sweep: Driven,
     /// What does as lifecycles say, for whoever wants it done at another time.
     pub lifecycle: Arc<Lifecycle>,
+    /// What looks for damage.
+    pub scrub: Arc<scrub::Scrub>,
 }
 
 /// Brings walrus up in this process; it serves until the runtime ends. Port 0 takes a free port.
@@ -162,8 +164,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     });
     drive(lifecycle.clone(), lifecycle_poke, lifecycle.every);
     let rate = config.scrub_mib_per_second << 20;
-    let scrub = scrub::Scrub { store: store.clone(), blobs: walrus.blobs.clone(), faults: faults.clone(), rate };
-    drive(Arc::new(scrub), Poke::default(), Duration::from_secs(600));
+    let scrub = Arc::new(scrub::Scrub { store: store.clone(), blobs: walrus.blobs.clone(), faults: faults.clone(), rate });
+    drive(scrub.clone(), Poke::default(), Duration::from_secs(600));
     let shared = matches!(config.store(), mallee_store::Config::Postgres { .. });
     sweep::enroll(&store, walrus.ids.boot(), clock.now_ms()).await?;
     let sweep = sweep::Sweep {
@@ -179,7 +181,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let sweep = drive(Arc::new(sweep), poke, Duration::from_secs(2));
     server.serve(Arc::new(front::Front::new(walrus.clone())));
     tracing::info!(addresses = ?addresses, region = walrus.region(), "walrus serves");
-    Ok(Running { addresses, walrus, sweep, lifecycle })
+    Ok(Running { addresses, walrus, sweep, lifecycle, scrub })
 }
 
 /// The certificate, from disk or for a join token; a walrus that stands alone may do without.

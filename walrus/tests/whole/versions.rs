@@ -288,6 +288,34 @@ async fn a_lifecycle_ends_what_is_due_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_scrubber_names_what_is_damaged() {
+    let (dir, running, s3) = walrus().await;
+    s3.put("/bkt?versioning", ENABLED).await;
+    let old = version(&s3.put("/bkt/k", vec![1; 300_000]).await);
+    let path = files(dir.path()).pop().unwrap();
+    s3.put("/bkt/k", vec![2; 300_000]).await;
+    s3.call("PUT", "/bkt/sealed", &[("x-amz-server-side-encryption", "AES256")], vec![3; 300_000]).await;
+    let faults = async || {
+        let (operator, asked) = (mallee_tiers::Peer::operator(), mallee_tiers::StatusAsked::default());
+        mallee_tiers::Walrus::status(&*running.walrus, &operator, asked).await.unwrap().faults
+    };
+    for _ in 0..8 {
+        running.scrub.some().await.unwrap();
+    }
+    assert!(faults().await.is_empty());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[270_000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    for _ in 0..8 {
+        running.scrub.some().await.unwrap();
+    }
+    let found = faults().await;
+    let [fault] = &found[..] else { panic!("{found:?}") };
+    assert!(fault.what.contains(&format!("/bkt/k?versionId={old}")), "{}", fault.what);
+    s3.call("DELETE", &format!("/bkt/k?versionId={old}"), &[], "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_listing_does_not_visit_old_versions() {
     let (_dir, _running, s3) = walrus().await;
     s3.put("/bkt?versioning", ENABLED).await;
