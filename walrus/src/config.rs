@@ -1,7 +1,8 @@
 //! What walrus is told, in one TOML file.
 //!
 //! Beside what every daemon has (`name`, `state`, `listen`, `announce`, `cloud_controller`, `join_token`, `store`):
-//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`, and `[[identities]]` for a walrus that stands alone.
+//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`,
+//! `master_key`, `lifecycle_every_ms`, `scrub_mib_per_second`, and `[[identities]]` for a walrus that stands alone.
 //! For what buckets can be set to do: `website_suffixes`, `[webhooks]`, `log_delivery_ms`.
 
 use std::path::PathBuf;

@@ -122,9 +122,17 @@ fn positive(days: Option<i64>, name: &str) -> Result<(), Error> {
     }
 }
 
+/// What a filter asks for, wherever it says so.
+struct Parts<'a> {
+    prefix: Option<&'a str>,
+    tags: Vec<&'a Tag>,
+    greater: Option<u64>,
+    less: Option<u64>,
+}
+
 impl Filter {
     /// Prefix, tags and sizes, wherever they stand; `None` when it says several things without `And`.
-    fn parts(&self) -> Option<(Option<&str>, Vec<&Tag>, Option<u64>, Option<u64>)> {
+    fn parts(&self) -> Option<Parts<'_>> {
         let said = usize::from(self.prefix.is_some())
             + usize::from(self.tag.is_some())
             + usize::from(self.object_size_greater_than.is_some())
@@ -134,18 +142,18 @@ impl Filter {
             return None;
         }
         Some(match &self.and {
-            Some(and) => (
-                and.prefix.as_deref(),
-                and.tags.iter().collect(),
-                and.object_size_greater_than,
-                and.object_size_less_than,
-            ),
-            None => (
-                self.prefix.as_deref(),
-                self.tag.iter().collect(),
-                self.object_size_greater_than,
-                self.object_size_less_than,
-            ),
+            Some(and) => Parts {
+                prefix: and.prefix.as_deref(),
+                tags: and.tags.iter().collect(),
+                greater: and.object_size_greater_than,
+                less: and.object_size_less_than,
+            },
+            None => Parts {
+                prefix: self.prefix.as_deref(),
+                tags: self.tag.iter().collect(),
+                greater: self.object_size_greater_than,
+                less: self.object_size_less_than,
+            },
         })
     }
 }
@@ -163,7 +171,7 @@ impl Rule {
         }
         let tagged = match &self.filter {
             None => false,
-            Some(filter) => !filter.parts().ok_or_else(refuse::malformed_xml)?.1.is_empty(),
+            Some(filter) => !filter.parts().ok_or_else(refuse::malformed_xml)?.tags.is_empty(),
         };
         if let Some(expiration) = &self.expiration {
             match (&expiration.date, expiration.days, expiration.expired_object_delete_marker) {
@@ -209,13 +217,13 @@ impl Rule {
     }
 
     fn fits_key(&self, key: &str) -> bool {
-        let of_filter = self.filter.as_ref().and_then(Filter::parts).and_then(|(prefix, ..)| prefix);
+        let of_filter = self.filter.as_ref().and_then(Filter::parts).and_then(|parts| parts.prefix);
         self.is_on() && key.starts_with(self.prefix.as_deref().or(of_filter).unwrap_or_default())
     }
 
     fn fits(&self, object: &Object) -> bool {
         let Some(filter) = &self.filter else { return self.fits_key(&object.key) };
-        let Some((_, tags, greater, less)) = filter.parts() else { return false };
+        let Some(Parts { tags, greater, less, .. }) = filter.parts() else { return false };
         self.fits_key(&object.key)
             && tags.iter().all(|tag| object.tags.iter().any(|(key, value)| *key == tag.key && *value == tag.value))
             && greater.is_none_or(|least| object.size > least)
