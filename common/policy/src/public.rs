@@ -58,6 +58,6 @@ fn pins(condition: &Condition) -> bool {
         Comparison::String | Comparison::StringIgnoreCase | Comparison::StringLike | Comparison::Arn
     );
     let wild = matches!(operator.comparison, Comparison::StringLike | Comparison::Arn);
-    let fixed = |value: &String| !value.contains("${") && !(wild && value.contains(['*', '?']));
+    let fixed = |value: &String| !(value.contains("${") || wild && value.contains(['*', '?']));
     textual && PINNING.contains(&key.as_str()) && condition.values.iter().all(fixed)
 }

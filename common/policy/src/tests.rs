@@ -116,7 +116,7 @@ fn operators_compare_as_the_manual_says() {
         ("NotIpAddress", "192.0.2.7", r#""192.0.2.0/24""#, false),
         ("NotIpAddress", "-", r#""192.0.2.0/24""#, true),
         ("ArnLike", "arn:aws:s3:::b/k", r#""arn:aws:s3:::b/*""#, true),
-        ("ArnLike", "arn:aws:s3:::b/k", r#""arn:*:k""#, false),
+        ("ArnLike", "arn:aws:s3:::b/k", r#""arn:aws:s3:*:*:k""#, false),
         ("ArnEquals", "arn:aws:sns:r:1:t", r#""arn:aws:sns:*:*:t""#, true),
         ("ArnNotLike", "arn:aws:s3:::b/k", r#""arn:aws:s3:::c/*""#, true),
         ("ArnNotEquals", "-", r#""arn:aws:s3:::c/*""#, true),
@@ -265,4 +265,47 @@ fn the_public_is_whoever_is_not_pinned_down() {
     assert!(!public(all, "Allow", r#"{"StringEquals":{"aws:PrincipalAccount":"111111111111"}}"#));
     assert!(public(all, "Allow", r#"{"StringLike":{"aws:PrincipalAccount":"1*"}}"#));
     assert!(public(all, "Allow", r#"{"StringEqualsIfExists":{"aws:PrincipalAccount":"111111111111"}}"#));
+}
+
+/// The obvious way, which takes for ever on some patterns.
+fn obvious(pattern: &[char], text: &[char]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, rest) => rest.is_none(),
+        (Some(('*', rest)), _) => (0..=text.len()).any(|n| obvious(rest, &text[n..])),
+        (Some(_), None) => false,
+        (Some((p, rest)), Some((t, left))) => (*p == '?' || p == t) && obvious(rest, left),
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn wildcards_match_what_the_obvious_way_matches(pattern in "[ab*?]{0,8}", text in "[abé]{0,8}") {
+        let expected = obvious(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>());
+        let found = crate::pattern::like(&pattern, &text, crate::pattern::exactly);
+        proptest::prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn no_document_makes_it_panic(text in "\\PC{0,200}", cut in 0_usize..400, with in "[\\[\\]{}\":,*?$a0-9]{0,4}") {
+        let _ = Policy::parse(&text);
+        let good = statement("Deny", r#"{"ForAllValues:StringNotLikeIfExists":{"aws:x":["a*","${aws:y}","${aws:z, 'd'}"]},"IpAddress":{"aws:SourceIp":"1.2.3.4/0"},"DateLessThan":{"aws:t":"2026-01-01"}}"#);
+        let cut = cut.min(good.len());
+        let mutated = format!("{}{with}{}", &good[..cut], &good[(cut + with.len()).min(good.len())..]);
+        for document in [&mutated, &good[..cut].to_owned()] {
+            if let Ok(policy) = Policy::parse(document) {
+                let context = context(&[("aws:x", &text), ("aws:sourceip", &text), ("aws:t", &text)]);
+                policy.judge(&Request { who: ALICE, action: &text, resource: &text, context: &context });
+                policy.is_public();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pattern_of_many_stars_costs_little() {
+    // Backtracking over every star would not end before the test is given up.
+    let text = "a".repeat(1024);
+    for _ in 0..100 {
+        assert!(!crate::pattern::like(&format!("{}b", "a*".repeat(200)), &text, crate::pattern::exactly));
+    }
 }

@@ -231,6 +231,11 @@ async fn copies_and_old_versions_are_read_only_with_the_right_to_read_them() {
             assert_eq!(answer.status.as_u16(), status, "{path} {source}: {}", answer.text());
         }
     }
+    // A copy has its source's tags, which are read by another right than the object.
+    world.s3.call("PUT", "/bkt/open", &[("x-amz-tagging", "a=b")], "tagged").await;
+    assert_eq!(world.bob.call("PUT", "/bobs/stolen", &[("x-amz-copy-source", "/bkt/open")], "").await.code(), "AccessDenied");
+    let replace = [("x-amz-copy-source", "/bkt/open"), ("x-amz-tagging-directive", "REPLACE")];
+    assert_eq!(world.bob.call("PUT", "/bobs/stolen", &replace, "").await.status, StatusCode::OK);
     // The copy's other end is asked about as well.
     assert_eq!(world.bob.call("PUT", "/bkt/new", &[("x-amz-copy-source", "/bobs/stolen")], "").await.code(), "AccessDenied");
 }
@@ -311,7 +316,8 @@ async fn a_forms_policy_is_kept_to_the_letter() {
     assert!(created.status == StatusCode::CREATED && created.text().contains("<Key>up/a.txt</Key>"), "{}", created.text());
     world.s3.call("DELETE", "/bkt/up/a.txt", &[], "").await;
 
-    let table: &[(&str, Vec<(&str, &str)>, String, usize)] = &[
+    type Case<'c> = (&'c str, Vec<(&'c str, &'c str)>, String, usize);
+    let table: &[Case<'_>] = &[
         ("/bkt", with(&[("acl2", "x")]), good.clone(), 5),
         ("/bkt", vec![("key", "down/a"), ("acl", "private")], good.clone(), 5),
         ("/bkt", vec![("key", "up/a"), ("acl", "public-read")], good.clone(), 5),

@@ -159,7 +159,7 @@ fn fits(pattern: &str, text: &str, same: fn(&str, &str) -> bool) -> bool {
 
 const VARY: &str = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method";
 
-fn one<'h>(headers: &'h HeaderMap, name: header::HeaderName) -> Option<&'h str> {
+fn one(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|text| !text.is_empty())
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Walrus,
-    access::Action,
+    access::{Action, allow},
     blob::{BlobId, DataKey, Keeping, Place, Received, Source, outflow},
     call::{Call, Plus, decode},
     checksum::{Algorithm, Checksum, Running},
@@ -144,6 +144,14 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     }
     let seen = Seen { content: object.content.clone(), version: object.version.clone(), versioning: from.versioning };
     check_source(&object, &of_source)?;
+    if draft.tags.is_none() && !object.tags.is_empty() {
+        // They would be read and set by the way.
+        let reading = if source.version.is_some() { Action::GetObjectVersionTagging } else { Action::GetObjectTagging };
+        if !allow(&call.principal, reading, from.key(&source.key, Some(object.access()))) {
+            return Err(refuse::access_denied());
+        }
+        check_also(call, &bucket, Action::PutObjectTagging)?;
+    }
     let prepared = prepare(walrus, reading, &source, &wish, algorithm).await?;
     let (object, versioning) = commit(walrus, call, bucket, source, seen.clone(), draft, conditions, of_source, prepared).await?;
     let checksum = object.checksum.iter().map(|c| (format!("Checksum{}", c.algorithm.name()), c.value.clone())).collect();

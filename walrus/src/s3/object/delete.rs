@@ -34,7 +34,7 @@ pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     let version = VersionId::asked(call)?;
     let action = if version.is_some() { Action::DeleteObjectVersion } else { Action::DeleteObject };
     let bucket = writable(walrus, call, action).await?;
-    let bypass = lock::bypass(call, &bucket)?;
+    let bypass = lock::bypass(call, &bucket, &call.target.key)?;
     let conditions = Conditions::of_delete(call)?;
     let owner = put::owner_of_new(&call.principal, &bucket);
     let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
@@ -155,7 +155,6 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {
         return Err(refuse::access_denied());
     }
-    let bypass = lock::bypass(call, &bucket)?;
     let owner = put::owner_of_new(&call.principal, &bucket);
     let body = call.document(document::Limits::LARGE.bytes).await?;
     let asked: Delete = document::parse(&body, "Delete", document::Limits::LARGE)?;
@@ -172,10 +171,12 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
             let action = if version.is_some() { Action::DeleteObjectVersion } else { Action::DeleteObject };
             let judged = match version.map(VersionId::parse).transpose() {
                 _ if !allow(&call.principal, action, bucket.key(&named.key, None)) => Err(refuse::access_denied()),
-                version => version.and_then(|version| Ok((version, named.conditions()?))),
+                version => version.and_then(|version| {
+                    Ok((version, named.conditions()?, lock::bypass(call, &bucket, &named.key)?))
+                }),
             };
             match judged {
-                Ok((version, conditions)) => wanted.push((named.clone(), version, conditions)),
+                Ok((version, conditions, bypass)) => wanted.push((named.clone(), version, conditions, bypass)),
                 Err(e) => answer.error.push(Failed::new(named, &e.told())),
             }
         }
@@ -185,10 +186,10 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
             .store
             .write("delete objects", move |tx| {
                 let mut outcomes = Vec::with_capacity(wanted.len());
-                for (named, version, conditions) in &wanted {
+                for (named, version, conditions, bypass) in &wanted {
                     let outcome = match version {
                         None => version::hide(tx, &of, &named.key, &owner, conditions, now),
-                        Some(version) => version::destroy(tx, of.id, &named.key, version, bypass, conditions, now),
+                        Some(version) => version::destroy(tx, of.id, &named.key, version, *bypass, conditions, now),
                     };
                     // One of many: what is refused about it does not stop the others.
                     outcomes.push(match outcome {

@@ -140,12 +140,12 @@ pub fn asked(call: &Call, bucket: &Bucket) -> Result<Lock, Error> {
 }
 
 /// Whether the request sets governance aside, and its sender may.
-pub fn bypass(call: &Call, bucket: &Bucket) -> Result<Bypass, Error> {
+pub fn bypass(call: &Call, bucket: &Bucket, key: &str) -> Result<Bypass, Error> {
     let asked = call.header("x-amz-bypass-governance-retention")?.is_some_and(|text| text.eq_ignore_ascii_case("true"));
     if !asked {
         return Ok(Bypass::No);
     }
-    match allow(&call.principal, Action::BypassGovernanceRetention, bucket.key(&call.target.key, None)) {
+    match allow(&call.principal, Action::BypassGovernanceRetention, bucket.key(key, None)) {
         true => Ok(Bypass::Yes),
         false => Err(refuse::access_denied()),
     }
@@ -206,7 +206,7 @@ pub async fn get_retention(walrus: &Walrus, call: &mut Call) -> Result<Response<
 
 pub async fn put_retention(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let (bucket, object) = lockable(walrus, call, Action::PutObjectRetention).await?;
-    let bypass = bypass(call, &bucket)?;
+    let bypass = bypass(call, &bucket, &call.target.key)?;
     let body = call.document(document::Limits::SMALL.bytes).await?;
     let asked: RetentionDocument = document::parse(&body, "Retention", document::Limits::SMALL)?;
     let new = match (asked.mode, asked.retain_until_date) {
