@@ -5,7 +5,6 @@ use std::sync::Arc;
 use mallee_policy::{Context, Who};
 use serde::{Deserialize, Serialize};
 
-pub use crate::access::{Action, BucketAccess, ObjectAccess, Resource, allow};
 use crate::s3::bucket::settings::Block;
 
 /// Who a request speaks for, once its signature is verified, and what else policies may ask about it.
