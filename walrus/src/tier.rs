@@ -130,7 +130,11 @@ async fn of_digest(
     }
     match *request.method() {
         Method::PUT => {
-            only(peer, &[Role::CloudController])?;
+            if let Err(e) = only(peer, &[Role::CloudController]) {
+                // Else it is still sending when the connection closes, and never reads why.
+                Payload::undecoded(request.into_body()).drain().await;
+                return Err(e);
+            }
             store(walrus, request, digest).await
         }
         Method::GET | Method::HEAD => {
