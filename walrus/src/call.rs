@@ -16,6 +16,7 @@ use openssl::hash::{MessageDigest, hash};
 use crate::{
     Error,
     checksum::{Algorithm, Running},
+    circumstances::Wire,
     error::refuse,
     principal::Principal,
 };
@@ -135,6 +136,7 @@ pub struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub principal: Principal,
+    pub wire: Wire,
     pub payload: Payload,
     pub request_id: String,
     /// When it came, in milliseconds.

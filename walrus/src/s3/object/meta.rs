@@ -29,23 +29,13 @@ const STORAGE_CLASSES: [&str; 10] = [
     "OUTPOSTS",
     "EXPRESS_ONEZONE",
 ];
-/// What would be a lie to accept: bytes would stand on the disk as they came, and locks would not hold.
-const REFUSED: [(&str, &str); 8] = [
-    ("x-amz-server-side-encryption", "Server-side encryption"),
-    ("x-amz-server-side-encryption-customer-algorithm", "Server-side encryption with customer keys"),
-    ("x-amz-server-side-encryption-aws-kms-key-id", "Server-side encryption with KMS keys"),
-    ("x-amz-object-lock-mode", "Object lock"),
-    ("x-amz-object-lock-retain-until-date", "Object lock"),
-    ("x-amz-object-lock-legal-hold", "Object lock"),
-    ("x-amz-write-offset-bytes", "Appending to an object"),
-    ("x-amz-copy-source-server-side-encryption-customer-algorithm", "Server-side encryption with customer keys"),
-];
+/// What would be a lie to accept.
+const REFUSED: [(&str, &str); 1] = [("x-amz-write-offset-bytes", "Appending to an object")];
 
 /// Refuses by name what is not done.
 pub fn refuse_unsupported(call: &Call) -> Result<(), Error> {
     for (header, what) in REFUSED {
-        // Being told that there is no lock is fine.
-        if call.header(header)?.is_some_and(|value| !(header.ends_with("legal-hold") && value == "OFF")) {
+        if call.header(header)?.is_some() {
             return Err(refuse::not_implemented(what));
         }
     }
