@@ -177,6 +177,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
     match parameter {
         "InstanceId" => &["instance"],
         "ImageId" => &["image"],
+        // That of a regional NAT gateway, which there is none of.
+        "VpcId" if action == "CreateNatGateway" => &[],
         "VpcId" => &["vpc"],
         "SubnetId" => &["subnet"],
         "NetworkInterfaceId" => &["interface"],
@@ -265,6 +267,7 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         }
         "AssignPrivateIpAddresses" => &[("SecondaryPrivateIpAddressCount", "1")],
         "UnassignPrivateIpAddresses" => &[("PrivateIpAddress.1", "172.31.0.9")],
+        "ModifyNetworkInterfaceAttribute" if parameter == "SecurityGroupId" => &[("NetworkInterfaceId", "{interface}")],
         "ModifyNetworkInterfaceAttribute" => &[("Description.Value", "foreign")],
         "ResetNetworkInterfaceAttribute" => &[("SourceDestCheck", "true")],
         "CreateTags" => &[("Tag.1.Key", "mine"), ("Tag.1.Value", "now")],
