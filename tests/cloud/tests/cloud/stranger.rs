@@ -332,6 +332,7 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
 const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.SubnetId", "subnet"),
     ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
+    ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
 ];
