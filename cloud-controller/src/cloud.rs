@@ -34,6 +34,10 @@ pub struct Pokes {
     pub instances: Poke,
     /// Something is wanted of a zone's volumes.
     pub volumes: Poke,
+    /// Something is wanted of a zone's snapshots.
+    pub snapshots: Poke,
+    /// What snapshots have in walrus is to be looked through, or taken away.
+    pub kept: Poke,
     /// The network's rows changed.
     pub network: Poke,
     /// An image waits for its import.
@@ -43,7 +47,7 @@ pub struct Pokes {
 impl Pokes {
     /// Everything: a tier came back, and whatever waited for it can go on.
     pub fn all(&self) {
-        for poke in [&self.instances, &self.volumes, &self.network, &self.images] {
+        for poke in [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network, &self.images] {
             poke.poke();
         }
     }

@@ -43,7 +43,7 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
-    /// Socket of OVN's northbound database. None: no network is rendered, and launches wait and say so.
+    /// Socket of OVN's northbound database. None: no network is rendered, and guests have none (simulated ones need none).
     pub northbound: Option<PathBuf>,
     /// The network elastic IPs and routers' outer addresses are on.
     pub outside: String,

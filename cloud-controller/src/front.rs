@@ -1,6 +1,6 @@
 //! The front of users and tiers: one port, told apart by path, and every unmatched request answered in the protocol it used.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
@@ -23,6 +23,9 @@ use crate::{
 
 /// AWS' own bound on a Query request is near this.
 const FORM_LIMIT: usize = 1024 * 1024;
+/// Anyone may connect: whoever has not sent a whole request by then is cut off, or a few thousand of them would hold every
+/// descriptor we have.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Front {
     cloud: Arc<Cloud>,
@@ -48,11 +51,15 @@ impl Handler for Front {
         }
         let begun = std::time::Instant::now();
         let request_id = uuid::Uuid::new_v4().to_string();
-        let form = match body::collect(incoming, FORM_LIMIT).await {
+        let form = match body::collect_within(PATIENCE, incoming, FORM_LIMIT).await {
             Ok(Some(form)) => form,
             Ok(None) => {
                 let refused = AwsError::new("RequestEntityTooLarge", 413, format!("A request may have {FORM_LIMIT} bytes"));
                 return error(&refused, &Protocol::Ec2, &request_id, parts.uri.path());
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                let refused = AwsError::new("RequestTimeout", 408, "The request's body did not come in time");
+                return closing(error(&refused, &Protocol::Ec2, &request_id, parts.uri.path()));
             }
             // The client went away while it sent.
             Err(e) => return error(&AwsError::bad_request("IncompleteBody", e.to_string()), &Protocol::Ec2, &request_id, ""),
@@ -83,7 +90,7 @@ enum Answered {
 
 impl Front {
     async fn join(&self, incoming: hyper::body::Incoming) -> Response<Body> {
-        let outcome = match body::collect(incoming, 64 * 1024).await {
+        let outcome = match body::collect_within(PATIENCE, incoming, 64 * 1024).await {
             Ok(Some(message)) => match serde_json::from_slice(&message) {
                 Ok(asked) => join::redeem(&self.cloud, &asked).await,
                 Err(e) => Err(TierError::new(mallee_tiers::TierErrorKind::Malformed, e.to_string())),
@@ -237,6 +244,12 @@ fn error(refused: &AwsError, protocol: &Protocol, request_id: &str, resource: &s
     let rendered = refused.render(protocol, request_id, resource);
     let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     finish(status, rendered.content_type, rendered.body, request_id)
+}
+
+/// The rest of what the client was sending is not waited for.
+fn closing(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
 }
 
 fn finish(status: StatusCode, content_type: &'static str, text: String, request_id: &str) -> Response<Body> {

@@ -25,10 +25,16 @@ const DEFAULT_SECONDS: u64 = 3600;
 pub async fn issue(cloud: &Cloud, peer: Peer, seconds: u64) -> Result<(Secret, Millis), TierError> {
     let letters = |s: &str| !s.is_empty() && s.len() <= 48 && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if peer.role == Role::Operator || peer.role == Role::CloudController || !letters(&peer.name) {
-        return Err(TierError::refused("a token is for a tier other than the cloud-controller, with a name of letters, digits and dashes"));
+        return Err(TierError::refused(
+            "a token is for a tier other than the cloud-controller, with a name of letters, digits and dashes",
+        ));
     }
     if peer.role != Role::Walrus && !cloud.config.zones.contains(&peer.zone) {
-        return Err(TierError::refused(format!("no zone {:?}: this region has {}", peer.zone, cloud.config.zones.join(", "))));
+        return Err(TierError::refused(format!(
+            "no zone {:?}: this region has {}",
+            peer.zone,
+            cloud.config.zones.join(", ")
+        )));
     }
     let secret = hex::encode(rand::random::<[u8; 32]>());
     let seconds = if seconds == 0 { DEFAULT_SECONDS } else { seconds.min(7 * 24 * 3600) };
@@ -85,7 +91,9 @@ pub async fn redeem(cloud: &Cloud, asked: &Join) -> Result<SignedCertificate, Ti
             )?;
             Ok::<_, StoreError>(match row {
                 None => Redeemed::No("this token is not of this cloud"),
-                Some((.., Some(by))) if by != key => Redeemed::No("this token was used already: make a new one with `mallee node token`"),
+                Some((.., Some(by))) if by != key => {
+                    Redeemed::No("this token was used already: make a new one with `mallee node token`")
+                }
                 Some((_, _, _, expires, _)) if expires < now => {
                     Redeemed::No("this token is too old: make a new one with `mallee node token`")
                 }
@@ -143,9 +151,10 @@ pub fn own_identity(config: &crate::Config, ca: &pki::Ca) -> Result<mallee_servi
         std::fs::read_to_string(&path).map_err(|e| failed(&e))
     };
     let key = ensure_key("key.pem")?;
-    let fresh = mallee_service::Identity::load(&dir).ok().and_then(|i| i.not_after().ok()).is_some_and(|end| {
-        end - time::OffsetDateTime::now_utc().unix_timestamp() > pki::LIFE.whole_seconds() / 2
-    });
+    let fresh = mallee_service::Identity::load(&dir)
+        .ok()
+        .and_then(|i| i.not_after().ok())
+        .is_some_and(|end| end - time::OffsetDateTime::now_utc().unix_timestamp() > pki::LIFE.whole_seconds() / 2);
     if !fresh {
         let request = pki::signing_request(&key).map_err(|e| failed(&e))?;
         pki::write_public(&dir.join("ca.pem"), ca.certificate_pem.as_bytes()).map_err(|e| failed(&e))?;

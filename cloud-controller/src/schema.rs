@@ -36,4 +36,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 63, name: "elastic IPs of secondary addresses", sql: ec2::address::PRIVATE_ADDRESS_COLUMN },
     Migration { version: 64, name: "NAT gateways", sql: ec2::nat_gateway::TABLES },
     Migration { version: 65, name: "VPC peering connections", sql: ec2::peering::TABLES },
+    Migration { version: 90, name: "snapshots", sql: ec2::snapshot::TABLES },
+    Migration { version: 91, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
+    Migration { version: 92, name: "modifications of volumes", sql: ec2::volume::modify::TABLES },
 ];

@@ -13,13 +13,14 @@ pub fn serial(volume: &str) -> String {
     volume.replacen('-', "", 1)
 }
 
-/// The disk a device name asks for, or why it cannot be had.
+/// The disk a device name asks for, or why it cannot be had. An old partition number says nothing about the disk.
 pub fn target(device: &str) -> Result<String, String> {
     let name = device.strip_prefix("/dev/").unwrap_or(device);
-    let letter = ["xvd", "sd", "vd"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
-    match letter.as_bytes() {
+    let rest = ["xvd", "sd", "vd"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    let letters = rest.trim_end_matches(|c: char| c.is_ascii_digit());
+    match letters.as_bytes() {
         [b'a'] => Err(format!("{device} is the root disk's")),
-        [b'b'..=b'z'] => Ok(format!("vd{letter}")),
+        [b'b'..=b'z'] | [b'a'..=b'z', b'a'..=b'z'] => Ok(format!("vd{letters}")),
         _ => Err(format!("{device} names no disk a volume can be: /dev/sdf to /dev/sdp are customary")),
     }
 }
@@ -85,10 +86,10 @@ mod tests {
 
     #[test]
     fn device_names_of_all_kinds_ask_for_one_disk() {
-        for (device, want) in [("/dev/sdf", "vdf"), ("/dev/xvdf", "vdf"), ("vdg", "vdg"), ("/dev/sdp", "vdp")] {
+        for (device, want) in [("/dev/sdf", "vdf"), ("/dev/xvdf", "vdf"), ("vdg", "vdg"), ("/dev/sdf1", "vdf"), ("/dev/xvdba", "vdba")] {
             assert_eq!(target(device).as_deref(), Ok(want));
         }
-        for device in ["/dev/sda", "/dev/xvda", "/dev/sda1", "/dev/nvme1n1", "", "/dev/sdff", "/dev/sdé"] {
+        for device in ["/dev/sda", "/dev/xvda", "/dev/sda1", "/dev/nvme1n1", "", "/dev/sdfff", "/dev/sdé"] {
             assert!(target(device).is_err(), "{device}");
         }
     }

@@ -1,5 +1,5 @@
-//! Real guests on a real libvirt, Open vSwitch and OVN, in a namespace of the test's own. As root, with the mini image built
-//! (`tools/images/mini/build`, MINI=/var/tmp/mallee-mini); without it the test says so and ends.
+//! Real guests on a real libvirt, Open vSwitch and OVN, in a namespace of the test's own. As root. The mini image is built by
+//! `tools/images/mini/build` when it is not there (`target/mini`, or where MINI says).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod harness;
@@ -205,13 +205,20 @@ fn step(begun: &mut Instant, what: &str) {
     *begun = Instant::now();
 }
 
+/// Where the mini guest's files are; they are made if they are not there yet.
+fn mini_image() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mini = std::env::var("MINI").map_or_else(|_| root.join("target/mini"), PathBuf::from);
+    if !mini.join("mini.json").exists() {
+        let built = Command::new(root.join("tools/images/mini/build")).arg(&mini).status().unwrap();
+        assert!(built.success(), "tools/images/mini/build could not make the mini image: see above");
+    }
+    mini.canonicalize().unwrap()
+}
+
 #[test]
 fn a_real_guest_lives_its_life() {
-    let mini = PathBuf::from(std::env::var("MINI").unwrap_or("/var/tmp/mallee-mini".into()));
-    if !mini.join("mini.vmlinux").exists() {
-        println!("SKIPPED: no mini image in {} (tools/images/mini/build)", mini.display());
-        return;
-    }
+    let mini = mini_image();
     let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_env("MALLEE_LOG")).try_init();
     let dir = tempfile::Builder::new().prefix("nctl").tempdir_in("/var/tmp").unwrap();
     let world = World::new(dir.path());

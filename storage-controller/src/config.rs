@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, blobs::Place};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -17,6 +17,9 @@ pub struct Config {
     /// Where the bytes of volumes are. `STATE/volumes` by default.
     #[serde(default)]
     pub volumes: Option<PathBuf>,
+    /// Where walrus is; the cloud-controller is asked by default.
+    #[serde(default)]
+    pub walrus: Option<Place>,
 }
 
 /// What the kernel's `sockaddr_un` holds, without the ending zero.

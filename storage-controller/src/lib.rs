@@ -5,21 +5,34 @@
 //! [`backend`] that keeps bytes and an [`export`] that serves them.
 
 pub mod backend;
+mod background;
+mod blobs;
 mod config;
 pub mod export;
+mod restore;
+mod snapshot;
 mod tier;
 pub mod volume;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use mallee_service::{
-    Clock, Faults, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, register,
+    Clock, Faults, IntentBook, Poke, Server, TierHttp, drive,
+    intent::{INTENT_TABLES, SNAPSHOT_INTENT_TABLES},
+    join,
+    process::About,
+    register,
     tiers::TierOnly,
 };
 use mallee_store::{Migration, Store};
-use mallee_tiers::{Peer, Reports, Role, StorageServer, TierError, Volume, VolumeReport};
+use mallee_tiers::{Peer, Reports, Role, Snapshot, SnapshotReport, StorageServer, TierError, Volume, VolumeReport};
 use tokio::sync::watch;
 
+pub use blobs::Place;
 pub use config::Config;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +55,8 @@ pub enum Error {
 pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "intent", sql: INTENT_TABLES },
     Migration { version: 2, name: "volume", sql: volume::TABLES },
+    Migration { version: 3, name: "intent of snapshots", sql: SNAPSHOT_INTENT_TABLES },
+    Migration { version: 4, name: "snapshot", sql: snapshot::TABLES },
 ];
 
 /// Everything a storage-controller has.
@@ -52,9 +67,17 @@ pub(crate) struct Storage {
     pub book: IntentBook<Volume>,
     pub reports: Reports<VolumeReport>,
     pub backend: Arc<dyn backend::Backend>,
-    pub exports: export::Exports,
+    pub exports: Arc<export::Exports>,
+    pub snapshot_book: IntentBook<Snapshot>,
+    pub snapshot_reports: Reports<SnapshotReport>,
+    pub blobs: blobs::Blobs,
+    /// Uploads, restores and merges.
+    pub background: background::Background,
+    /// Who changes what a volume consists of, or whether it is exported, does so alone.
+    pub locks: Mutex<BTreeMap<volume::VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     /// Set after the first pass.
     pub ready: watch::Sender<bool>,
+    pub snapshots_ready: watch::Sender<bool>,
 }
 
 /// A storage-controller that serves. It ends with the runtime it was started on; its export daemons do not.
@@ -89,19 +112,29 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let bound = server.addresses().first().map(ToString::to_string).unwrap_or_default();
     let address = config.daemon.announce.clone().unwrap_or(bound);
     let about = About::new(peer.clone(), env!("CARGO_PKG_VERSION"), address.clone(), clock.clone(), faults.clone());
-    let poke = Poke::default();
+    let (poke, snapshots_poke) = (Poke::default(), Poke::default());
+    // What happened in the background may matter to either.
+    let background_poke = Poke::default();
+    tokio::spawn(pass_on(background_poke.clone(), [poke.clone(), snapshots_poke.clone()]));
     let storage = Arc::new(Storage {
         book: IntentBook::new(store.clone(), poke.clone()),
+        snapshot_book: IntentBook::of_snapshots(store.clone(), snapshots_poke.clone()),
+        snapshot_reports: Reports::default(),
+        blobs: blobs::Blobs::new(identity.clone(), config.daemon.cloud_controller.clone(), config.walrus.clone()),
+        background: background::Background::new(background_poke.clone()),
+        locks: Mutex::default(),
         store,
         clock,
         about: about.clone(),
         reports: Reports::default(),
         backend: Arc::new(backend::Files::open(config.volumes())?),
-        exports: export::Exports::open(sockets, &state, poke.clone())?,
+        exports: Arc::new(export::Exports::open(sockets, &state, background_poke)?),
         ready: watch::channel(false).0,
+        snapshots_ready: watch::channel(false).0,
     });
     let volumes = Arc::new(volume::Volumes { storage: storage.clone(), surveyed: Default::default() });
     drive(volumes, poke, Duration::from_secs(30));
+    drive(Arc::new(snapshot::Snapshots { storage: storage.clone() }), snapshots_poke, Duration::from_secs(30));
     server.serve(Arc::new(TierOnly(Arc::new(StorageServer(Arc::new(tier::Front(storage)))))));
     if !config.daemon.cloud_controller.is_empty() {
         let cloud =
@@ -110,6 +143,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         join::keep_renewed(identity, cloud, faults);
     }
     Ok(Running { address, peer })
+}
+
+/// A poke wakes one waiter; here there are two.
+async fn pass_on(from: Poke, to: [Poke; 2]) {
+    loop {
+        from.poked().await;
+        to.iter().for_each(Poke::poke);
+    }
 }
 
 /// Ends all export daemons of a storage-controller that does not run any more: for `mallee down --all`, which leaves nothing.

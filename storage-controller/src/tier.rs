@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::{
-    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, StatusAsked, StorageController, TierError,
-    TierErrorKind, TierStatus, Volume, VolumeReport, WhyAnswer, WhyAsked, WhyLine,
+    Adopt, Done, Intent, IntentAnswer, Observation, Observe, Peer, Snapshot, SnapshotReport, StatusAsked,
+    StorageController, TierError, TierErrorKind, TierStatus, Volume, VolumeReport, WhyAnswer, WhyAsked, WhyLine,
 };
 
 use crate::Storage;
@@ -15,24 +15,21 @@ pub(crate) struct Front(pub Arc<Storage>);
 #[async_trait::async_trait]
 impl StorageController for Front {
     async fn intend(&self, _: &Peer, intent: Intent<Volume>) -> Result<IntentAnswer, TierError> {
-        let faults = &self.0.about.faults;
         let outcome = self.0.book.take(intent).await;
-        match &outcome {
-            Ok(_) => faults.clear("list"),
-            Err(e) => {
-                let remedy = match e.kind {
-                    TierErrorKind::OtherIncarnation => {
-                        "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`"
-                    }
-                    TierErrorKind::Stale => {
-                        "the cloud-controller's store was put back to an older state: raise its epoch"
-                    }
-                    _ => "see this tier's log",
-                };
-                faults.raise("list", format!("a list of the cloud-controller was refused: {}", e.message), remedy);
-            }
-        }
+        self.show_list("list", &outcome);
         outcome
+    }
+
+    async fn intend_snapshots(&self, _: &Peer, intent: Intent<Snapshot>) -> Result<IntentAnswer, TierError> {
+        let outcome = self.0.snapshot_book.take(intent).await;
+        self.show_list("list of snapshots", &outcome);
+        outcome
+    }
+
+    async fn observe_snapshots(&self, _: &Peer, ask: Observe) -> Result<Observation<SnapshotReport>, TierError> {
+        let mut ready = self.0.snapshots_ready.subscribe();
+        let _ = tokio::time::timeout(Duration::from_secs(20), ready.wait_for(|ready| *ready)).await;
+        Ok(self.0.snapshot_reports.observe(&ask).await)
     }
 
     async fn observe(&self, _: &Peer, ask: Observe) -> Result<Observation<VolumeReport>, TierError> {
@@ -60,6 +57,13 @@ impl StorageController for Front {
             );
             lines.push(line("asked", now, text));
         }
+        if let Some(wish) = storage.snapshot_book.get(&ask.id).await.map_err(failed)? {
+            let wanted = format!("{:?}", wish.body.desired).to_lowercase();
+            lines.push(line("asked", now, format!("{wanted}, a snapshot of {}", wish.body.volume)));
+        }
+        if let Some((at, text)) = crate::snapshot::told(storage, &ask.id).await.map_err(failed)? {
+            lines.push(line("decided", at, text));
+        }
         let (row, export) = storage.rows(&ask.id).await.map_err(failed)?;
         if let Some(row) = row {
             let reason = if row.reason.is_empty() { String::new() } else { format!(": {}", row.reason) };
@@ -83,7 +87,25 @@ impl StorageController for Front {
 
     async fn adopt(&self, _: &Peer, adopt: Adopt) -> Result<Done, TierError> {
         self.0.book.adopt(adopt.sender).await.map_err(|e| TierError::internal(e.to_string()))?;
+        self.0.snapshot_book.adopt(adopt.sender).await.map_err(|e| TierError::internal(e.to_string()))?;
         self.0.about.faults.clear("list");
+        self.0.about.faults.clear("list of snapshots");
         Ok(Done {})
+    }
+}
+
+impl Front {
+    /// A list that was refused is a fault until one is taken.
+    fn show_list(&self, list: &str, outcome: &Result<IntentAnswer, TierError>) {
+        let faults = &self.0.about.faults;
+        let Err(e) = outcome else { return faults.clear(list) };
+        let remedy = match e.kind {
+            TierErrorKind::OtherIncarnation => {
+                "if the cloud-controller's store is meant to be a new one: `mallee zone adopt ZONE`"
+            }
+            TierErrorKind::Stale => "the cloud-controller's store was put back to an older state: raise its epoch",
+            _ => "see this tier's log",
+        };
+        faults.raise(list, format!("a {list} of the cloud-controller was refused: {}", e.message), remedy);
     }
 }

@@ -17,12 +17,12 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
-use mallee_tiers::{Export, ExportAddress, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+use mallee_tiers::{Export, ExportAddress, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
 
 use crate::{
     Storage,
     backend::{BackendError, Space},
-    export::{Phase, Served},
+    export::{Phase, QmpError, Served},
 };
 
 pub(crate) const TABLES: &str = "
@@ -30,9 +30,11 @@ CREATE TABLE volume (id TEXT PRIMARY KEY, size_gib BIGINT NOT NULL, state TEXT N
 CREATE TABLE export (volume TEXT PRIMARY KEY, attachment TEXT NOT NULL, name TEXT NOT NULL UNIQUE, served BIGINT NOT NULL, made BIGINT NOT NULL);
 ";
 
-const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 /// Volumes that are worked on at the same time.
 const AT_ONCE: usize = 8;
+/// A volume that somebody else is at is looked at again after this.
+const BUSY: Duration = Duration::from_millis(200);
 /// Disk space and leftovers are looked at so often.
 const SURVEY: Duration = Duration::from_secs(60);
 
@@ -112,6 +114,8 @@ pub(crate) enum Step {
     MakeExport(String),
     Serve,
     RemoveBytes,
+    /// More bytes, whether it is served or not.
+    Grow,
     /// Nobody lists it and nothing of it is left.
     Forget,
 }
@@ -131,6 +135,7 @@ pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<
         VolumeDesired::Present => match (state, export, &wish.body.export_for) {
             (None | Some(State::Creating), ..) => Some(Step::Create),
             (Some(State::Failed | State::Gone), ..) => None,
+            _ if row.is_some_and(|r| r.size_gib < wish.body.size_gib) => Some(Step::Grow),
             (_, Some(e), Some(a)) if e.attachment == *a => Some(Step::Serve),
             (_, Some(_), _) => Some(Step::EndExport),
             (_, None, Some(a)) => Some(Step::MakeExport(a.clone())),
@@ -159,6 +164,13 @@ pub(crate) enum Trouble {
     Backend(#[from] BackendError),
     #[error("export: {0}")]
     Engine(#[from] mallee_engines::Error),
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error("{0}")]
+    Tier(#[from] TierError),
+    /// Somebody else is at the volume: look again soon.
+    #[error("it is being worked on")]
+    Busy,
     #[error("{0}")]
     Other(String),
 }
@@ -189,6 +201,7 @@ impl Reconciler for Volumes {
         for outcome in outcomes {
             match outcome {
                 Ok(steps) => report.changed += steps,
+                Err(Trouble::Busy) => report.again = Some(BUSY),
                 Err(e) => report.error(e),
             }
         }
@@ -214,12 +227,23 @@ impl Storage {
         self.store.read("read a volume", move |tx| Ok((read_volume(tx, &id)?, read_export(tx, &id)?))).await
     }
 
+    pub(crate) fn lock_of(&self, id: &VolumeId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.entry(id.clone()).or_default().clone()
+    }
+
+    /// To change a volume; not waited for, because a merge may take long.
+    pub(crate) fn alone(&self, id: &VolumeId) -> Result<tokio::sync::OwnedMutexGuard<()>, Trouble> {
+        self.lock_of(id).try_lock_owned().map_err(|_| Trouble::Busy)
+    }
+
     /// Takes one volume to where it is wanted, and reports it; how many steps that took.
-    async fn bring(&self, wish: &Listed<Volume>) -> Result<u64, Trouble> {
+    async fn bring(self: &Arc<Self>, wish: &Listed<Volume>) -> Result<u64, Trouble> {
         let Some(id) = VolumeId::parse(&wish.body.id) else {
             self.reports.put(report_of(&wish.body, VolumeObserved::Failed, "this is no id of a volume"));
             return Ok(0);
         };
+        let _alone = self.alone(&id)?;
         let mut steps = 0;
         loop {
             let (row, export) = self.rows(id.as_str()).await?;
@@ -233,11 +257,19 @@ impl Storage {
                     self.forget(&id).await?;
                     return Ok(steps + 1);
                 }
+                Some(Step::Create) if self.restores(&id, &wish.body).await? => {
+                    self.begin_restore(&id, &wish.body).await?;
+                    return Ok(steps);
+                }
                 Some(Step::Create) => self.create(&id, &wish.body).await,
+                Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
                 Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment).await,
                 Some(Step::RemoveBytes) => self.remove_bytes(&id, &wish.body).await,
             };
+            if let Err(Trouble::Busy) = outcome {
+                return Err(Trouble::Busy);
+            }
             if let Err(e) = outcome {
                 // It will be tried again; meanwhile the tier above should know what it waits for.
                 let observed = if row.is_some_and(|r| r.state == State::Ready) {
@@ -253,7 +285,7 @@ impl Storage {
     }
 
     /// Runs a blocking call of the backend on a thread for such.
-    async fn backend<T: Send + 'static>(
+    pub(crate) async fn backend<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn crate::backend::Backend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, Trouble> {
@@ -262,13 +294,19 @@ impl Storage {
         done.map_err(|e| Trouble::Other(e.to_string()))?.map_err(Trouble::from)
     }
 
-    async fn write_state(&self, id: &VolumeId, size_gib: u64, state: State, reason: String) -> Result<(), StoreError> {
+    pub(crate) async fn write_state(
+        &self,
+        id: &VolumeId,
+        size_gib: u64,
+        state: State,
+        reason: String,
+    ) -> Result<(), StoreError> {
         let (id, now) = (id.clone(), self.clock.now_ms());
         self.store
             .write("write a volume", move |tx| {
                 tx.execute(
                     "INSERT INTO volume (id, size_gib, state, reason, changed) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (id) DO UPDATE SET state = ?3, reason = ?4, changed = ?5",
+                     ON CONFLICT (id) DO UPDATE SET size_gib = ?2, state = ?3, reason = ?4, changed = ?5",
                     params![id.as_str(), size_gib, state.as_str(), reason, now],
                 )
                 .map(|_| ())
@@ -276,7 +314,7 @@ impl Storage {
             .await
     }
 
-    async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+    pub(crate) async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
         let size_gib = wish.size_gib;
         self.write_state(id, size_gib, State::Creating, String::new()).await?;
         let made = id.clone();
@@ -329,6 +367,11 @@ impl Storage {
     }
 
     async fn remove_bytes(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+        // What was frozen of it is not in walrus yet.
+        if self.snapshots_of(id).await?.snapshots.iter().any(|(_, row)| row.pending()) {
+            return Err(Trouble::Busy);
+        }
+        self.background.end(&crate::restore::name(id)).await;
         // Whatever serves it still, of which no row is left.
         self.exports.end(id).await?;
         let removed = id.clone();
@@ -341,9 +384,11 @@ impl Storage {
         let row = id.clone();
         self.store
             .write("forget a volume", move |tx| {
+                tx.execute("DELETE FROM merged WHERE volume = ?1", params![row.as_str()])?;
                 tx.execute("DELETE FROM volume WHERE id = ?1", params![row.as_str()]).map(|_| ())
             })
             .await?;
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.book.forget(id.as_str()).await?;
         self.reports.forget(id.as_str());
         Ok(())
@@ -393,15 +438,13 @@ impl Storage {
         let mut report = report_of(body, VolumeObserved::Ready, "");
         // To the MiB: what the guest writes should not make a report of every block.
         report.allocated = found.allocated.next_multiple_of(1 << 20);
-        if body.size_gib > row.size_gib {
-            report.reason = format!("it keeps its {} GiB: this release does not grow volumes", row.size_gib);
-        }
+        report.size_gib = found.size / GIB;
         if let Some(export) = export {
             let served =
                 Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
             let described = id.clone();
-            let blockdev = self.backend(move |b| b.blockdev(&described, "volume")).await?;
-            let phase = self.exports.serve(&served, blockdev);
+            let backend = self.backend.clone();
+            let phase = self.exports.serve(&served, Arc::new(move || backend.blockdev(&described)));
             match &phase {
                 Phase::Ready { .. } => {}
                 Phase::Starting => report.reason = "its export is being started".into(),
@@ -483,7 +526,7 @@ impl Storage {
     }
 }
 
-fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl Into<String>) -> VolumeReport {
+pub(crate) fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl Into<String>) -> VolumeReport {
     VolumeReport {
         id: wish.id.clone(),
         generation: wish.generation,
@@ -491,6 +534,7 @@ fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl Into<String>)
         reason: reason.into(),
         export: None,
         allocated: 0,
+        size_gib: 0,
     }
 }
 
@@ -507,6 +551,7 @@ mod tests {
             desired,
             size_gib: 1,
             export_for: export_for.map(Into::into),
+            source: None,
         };
         Listed { body, listed }
     }
@@ -547,6 +592,14 @@ mod tests {
             let got = next(row.as_ref(), export.as_ref(), &wish(*desired, *export_for, *listed));
             assert_eq!(got, *expected, "{desired:?} for {export_for:?}, listed {listed}, {state:?}, {export:?}");
         }
+    }
+
+    #[test]
+    fn a_volume_smaller_than_wanted_grows_before_anything_else() {
+        let mut wish = wish(VolumeDesired::Present, Some("a"), true);
+        wish.body.size_gib = 2;
+        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0 };
+        assert_eq!(next(Some(&row), None, &wish), Some(Step::Grow));
     }
 
     #[test]

@@ -2,194 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod zone;
+
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use mallee_service::{Identity, IntentSender, TierHttp, pki};
-use mallee_storage_controller::{Config, start};
 use mallee_tiers::*;
-use uuid::Uuid;
-
-const ZONE: &str = "mallee-1a";
-
-struct Zone {
-    runtime: Option<tokio::runtime::Runtime>,
-    dir: tempfile::TempDir,
-    config: Config,
-    client: StorageClient,
-    store: Uuid,
-    sender: IntentSender,
-    counter: Mutex<i64>,
-    rows: Mutex<BTreeMap<String, Volume>>,
-}
-
-fn issue(ca: &pki::Ca, key: &str, peer: &Peer, dir: &Path) {
-    std::fs::create_dir_all(dir).unwrap();
-    std::fs::write(dir.join("ca.pem"), &ca.certificate_pem).unwrap();
-    std::fs::write(dir.join("key.pem"), key).unwrap();
-    std::fs::write(dir.join("cert.pem"), ca.sign(peer, &pki::signing_request(key).unwrap()).unwrap()).unwrap();
-}
-
-fn client(dir: &Path, address: &str) -> StorageClient {
-    let identity = Identity::load(&dir.join("cloud")).unwrap();
-    StorageClient::new(Arc::new(TierHttp::new(&identity, address, Role::StorageController, ZONE).unwrap()))
-}
-
-impl Zone {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ca = pki::Ca::open_or_create(&dir.path().join("ca"), "test").unwrap();
-        let key = pki::new_key_pem().unwrap();
-        let state = dir.path().join("s");
-        issue(&ca, &key, &Peer::new(Role::StorageController, ZONE, ZONE), &state.join("tls"));
-        issue(&ca, &key, &Peer::new(Role::CloudController, "", "cloud-controller"), &dir.path().join("cloud"));
-        let text = format!(
-            "name = {ZONE:?}\nzone = {ZONE:?}\nstate = {:?}\nlisten = [\"127.0.0.1:0\"]\n",
-            state.display().to_string()
-        );
-        std::fs::write(state.join("storage.toml"), text).unwrap();
-        let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
-        let client = client(dir.path(), "127.0.0.1:1");
-        let mut zone = Self {
-            runtime: None,
-            dir,
-            config,
-            client,
-            store: Uuid::new_v4(),
-            sender: IntentSender::default(),
-            counter: Mutex::new(0),
-            rows: Mutex::default(),
-        };
-        zone.choose_store();
-        zone.start();
-        zone
-    }
-
-    /// `MALLEE_TEST_POSTGRES` (a URL) has the zone keep its rows there, in a schema of its own; else SQLite does.
-    fn choose_store(&mut self) {
-        if let Ok(url) = std::env::var("MALLEE_TEST_POSTGRES") {
-            let schema = format!("storage_{}", Uuid::new_v4().simple());
-            self.config.daemon.store = mallee_service::config::Store::Postgres { url, schema };
-        }
-    }
-
-    fn start(&mut self) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (config, handle) = (self.config.clone(), runtime.handle().clone());
-        let running = std::thread::spawn(move || handle.block_on(start(config))).join().unwrap().unwrap();
-        self.client = client(self.dir.path(), &running.address);
-        self.runtime = Some(runtime);
-    }
-
-    /// Everything it was doing stops where it is.
-    fn kill(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
-        }
-    }
-
-    fn lose_store(&mut self) {
-        for file in ["store.db", "store.db-wal", "store.db-shm"] {
-            let _ = std::fs::remove_file(self.config.daemon.state.join(file));
-        }
-        self.choose_store();
-    }
-
-    fn next(&self) -> Generation {
-        let mut counter = self.counter.lock().unwrap();
-        *counter += 1;
-        Generation { epoch: 1, counter: *counter }
-    }
-
-    /// Writes a wish and sends the whole list.
-    async fn want(&self, id: &str, desired: VolumeDesired, size_gib: u64, export_for: Option<&str>) {
-        let volume = Volume {
-            id: id.into(),
-            generation: self.next(),
-            desired,
-            size_gib,
-            export_for: export_for.map(Into::into),
-        };
-        self.rows.lock().unwrap().insert(id.into(), volume);
-        self.send().await.unwrap();
-    }
-
-    async fn send(&self) -> Result<(), TierError> {
-        let (generation, rows): (_, Vec<Volume>) = (self.next(), self.rows.lock().unwrap().values().cloned().collect());
-        self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await
-    }
-
-    async fn until(&self, id: &str, what: &str, wanted: impl Fn(&VolumeReport) -> bool) -> VolumeReport {
-        let begun = Instant::now();
-        loop {
-            let all = self.client.observe(&Observe::default()).await.unwrap();
-            let last = all.changed.into_iter().find(|r| r.id == id);
-            if let Some(report) = last.clone().filter(&wanted) {
-                return report;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(30), "{id} was not {what} in 30 s: {last:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn until_served(&self, id: &str, attachment: &str) -> Export {
-        let served = self
-            .until(id, "served", |r| {
-                r.export.as_ref().is_some_and(|e| e.attachment == attachment) && r.reason.is_empty()
-            })
-            .await;
-        served.export.unwrap()
-    }
-
-    async fn faults(&self) -> Vec<String> {
-        self.client.status(&StatusAsked {}).await.unwrap().faults.into_iter().map(|f| f.what).collect()
-    }
-
-    fn folder(&self, id: &str) -> PathBuf {
-        self.config.volumes().join(id)
-    }
-
-    /// Pids of the daemons on this zone's sockets.
-    fn daemons(&self) -> Vec<i32> {
-        let sockets = self.config.sockets().unwrap().display().to_string();
-        let mut pids = Vec::new();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if line.starts_with("qemu-storage-daemon") && line.contains(&sockets) {
-                pids.push(pid);
-            }
-        }
-        pids
-    }
-}
-
-impl Drop for Zone {
-    fn drop(&mut self) {
-        self.kill();
-        for pid in self.daemons() {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
-        }
-    }
-}
-
-fn url(export: &Export) -> String {
-    let ExportAddress::Unix(socket) = &export.address else { panic!("{export:?}") };
-    format!("nbd+unix:///{}?socket={socket}", export.name)
-}
-
-/// Runs a command of `qemu-io` through the export.
-fn io(export: &Export, command: &str) -> Result<String, String> {
-    let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url(export)]).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
-}
+use zone::{Zone, client, io, url};
 
 #[tokio::test]
 async fn a_volume_is_made_served_written_and_leaves_nothing_when_it_is_deleted() {
@@ -392,6 +215,7 @@ async fn the_daemon_killed_with_nine_leaves_exports_running_and_goes_on_where_it
             desired: VolumeDesired::Present,
             size_gib: 1,
             export_for: Some("vattach-a".into()),
+            source: None,
         };
         zone.rows.lock().unwrap().insert(id, volume);
         while zone.send().await.is_err() {

@@ -19,6 +19,12 @@ def in_venv():
     sys.path[:0] = [str(TESTS), str(TESTS / "shared")]
 
 
+def say_what_is_measured(programs):
+    """Figures of a build without optimisation say little about the product."""
+    note = " (not optimised: cargo build --release)" if programs.name == "debug" else ""
+    print(f"programs: {programs}{note}; load before: {os.getloadavg()[0]:.1f}", flush=True)
+
+
 def cpu_seconds(pid):
     """User and system time of a process and all its threads, also those that have ended."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -18,7 +18,9 @@ class AwsCli:
     def __init__(self, cloud, version):
         self.version = version
         self.shell = cloud.shell()
-        self.home = tempfile.mkdtemp(prefix="mallee-aws-")
+        # Goes with the driver.
+        self.folder = tempfile.TemporaryDirectory(prefix="mallee-aws-")
+        self.home = self.folder.name
         self.environment = {"PATH": PLAIN_PATH, "HOME": self.home, "AWS_PAGER": ""}
         if version == 1:
             self.environment |= cloud.environment()

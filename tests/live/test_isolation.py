@@ -1,20 +1,22 @@
 """A guest is who it is: it cannot use another's address, and metadata answers by who asks, not by what is said."""
 
+import secrets
 import subprocess
 import sys
 
 import pytest
 
+from conftest import Launcher
+from guest import write_key
 from waiting import until
 
 TOKEN = "X-aws-ec2-metadata-token"
 
 
-def http(guest, request, source=None):
-    """One raw HTTP/1.0 exchange with the metadata service; the status line, or nothing when nothing answered."""
-    bound = f"-s {source} " if source else ""
+def http(guest, request):
+    """One raw HTTP/1.0 exchange with the metadata service; the whole answer, or nothing when nothing answered."""
     lines = request.replace("\n", "\\r\\n")
-    return guest.run(f"printf '{lines}\\r\\n\\r\\n' | timeout 5 nc -w 3 {bound}169.254.169.254 80 | tr -d '\\r'", check=False)
+    return guest.run(f"printf '{lines}\\r\\n\\r\\n' | timeout 5 nc -w 3 169.254.169.254 80 | tr -d '\\r'", check=False)
 
 
 def test_metadata_by_token_and_without(guest):
@@ -101,32 +103,72 @@ def test_a_guest_cannot_use_an_address_that_is_not_its_own(guest, launch):
     victim.wait()
     stolen, own = victim.described()["PrivateIpAddress"], guest.described()["PrivateIpAddress"]
     request = "GET /latest/meta-data/instance-id HTTP/1.0"
+    gateway = guest.run("ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'")
+    as_if = f"169.254.169.254/32 via {gateway} dev eth0 src"
     guest.run(f"ip addr add {stolen}/32 dev eth0")
     try:
-        assert guest.id in http(guest, request, source=own)
-        assert http(guest, request, source=stolen) == ""
+        guest.run(f"ip route add {as_if} {own}")
+        assert guest.id in http(guest, request), "by a route that says so it goes out as itself"
+        guest.run(f"ip route del {as_if} {own} && ip route add {as_if} {stolen}")
+        assert http(guest, request) == "", "as somebody else it is not heard"
         # Nor does anybody learn that the address lives here now.
-        assert victim.run("hostname") != guest.run("hostname")
+        assert victim.run("imds meta-data/instance-id") == victim.id
     finally:
-        guest.run(f"ip addr del {stolen}/32 dev eth0")
+        guest.run(f"ip route del {as_if} {stolen} || ip route del {as_if} {own}; ip addr del {stolen}/32 dev eth0", check=False)
     assert victim.run("imds meta-data/instance-id") == victim.id
 
 
 def test_a_guest_cannot_use_a_hardware_address_that_is_not_its_own(guest):
-    """It tries for some seconds and comes back; what it saw meanwhile is read afterwards."""
+    """It goes away for some seconds, under its own address and under another, and comes back; what it heard is read then."""
     own = guest.run("cat /sys/class/net/eth0/address")
+    assert guest.id in asked_as(guest, own, own), "the way there and back works"
+    assert guest.id not in asked_as(guest, "02:00:00:00:00:99", own)
+
+
+def asked_as(guest, address, own):
+    """The metadata service's answer to the guest under a hardware address."""
     route = guest.run("ip route show default")
-    guest.start(
-        "exec >/tmp/spoof 2>&1; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:99; ip link set eth0 up;"
-        f"ip route add {route}; sleep 1; printf 'GET /latest/meta-data/instance-id HTTP/1.0\\r\\n\\r\\n' | timeout 4 nc -w 3 169.254.169.254 80;"
-        f"ip link set eth0 down; ip link set eth0 address {own}; ip link set eth0 up; ip route add {route}; echo done"
-    )
-    seen = until("the guest is back", lambda: guest.run("grep -q done /tmp/spoof && cat /tmp/spoof", check=False))
-    assert guest.id not in seen
+    under = lambda mac: f"ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up; ip route add {route}"
+    request = "printf 'GET /latest/meta-data/instance-id HTTP/1.0\\r\\n\\r\\n' | timeout 4 nc -w 3 169.254.169.254 80"
+    guest.run("rm -f /tmp/spoof")
+    guest.start(f"exec >/tmp/spoof 2>&1; {under(address)}; sleep 1; {request}; {under(own)}; echo done")
+    return until("the guest is back", lambda: guest.run("grep -q done /tmp/spoof && cat /tmp/spoof", check=False))
+
+
+def test_two_accounts_with_the_same_private_address_are_two_networks(cloud, guest, ec2, other, image, tmp_path):
+    """Each answers at its own elastic IP and reads its own metadata, and neither reaches the other's private side."""
+    stranger = cloud.client("sts", account="stranger").get_caller_identity()["Account"]
+    ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": stranger}]})
+    name = f"theirs-{secrets.token_hex(4)}"
+    key = name, write_key(tmp_path / "key", other.create_key_pair(KeyName=name)["KeyMaterial"])
+    launcher = Launcher(cloud, other, image, key)
+    try:
+        subnet = guest.described()["SubnetId"]
+        cidr = ec2.describe_subnets(SubnetIds=[subnet])["Subnets"][0]["CidrBlock"]
+        (theirs,) = [each for each in other.describe_subnets()["Subnets"] if each["CidrBlock"] == cidr]
+        same = guest.described()["PrivateIpAddress"]
+        twin = launcher(SubnetId=theirs["SubnetId"], PrivateIpAddress=same)
+        twin.wait()
+        assert twin.described()["PrivateIpAddress"] == same
+        assert guest.run("imds meta-data/instance-id") == guest.id
+        assert twin.run("imds meta-data/instance-id") == twin.id
+        third = launcher()
+        private = third.described()["PrivateIpAddress"]
+        third.wait()
+        reach = lambda of: of.run(f"nc -w 2 {private} 22 </dev/null | grep -q SSH && echo yes || echo no")
+        other.authorize_security_group_ingress(
+            GroupId=third.group,
+            IpPermissions=[{"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "172.16.0.0/12"}]}],
+        )
+        assert (reach(twin), reach(guest)) == ("yes", "no")
+    finally:
+        launcher.end()
+        other.delete_key_pair(KeyName=name)
+        ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Remove": [{"UserId": stranger}]})
 
 
 def test_another_account_sees_nothing_and_can_do_nothing(guest, other, cloud):
-    assert other.describe_instances()["Reservations"] == []
+    assert guest.id not in [one["InstanceId"] for each in other.describe_instances()["Reservations"] for one in each["Instances"]]
     calls = {
         "describe_instances": {"InstanceIds": [guest.id]},
         "terminate_instances": {"InstanceIds": [guest.id]},

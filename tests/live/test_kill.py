@@ -60,7 +60,7 @@ def test_all_tiers_are_killed_at_once(cloud, guest, session, untouched):
     describe_tells_the_truth(guest)
 
 
-@pytest.mark.parametrize("engine", ["ovs-vswitchd", "ovsdb-server", "ovn-controller", "ovn-northd", "ovn-nb", "ovn-sb", "libvirtd"])
+@pytest.mark.parametrize("engine", ["ovs-vswitchd", "ovsdb", "ovn-controller", "ovn-northd", "ovn-nb", "ovn-sb", "libvirtd", "virtlogd"])
 def test_an_engine_is_killed(engine, cloud, guest, session, untouched):
     cloud.kill(engine)
     session.goes_on()

@@ -14,6 +14,11 @@ def tcp(port, cidr=EVERYWHERE):
     return [{"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": cidr}]}]
 
 
+def asks(address, port):
+    """For the guest's shell: whether an HTTP server there answers, whatever it says."""
+    return f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} {port} | grep -q HTTP && echo yes || echo no"
+
+
 @pytest.fixture(scope="module")
 def served(guest):
     """The guest listens on all of these, so that only the network decides who answers."""
@@ -48,7 +53,7 @@ def test_a_reference_opens_to_the_members_of_the_group_only(served, ec2, launch)
     near = launch()
     near.wait()
     private = served.described()["PrivateIpAddress"]
-    ask = f"wget -q -T 2 -O - http://{private}:8083/hostname >/dev/null && echo yes || echo no"
+    ask = asks(private, 8083)
     try:
         assert near.run(ask) == "no"
         ec2.modify_instance_attribute(InstanceId=near.id, Groups=[near.group, friends])
@@ -66,8 +71,7 @@ def test_egress_is_filtered_too(served, ec2, cloud):
     """The group's first rule lets everything out; without it nothing new leaves, and metadata still answers."""
     anything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": EVERYWHERE}]}]
     # Of what is outside, this host's end of the link is there on every machine: the cloud's own front.
-    request = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {cloud.address} {cloud.port}"
-    ask = f"{request} | grep -q HTTP && echo yes || echo no"
+    ask = asks(cloud.address, cloud.port)
     assert served.run(ask) == "yes"
     ec2.revoke_security_group_egress(GroupId=served.group, IpPermissions=anything)
     try:

@@ -68,16 +68,15 @@ class Session:
 
     def __init__(self, guest):
         count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
-        self.process = subprocess.Popen(guest.command(count), stdout=subprocess.PIPE, text=True)
-        self.last = 0
+        self.process = subprocess.Popen(guest.command(count), stdout=subprocess.PIPE)
         os.set_blocking(self.process.stdout.fileno(), False)
-        self.rest = ""
+        self.last, self.rest = 0, b""
         self.goes_on()
 
     def read(self):
-        text = self.process.stdout.read()
+        read = self.process.stdout.read()
         assert self.process.poll() is None, f"the session ended with {self.process.returncode}"
-        *lines, self.rest = (self.rest + (text or "")).split("\n")
+        *lines, self.rest = (self.rest + (read or b"")).split(b"\n")
         for line in lines:
             assert int(line) == self.last + 1, f"after {self.last} came {line}"
             self.last = int(line)

@@ -125,11 +125,11 @@ async fn of_digest(
     }
     match *request.method() {
         Method::PUT => {
-            only(peer, &[Role::CloudController])?;
+            only(peer, &[Role::CloudController, Role::StorageController])?;
             store(walrus, request, digest).await
         }
         Method::GET | Method::HEAD => {
-            only(peer, &[Role::NodeController, Role::CloudController])?;
+            only(peer, &[Role::NodeController, Role::CloudController, Role::StorageController])?;
             read(walrus, &request, digest).await
         }
         Method::DELETE => {

@@ -18,6 +18,7 @@ pub mod region;
 pub mod resource;
 pub mod route_table;
 pub mod security_group;
+pub mod snapshot;
 pub mod subnet;
 pub mod tag;
 pub mod unsupported;
@@ -75,12 +76,17 @@ pub const SERVICE: Service = Service { name: "ec2", dialect: Dialect::Ec2, table
     security_group::reference::ACTIONS,
     security_group::rule::ACTIONS,
     security_group::rule_edit::ACTIONS,
+    snapshot::attribute::ACTIONS,
+    snapshot::copy::ACTIONS,
+    snapshot::create::ACTIONS,
+    snapshot::describe::ACTIONS,
     subnet::ACTIONS,
     subnet::change::ACTIONS,
     tag::ACTIONS,
     volume::attach::ACTIONS,
     volume::create::ACTIONS,
     volume::describe::ACTIONS,
+    volume::modify::ACTIONS,
     vpc::ACTIONS,
     vpc::block::ACTIONS,
     vpc::change::ACTIONS,

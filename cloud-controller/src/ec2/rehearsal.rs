@@ -127,9 +127,15 @@ impl Rehearsal {
     }
 
     pub async fn report(&self, report: InstanceReport) {
-        let now = self.cloud.now();
-        let taken: Outcome<_> = self.cloud.store.write("report", move |tx| instance::take_report(tx, &report, now)).await;
-        taken.unwrap();
+        let zone = self.row(&report.id).await.zone;
+        self.report_of(&zone, report).await;
+    }
+
+    /// A zone's report, which need not be about an instance of its own.
+    pub async fn report_of(&self, zone: &str, report: InstanceReport) -> instance::Consequences {
+        let (zone, now) = (zone.to_owned(), self.cloud.now());
+        let taken: Outcome<_> = self.cloud.store.write("report", move |tx| instance::take_report(tx, &zone, &report, now)).await;
+        taken.unwrap()
     }
 
     /// The body the zone is sent now.
@@ -168,9 +174,16 @@ impl Rehearsal {
             _ => VolumeObserved::Ready,
         };
         let report =
-            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0 };
+            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0, size_gib: wanted.size_gib };
         let now = self.cloud.now();
-        let taken: Result<_, StoreError> = self.cloud.store.write("report", move |tx| volume::take_report(tx, &report, now)).await;
+        let taken: Result<_, StoreError> = self
+            .cloud
+            .store
+            .write("report", move |tx| {
+                let zone = volume::any(tx, &report.id)?.unwrap().zone;
+                volume::take_report(tx, &zone, &report, now)
+            })
+            .await;
         taken.unwrap();
     }
 }

@@ -20,6 +20,7 @@ const KINDS: &[Kind] = &[
     Kind { prefix: "ari-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
     Kind { prefix: "i-", name: "instance", table: "instance", not_found: "InvalidInstanceID.NotFound" },
     Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" },
+    Kind { prefix: "snap-", name: "snapshot", table: "snapshot", not_found: "InvalidSnapshot.NotFound" },
     Kind { prefix: "vol-", name: "volume", table: "volume", not_found: "InvalidVolume.NotFound" },
     Kind { prefix: "acl-", name: "network-acl", table: "network_acl", not_found: "InvalidNetworkAclID.NotFound" },
     Kind { prefix: "dopt-", name: "dhcp-options", table: "dhcp_options", not_found: "InvalidDhcpOptionID.NotFound" },

@@ -51,7 +51,7 @@ pub struct TagSpecification {
 /// The tags asked for each kind in `kinds` (`instance`, `volume`, ...); any other kind is refused, as the request makes
 /// none of it.
 pub fn specified(specifications: &[TagSpecification], kinds: &[&'static str]) -> Outcome<BTreeMap<&'static str, Vec<Tag>>> {
-    let mut by_kind = BTreeMap::new();
+    let mut by_kind: BTreeMap<&'static str, Vec<Tag>> = BTreeMap::new();
     for specification in specifications {
         let kind = kinds.iter().find(|k| **k == specification.resource_type).ok_or_else(|| {
             AwsError::invalid_parameter_value(format!(
@@ -60,7 +60,14 @@ pub fn specified(specifications: &[TagSpecification], kinds: &[&'static str]) ->
             ))
         })?;
         check(&specification.tag)?;
-        by_kind.entry(*kind).or_insert_with(Vec::new).extend(specification.tag.iter().cloned());
+        let tags: &mut Vec<Tag> = by_kind.entry(*kind).or_default();
+        for tag in &specification.tag {
+            // The answer would show two, and the store keeps one.
+            if tags.iter().any(|other| other.key == tag.key) {
+                return Err(AwsError::invalid_parameter_value(format!("Duplicate tag key '{}' specified.", tag.key)).into());
+            }
+            tags.push(tag.clone());
+        }
     }
     Ok(by_kind)
 }

@@ -18,7 +18,7 @@ pub mod wanted;
 
 pub use cidr::Cidr;
 pub use default_vpc::{create_default_subnet, create_default_vpc};
-pub use reconcile::{Network, drive};
+pub use reconcile::{Network, adopt, drive};
 
 use mallee_aws::id::InstanceId;
 use mallee_store::Tx;

@@ -3,6 +3,11 @@
 //! A pass reads the rows, renders them, compares with a replica of the database and applies the difference. It is woken
 //! when rows changed, by the clock, and by any change of the watched tables that it did not make itself, so what is changed
 //! by hand is put right at once. The database may go away at any time: the next pass connects again.
+//!
+//! The database carries the incarnation of the store whose rows it shows. A cloud-controller with another store (an empty
+//! one, one of another cloud) leaves it alone, because to it everything there would be superfluous, and running guests
+//! would lose their network; until a person says `mallee zone adopt`. It also carries how far that store had come: one that
+//! was put back from a copy does not know the guests started since, and is held off in the same way.
 
 use std::{
     collections::BTreeSet,
@@ -12,21 +17,28 @@ use std::{
 };
 
 use mallee_aws::id::NatGatewayId;
-use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate};
+use mallee_ovsdb::{Client, Monitor, MonitorTable, Op, Replica, RowUpdate, value};
 use mallee_service::{Clock, Faults, PassReport, Poke, Reconciler};
-use mallee_store::Store;
+use mallee_store::{Store, Tx};
+use mallee_tiers::Generation;
 use tokio::sync::{Mutex, Notify};
 
 use super::{
-    northbound::Table,
+    northbound::{TAGS, Table},
     plan::{Plan, plan},
     render::{Outside, render},
     wanted,
 };
-use crate::{Cloud, Refusal, config, ec2::nat_gateway};
+use crate::{Cloud, Refusal, config, ec2::nat_gateway, zone::generation};
 
 const DATABASE: &str = "OVN_Northbound";
 const GLOBAL: &str = "NB_Global";
+/// Among NB_Global's external ids: the incarnation of the store that the database belongs to.
+const OWNER: &str = "mallee-store";
+/// How far the store had come when the database was last changed: `EPOCH.COUNTER`.
+const REACHED: &str = "mallee-store-generation";
+/// Set once the store was found behind that: catching up by new launches must not make it look right again.
+const PUT_BACK: &str = "mallee-store-put-back";
 /// How long one exchange with the database may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long northd may leave what was written alone.
@@ -35,6 +47,7 @@ const EVERY: Duration = Duration::from_secs(30);
 
 const FAULT_UNREACHABLE: &str = "network.northbound";
 const FAULT_NORTHD: &str = "network.northd";
+const FAULT_OWNER: &str = "network.other-store";
 const FAULT_CHASSIS: &str = "network.gateway-chassis";
 
 /// The network's reconciler.
@@ -99,7 +112,8 @@ impl Network {
     /// One pass; the plan that was carried out.
     async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
-        let rows = self.store.read("read the network", wanted::read).await.map_err(why)?;
+        let read = |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx)?, generation::total(tx)?));
+        let (rows, reached) = self.store.read("read the network", read).await.map_err(why)?;
         let written = rows.nat_gateways.iter().map(|n| n.id.clone()).collect();
         let has_routers = !rows.vpcs.is_empty();
         let without_chassis = outside.chassis.is_empty();
@@ -113,13 +127,38 @@ impl Network {
             None => connect(socket).await?,
         };
         session.catch_up()?;
+        let own = self.store.incarnation().to_string();
+        let owner = session.owner();
+        if owner.as_ref().is_some_and(|owner| *owner != own) {
+            *held = Some(session);
+            self.faults.raise(
+                FAULT_OWNER,
+                "OVN's northbound database belongs to another store than this cloud-controller's: it is left as it is",
+                "If this cloud-controller's store is the right one: mallee zone adopt ZONE",
+            );
+            return Ok(Plan::default());
+        }
+        if owner.is_some() && session.is_ahead_of(reached) {
+            session.transact(vec![tag(PUT_BACK, "yes")]).await?;
+            *held = Some(session);
+            self.faults.raise(
+                FAULT_OWNER,
+                "OVN's northbound database is ahead of this cloud-controller's store, which was put back: it is left as it is",
+                "If this store is the right one: mallee zone adopt ZONE",
+            );
+            return Ok(Plan::default());
+        }
+        self.faults.clear(FAULT_OWNER);
+        if owner.is_none() && session.progress().is_some() {
+            session.transact(vec![claim(&own, reached)]).await?;
+        }
         let (mut session, plan) = aside(move || {
             let plan = plan(&content, &session.replica);
             (session, plan)
         })
         .await?;
         if !plan.is_empty() {
-            session.apply(&plan).await?;
+            session.apply(&plan, reached).await?;
         }
         let behind = session.northd_is_behind();
         *held = Some(session);
@@ -212,6 +251,33 @@ impl Reconciler for Network {
     }
 }
 
+/// From now on the database belongs to this store: the operator's word, or the first pass's.
+fn claim(incarnation: &str, reached: Generation) -> Op {
+    Op::mutate(GLOBAL, [], TAGS, "delete", value::set([OWNER, REACHED, PUT_BACK])).and_mutate(
+        TAGS,
+        "insert",
+        value::map([(OWNER, incarnation), (REACHED, &written(reached))]),
+    )
+}
+
+/// Sets one tag of the database itself.
+fn tag(name: &str, text: &str) -> Op {
+    Op::mutate(GLOBAL, [], TAGS, "delete", value::set([name])).and_mutate(TAGS, "insert", value::map([(name, text)]))
+}
+
+fn written(generation: Generation) -> String {
+    format!("{}.{}", generation.epoch, generation.counter)
+}
+
+/// `mallee zone adopt`: makes the northbound database this store's, whosever it was.
+pub async fn adopt(config: &config::Network, store: &Store) -> Result<(), String> {
+    let Some(socket) = &config.northbound else { return Ok(()) };
+    let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
+    let own = store.incarnation().to_string();
+    let reached = store.read("read the generation", generation::total).await.map_err(|e| e.to_string())?;
+    client.transact(DATABASE, vec![claim(&own, reached)]).await.map(drop).map_err(|e| e.to_string())
+}
+
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
 }
@@ -224,7 +290,7 @@ async fn connect(socket: &Path) -> Result<Session, String> {
     let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
     let mut tables: Vec<MonitorTable> =
         Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
-    tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg"]));
+    tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg", TAGS]));
     let (replica, monitor) = client.replicate(DATABASE, tables).await.map_err(|e| e.to_string())?;
     Ok(Session { client, replica, monitor, behind: None })
 }
@@ -240,16 +306,40 @@ impl Session {
     }
 
     /// The whole plan in one transaction, with a number that northd and the chassis pass on when they have done it.
-    async fn apply(&mut self, plan: &Plan) -> Result<(), String> {
+    async fn apply(&mut self, plan: &Plan, reached: Generation) -> Result<(), String> {
         let mut ops = plan.ops.clone();
         // A database that nobody has touched has no such row yet; northd makes it.
         if self.progress().is_some() {
             ops.push(Op::mutate(GLOBAL, [], "nb_cfg", "+=", 1));
+            ops.push(tag(REACHED, &written(reached)));
         }
         ops.push(Op::comment("mallee cloud-controller"));
+        self.transact(ops).await
+    }
+
+    async fn transact(&mut self, ops: Vec<Op>) -> Result<(), String> {
         self.client.transact(DATABASE, ops).await.map_err(|e| e.to_string())?;
         // The updates of a transaction come before its answer.
         self.catch_up()
+    }
+
+    /// The incarnation of the store that the database belongs to.
+    fn owner(&self) -> Option<String> {
+        self.tag(OWNER)
+    }
+
+    /// Whether the store that last changed the database knew more than this one does.
+    fn is_ahead_of(&self, reached: Generation) -> bool {
+        let held = self.tag(REACHED).and_then(|text| {
+            let (epoch, counter) = text.split_once('.')?;
+            Some(Generation { epoch: epoch.parse().ok()?, counter: counter.parse().ok()? })
+        });
+        self.tag(PUT_BACK).is_some() || held.is_some_and(|held| reached < held)
+    }
+
+    fn tag(&self, name: &str) -> Option<String> {
+        let (_, row) = self.replica.rows(GLOBAL).next()?;
+        row.string_map(TAGS).remove(name)
     }
 
     fn progress(&self) -> Option<Progress> {

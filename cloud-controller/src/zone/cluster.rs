@@ -142,7 +142,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<InstanceReport
             .write("take reports of instances", move |tx| {
                 let mut all = instance::Consequences::default();
                 for report in &batch {
-                    let one = instance::take_report(tx, report, now)?;
+                    let one = instance::take_report(tx, &zone, report, now)?;
                     if one.orphan {
                         orphan::note(tx, &zone, "instances", &report.id, now)?;
                     }

@@ -17,6 +17,7 @@ CREATE TABLE zone_generation (
 pub enum List {
     Instances,
     Volumes,
+    Snapshots,
 }
 
 impl List {
@@ -24,6 +25,7 @@ impl List {
         match self {
             List::Instances => "instances",
             List::Volumes => "volumes",
+            List::Snapshots => "snapshots",
         }
     }
 }
@@ -50,4 +52,15 @@ pub fn current(tx: &mut Tx<'_>, zone: &str, list: List) -> Result<Generation, St
         |row| row.get(0),
     )?;
     Ok(Generation { epoch, counter: counter.unwrap_or(0) })
+}
+
+/// How far all lists have come together: a store that was put back has less than it once had.
+pub fn total(tx: &mut Tx<'_>) -> Result<Generation, StoreError> {
+    let epoch = tx.epoch()?;
+    let counter = tx.query_one(
+        "SELECT CAST(COALESCE(SUM(counter), 0) AS BIGINT) FROM zone_generation",
+        params![],
+        |row| row.get(0),
+    )?;
+    Ok(Generation { epoch, counter })
 }

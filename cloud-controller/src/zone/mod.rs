@@ -8,6 +8,7 @@ pub mod event;
 pub mod generation;
 pub mod orphan;
 pub mod registry;
+mod snapshot;
 mod storage;
 mod why;
 
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_service::{Faults, IntentSender, PassReport, Poke, drive as drive_one};
+use mallee_service::{Faults, IntentSender, PassReport, Poke, Reconciler, drive as drive_one};
 use mallee_tiers::{TierError, TierErrorKind};
 
 pub use orphan::all as orphans;
@@ -32,7 +33,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Starts everything that talks to zones: per zone two senders and two observers, and one sweep.
 pub fn drive(cloud: &Arc<Cloud>) {
-    let (mut instances, mut volumes) = (Vec::new(), Vec::new());
+    let (mut instances, mut volumes, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());
     for zone in &cloud.config.zones {
         let sender = cluster::Sender {
             cloud: cloud.clone(),
@@ -44,12 +45,22 @@ pub fn drive(cloud: &Arc<Cloud>) {
         instances.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
         let sender = storage::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default(), trouble: Trouble::default() };
         volumes.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
+        let sender =
+            snapshot::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default(), trouble: Trouble::default() };
+        snapshots.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
+        tokio::spawn(snapshot::observe(cloud.clone(), zone.clone()));
         tokio::spawn(cluster::observe(cloud.clone(), zone.clone()));
         tokio::spawn(storage::observe(cloud.clone(), zone.clone()));
     }
     tokio::spawn(pass_on(cloud.pokes.instances.clone(), instances));
     tokio::spawn(pass_on(cloud.pokes.volumes.clone(), volumes));
-    drive_one(Arc::new(cluster::Sweep { cloud: cloud.clone() }), Poke::default(), Duration::from_secs(60));
+    tokio::spawn(pass_on(cloud.pokes.snapshots.clone(), snapshots));
+    drive_one(Arc::new(sweep(cloud)), Poke::default(), Duration::from_secs(60));
+}
+
+/// Takes away what ended long enough ago.
+pub fn sweep(cloud: &Arc<Cloud>) -> impl Reconciler + use<> {
+    cluster::Sweep { cloud: cloud.clone() }
 }
 
 /// A poke wakes one waiter; every zone has its own.

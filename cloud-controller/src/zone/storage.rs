@@ -110,7 +110,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>)
         .write("take reports of volumes", move |tx| {
             let mut all = volume::Consequences::default();
             for report in &reports {
-                let one = volume::take_report(tx, report, now)?;
+                let one = volume::take_report(tx, &zone, report, now)?;
                 if one.orphan {
                     orphan::note(tx, &zone, "volumes", &report.id, now)?;
                 }

@@ -6,7 +6,7 @@ use mallee_tiers::{TierError, WhyAnswer, WhyAsked, WhyLine};
 use super::event;
 use crate::{
     Cloud,
-    ec2::{image, instance, volume},
+    ec2::{image, instance, snapshot, volume},
 };
 
 /// Which zone goes on telling.
@@ -61,6 +61,10 @@ fn tell(tx: &mut Tx<'_>, id: &str) -> Result<Option<(Vec<WhyLine>, Below)>, Stor
             let attachment = volume::attachment_of(tx, id)?;
             volume::any(tx, id)?.map(|v| (of_volume(&v, attachment.as_ref()), Below::Storage(v.zone)))
         }
+        Some("snap") => snapshot::any(tx, id)?.map(|s| {
+            let below = if s.zone.is_empty() { Below::Nobody } else { Below::Storage(s.zone.clone()) };
+            (of_snapshot(&s), below)
+        }),
         Some("ami" | "aki" | "ari") => image::any(tx, id)?.map(|i| (of_image(&i), Below::Nobody)),
         _ => None,
     };
@@ -115,6 +119,17 @@ fn of_volume(v: &volume::Volume, attachment: Option<&volume::Attachment>) -> Vec
     let served = v.export.as_ref().map(|e| format!("; served for attachment {}", e.attachment)).unwrap_or_default();
     lines.push(line("observed", v.created, format!("{observed}{reason}{served}")));
     lines
+}
+
+fn of_snapshot(s: &snapshot::Snapshot) -> Vec<WhyLine> {
+    let observed = s.observed.map_or_else(|| "nothing was heard of it yet".to_owned(), instance::word);
+    let reason = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+    let kept = if s.accepted { ", all of it is in walrus" } else { "" };
+    vec![
+        line("asked", s.created, format!("a snapshot of {}, {} GiB, for account {}", s.volume, s.size_gib, s.account)),
+        line("decided", s.created, format!("wanted {}, attempt {}", instance::word(s.desired), s.attempt)),
+        line("observed", s.created, format!("{observed}, {} %, {} KiB sent{kept}{reason}", s.percent, s.sent >> 10)),
+    ]
 }
 
 fn of_image(i: &image::Image) -> Vec<WhyLine> {

@@ -21,6 +21,7 @@ use mallee_cloud_controller::{
     },
     network::{Cidr, Network, create_default_vpc},
     schema::MIGRATIONS,
+    zone::generation,
 };
 use mallee_ovsdb::{Client, Condition, Op, Row, value};
 use mallee_service::{Clock, Faults, Poke, Reconciler};
@@ -170,10 +171,12 @@ async fn the_database_is_made_as_the_rows_say_and_northd_compiles_it() {
 
     assert!(cloud.passes_cleanly().await > 50);
     assert_eq!(cloud.passes_cleanly().await, 0, "a second pass finds nothing to do");
-    until("northd has compiled it", async || cloud.network.progress().await.is_some_and(|p| p.compiled >= p.written)).await;
+    until("northd has compiled it", async || cloud.network.progress().await.is_some_and(|p| p.compiled >= p.written))
+        .await;
 
     let nb = central.connect("nb").await;
-    let port = select(&nb, NB, "Logical_Switch_Port", vec![Condition::equal("name", a.port.to_string())]).await.remove(0);
+    let port =
+        select(&nb, NB, "Logical_Switch_Port", vec![Condition::equal("name", a.port.to_string())]).await.remove(0);
     assert_eq!(port.strings("addresses"), [format!("{} {}", a.mac, a.address)]);
     assert_eq!(port.strings("port_security"), [format!("{} {}", a.mac, a.address)]);
     assert_eq!(port.boolean("enabled"), Some(true));
@@ -191,7 +194,8 @@ async fn the_database_is_made_as_the_rows_say_and_northd_compiles_it() {
         )
     };
     // ovn-trace cuts names that are UUIDs.
-    let arrives = |trace: &str, to: &InterfaceRow| trace.contains(&format!("output to \"{}", &to.port.to_string()[..6]));
+    let arrives =
+        |trace: &str, to: &InterfaceRow| trace.contains(&format!("output to \"{}", &to.port.to_string()[..6]));
     let trace = central.trace(a.subnet.as_str(), &packet(&b, &a, "tcp.dst == 443"));
     assert!(arrives(&trace, &b), "{trace}");
     let spoofed = packet(&b, &a, "tcp.dst == 443").replace(&a.address.to_string(), "172.31.9.9");
@@ -211,7 +215,8 @@ async fn the_database_is_made_as_the_rows_say_and_northd_compiles_it() {
     until("it is compiled", async || cloud.network.progress().await.is_some_and(|p| p.compiled >= p.written)).await;
     assert!(arrives(&central.trace(a.subnet.as_str(), &packet(&b, &a, "tcp.dst == 443")), &b));
     assert!(!arrives(&central.trace(a.subnet.as_str(), &packet(&b, &a, "tcp.dst == 444")), &b));
-    let outer = select(&nb, NB, "Logical_Router_Port", vec![Condition::equal("name", format!("outer-{}", a.vpc))]).await;
+    let outer =
+        select(&nb, NB, "Logical_Router_Port", vec![Condition::equal("name", format!("outer-{}", a.vpc))]).await;
     let from_outside = |port: u16| {
         format!(
             "inport == \"mallee-ext-localnet\" && eth.src == 00:00:00:00:00:99 && eth.dst == {} && ip4.src == 172.29.0.1 \
@@ -225,7 +230,8 @@ async fn the_database_is_made_as_the_rows_say_and_northd_compiles_it() {
     assert_ne!(a.vpc, stranger.vpc);
 
     let log = std::fs::read_to_string(central.path("northd.log")).unwrap();
-    let bad: Vec<&str> = log.lines().filter(|l| l.contains("|ERR|") || l.contains("|WARN|") || l.contains("syntax")).collect();
+    let bad: Vec<&str> =
+        log.lines().filter(|l| l.contains("|ERR|") || l.contains("|WARN|") || l.contains("syntax")).collect();
     assert_eq!(bad, Vec::<&str>::new());
     let sb = central.connect("sb").await;
     assert!(select(&sb, SB, "Logical_DP_Group", vec![]).await.len() < 100);
@@ -273,6 +279,75 @@ async fn an_elastic_ip_moves_in_one_transaction_and_nothing_is_left_of_what_ende
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_store_leaves_the_database_as_it_is_until_it_is_adopted() {
+    let central = Central::start().await;
+    let cloud = Cloud::start(&central.path("nb.sock")).await;
+    let nb = central.connect("nb").await;
+    let guest = cloud.launch(ACCOUNTS[0], "mallee-1a").await;
+    let port = vec![Condition::equal("name", guest.port.to_string())];
+    until("the database is claimed", async || {
+        cloud.passes_cleanly().await;
+        select(&nb, NB, "NB_Global", vec![])
+            .await
+            .iter()
+            .any(|row| row.string_map("external_ids").contains_key("mallee-store"))
+    })
+    .await;
+
+    let forgetful = Cloud::start(&central.path("nb.sock")).await;
+    assert_eq!(forgetful.passes_cleanly().await, 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1);
+    assert!(forgetful.faults.all().iter().any(|fault| fault.remedy.contains("mallee zone adopt")));
+    assert_eq!(cloud.passes_cleanly().await, 0, "its owner goes on");
+
+    mallee_cloud_controller::network::adopt(&forgetful.config.network, &forgetful.store).await.unwrap();
+    assert!(forgetful.passes_cleanly().await > 0);
+    assert!(forgetful.faults.all().iter().all(|fault| !fault.remedy.contains("mallee zone adopt")));
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
+    assert_eq!(cloud.passes_cleanly().await, 0, "now it is the other one that keeps its hands off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_put_back_does_not_take_the_network_from_guests_it_does_not_know() {
+    let central = Central::start().await;
+    let cloud = Cloud::start(&central.path("nb.sock")).await;
+    let nb = central.connect("nb").await;
+    until("the database is claimed", async || {
+        cloud.passes_cleanly().await;
+        select(&nb, NB, "NB_Global", vec![]).await.iter().any(|row| row.string_map("external_ids").contains_key("mallee-store"))
+    })
+    .await;
+    let next = |tx: &mut mallee_store::Tx<'_>| generation::next(tx, "mallee-1a", generation::List::Instances);
+    let guest = cloud.launch(ACCOUNTS[0], "mallee-1a").await;
+    cloud.write(move |tx, _| Ok(next(tx)?)).await;
+    assert!(cloud.passes_cleanly().await > 0);
+    let port = vec![Condition::equal("name", guest.port.to_string())];
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1);
+
+    // As the store was before the launch.
+    let forgotten = guest.instance.clone().unwrap();
+    cloud
+        .write(move |tx, _| {
+            interface::release(tx, &forgotten)?;
+            interface::remove(tx, &forgotten)?;
+            Ok(tx.execute("UPDATE zone_generation SET counter = counter - 1", mallee_store::params![])?)
+        })
+        .await;
+    assert_eq!(cloud.passes_cleanly().await, 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port.clone()).await.len(), 1, "the guest keeps its port");
+    assert!(cloud.faults.all().iter().any(|fault| fault.what.contains("put back")));
+    // New launches catch up with the count, and nothing is believed for that.
+    for _ in 0..3 {
+        cloud.write(move |tx, _| Ok(next(tx)?)).await;
+    }
+    assert_eq!(cloud.passes_cleanly().await, 0);
+
+    mallee_cloud_controller::network::adopt(&cloud.config.network, &cloud.store).await.unwrap();
+    assert!(cloud.passes_cleanly().await > 0);
+    assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
     let mut central = Central::start().await;
     let cloud = Cloud::start(&central.path("nb.sock")).await;
@@ -286,7 +361,9 @@ async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
     let port_group = a.groups[0].group_id.as_str().replace('-', "_");
     let counted = async |nb: &Client| {
         let mut all = Vec::new();
-        for table in ["Logical_Switch", "Logical_Switch_Port", "Logical_Router", "ACL", "NAT", "Port_Group", "DHCP_Options"] {
+        for table in
+            ["Logical_Switch", "Logical_Switch_Port", "Logical_Router", "ACL", "NAT", "Port_Group", "DHCP_Options"]
+        {
             all.push(select(nb, NB, table, vec![]).await.len());
         }
         all
@@ -299,14 +376,27 @@ async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
     let by_hand: Vec<Vec<Op>> = vec![
         vec![Op::update("Port_Group", name(&port_group), Row::new().with("acls", empty()))],
         vec![Op::update("Logical_Switch_Port", name(&a.port.to_string()), Row::new().with("port_security", empty()))],
-        vec![Op::update("Logical_Switch_Port", name(&a.port.to_string()), Row::new().with("external_ids", value::map([("", ""); 0])))],
+        vec![Op::update(
+            "Logical_Switch_Port",
+            name(&a.port.to_string()),
+            Row::new().with("external_ids", value::map([("", ""); 0])),
+        )],
         vec![Op::delete("Logical_Router", name(a.vpc.as_str()))],
         vec![Op::delete("Port_Group", name("mallee_drop"))],
         vec![
             Op::insert("Logical_Switch_Port", Row::new().with("name", "intruder")).named("intruder"),
-            Op::mutate("Logical_Switch", name(a.subnet.as_str()), "ports", "insert", value::set([value::named("intruder")])),
+            Op::mutate(
+                "Logical_Switch",
+                name(a.subnet.as_str()),
+                "ports",
+                "insert",
+                value::set([value::named("intruder")]),
+            ),
         ],
-        vec![Op::insert("Logical_Switch", Row::new().with("name", "stale").with("external_ids", value::map([("mallee", "stale")])))],
+        vec![Op::insert(
+            "Logical_Switch",
+            Row::new().with("name", "stale").with("external_ids", value::map([("mallee", "stale")])),
+        )],
     ];
     for ops in by_hand {
         let what = format!("{ops:?}");
@@ -314,8 +404,13 @@ async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
         until(&what, async || {
             counted(&nb).await == before
                 && select(&nb, NB, "Port_Group", name(&port_group)).await[0].uuids("acls").len() == acls
-                && select(&nb, NB, "Logical_Switch_Port", name(&a.port.to_string())).await[0].strings("port_security").len() == 1
-                && select(&nb, NB, "Logical_Switch_Port", name(&a.port.to_string())).await[0].string_map("external_ids").contains_key("mallee")
+                && select(&nb, NB, "Logical_Switch_Port", name(&a.port.to_string())).await[0]
+                    .strings("port_security")
+                    .len()
+                    == 1
+                && select(&nb, NB, "Logical_Switch_Port", name(&a.port.to_string())).await[0]
+                    .string_map("external_ids")
+                    .contains_key("mallee")
         })
         .await;
     }

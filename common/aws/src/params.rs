@@ -150,6 +150,10 @@ fn decode(encoded: &[u8]) -> Result<String, AwsError> {
             byte => byte,
         });
     }
+    if out.contains(&0) {
+        // PostgreSQL's text and XML have no such character: what held one could be neither kept nor shown.
+        return Err(AwsError::bad_request("InvalidCharacter", "A parameter has a NUL character in it"));
+    }
     String::from_utf8(out).map_err(|_| malformed("A parameter is not UTF-8"))
 }
 

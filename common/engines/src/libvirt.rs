@@ -82,6 +82,9 @@ remember_owner = 0
 security_driver = "none"
 namespaces = [ ]
 cgroup_controllers = [ ]
+# libvirt would set "unlimited", which fails where a login's hard limit is lower and root may not raise it (sudo in a container);
+# and a guest's memory has no business in a core file.
+max_core = 0
 stdio_handler = "logd"
 "#;
 

@@ -19,9 +19,23 @@ CREATE TABLE intent_list (one BIGINT PRIMARY KEY, sender TEXT NOT NULL, epoch BI
 CREATE TABLE intent (id TEXT PRIMARY KEY, hash TEXT NOT NULL, body TEXT NOT NULL, listed BIGINT NOT NULL);
 ";
 
+/// The tables of a second book in the same store: [`IntentBook::of_snapshots`].
+pub const SNAPSHOT_INTENT_TABLES: &str = "
+CREATE TABLE snapshot_intent_list (one BIGINT PRIMARY KEY, sender TEXT NOT NULL, epoch BIGINT NOT NULL, counter BIGINT NOT NULL);
+CREATE TABLE snapshot_intent (id TEXT PRIMARY KEY, hash TEXT NOT NULL, body TEXT NOT NULL, listed BIGINT NOT NULL);
+";
+
+/// Where a book is kept.
+#[derive(Debug, Clone, Copy)]
+struct Tables {
+    list: &'static str,
+    rows: &'static str,
+}
+
 /// What is wanted of this tier, durably: the last complete list, and every body in it.
 pub struct IntentBook<B: Wanted> {
     store: Store,
+    tables: Tables,
     changed: Poke,
     of: PhantomData<fn() -> B>,
 }
@@ -53,14 +67,20 @@ impl From<Trouble> for TierError {
 impl<B: Wanted> IntentBook<B> {
     /// `changed` is poked whenever a list was taken over that differs from the one before.
     pub fn new(store: Store, changed: Poke) -> Self {
-        Self { store, changed, of: PhantomData }
+        Self { store, tables: Tables { list: "intent_list", rows: "intent" }, changed, of: PhantomData }
+    }
+
+    /// The book of snapshots, which is kept beside that of volumes.
+    pub fn of_snapshots(store: Store, changed: Poke) -> Self {
+        Self { tables: Tables { list: "snapshot_intent_list", rows: "snapshot_intent" }, ..Self::new(store, changed) }
     }
 
     /// Takes a list over, or names the bodies that are missing for that.
     pub async fn take(&self, intent: Intent<B>) -> Result<IntentAnswer, TierError> {
+        let tables = self.tables;
         let (answer, changed) = self
             .store
-            .write("take a list of intent", move |tx| take(tx, &intent))
+            .write("take a list of intent", move |tx| take(tx, tables, &intent))
             .await
             .map_err(TierError::from)?;
         if changed {
@@ -71,9 +91,10 @@ impl<B: Wanted> IntentBook<B> {
 
     /// Everything held, in the order of ids. A body that this release cannot read is an error: it is never skipped.
     pub async fn all(&self) -> Result<Vec<Listed<B>>, StoreError> {
+        let table = self.tables.rows;
         self.store
-            .read("read the intent", |tx| {
-                tx.query("SELECT body, listed FROM intent ORDER BY id", params![], |row| Ok((row.get(0)?, row.get(1)?)))
+            .read("read the intent", move |tx| {
+                tx.query(&format!("SELECT body, listed FROM {table} ORDER BY id"), params![], |row| Ok((row.get(0)?, row.get(1)?)))
             })
             .await
             .and_then(|rows: Vec<(String, i64)>| rows.into_iter().map(|(body, listed)| read_row(&body, listed)).collect())
@@ -82,19 +103,21 @@ impl<B: Wanted> IntentBook<B> {
     /// (id, hash of the body, whether the last list named it) of everything held: what a reader that keeps the bodies in
     /// memory compares, instead of reading every body again.
     pub async fn index(&self) -> Result<Vec<(String, String, bool)>, StoreError> {
+        let table = self.tables.rows;
         self.store
-            .read("read the list of intent", |tx| {
-                tx.query("SELECT id, hash, listed FROM intent ORDER BY id", params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .read("read the list of intent", move |tx| {
+                tx.query(&format!("SELECT id, hash, listed FROM {table} ORDER BY id"), params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             })
             .await
     }
 
     pub async fn get(&self, id: &str) -> Result<Option<Listed<B>>, StoreError> {
+        let table = self.tables.rows;
         let id = id.to_owned();
         let row: Option<(String, i64)> = self
             .store
             .read("read an intent", move |tx| {
-                tx.query_opt("SELECT body, listed FROM intent WHERE id = ?1", params![id], |row| Ok((row.get(0)?, row.get(1)?)))
+                tx.query_opt(&format!("SELECT body, listed FROM {table} WHERE id = ?1"), params![id], |row| Ok((row.get(0)?, row.get(1)?)))
             })
             .await?;
         row.map(|(body, listed)| read_row(&body, listed)).transpose()
@@ -102,21 +125,25 @@ impl<B: Wanted> IntentBook<B> {
 
     /// Drops a wish that is carried out to its end and that no list names any more.
     pub async fn forget(&self, id: &str) -> Result<(), StoreError> {
+        let table = self.tables.rows;
         let id = id.to_owned();
         self.store
             .write("forget an intent", move |tx| {
-                tx.execute("DELETE FROM intent WHERE id = ?1 AND listed = 0", params![id]).map(|_| ())
+                tx.execute(&format!("DELETE FROM {table} WHERE id = ?1 AND listed = 0"), params![id]).map(|_| ())
             })
             .await
     }
 
     /// Takes lists of `sender` from now on: its store is a new one, and a person said that this is right.
     pub async fn adopt(&self, sender: Uuid) -> Result<(), StoreError> {
+        let list = self.tables.list;
         self.store
             .write("adopt a sender", move |tx| {
                 tx.execute(
-                    "INSERT INTO intent_list (one, sender, epoch, counter) VALUES (1, ?1, 0, 0)
-                     ON CONFLICT (one) DO UPDATE SET sender = ?1, epoch = 0, counter = 0",
+                    &format!(
+                        "INSERT INTO {list} (one, sender, epoch, counter) VALUES (1, ?1, 0, 0)
+                         ON CONFLICT (one) DO UPDATE SET sender = ?1, epoch = 0, counter = 0"
+                    ),
                     params![sender.to_string()],
                 )
                 .map(|_| ())
@@ -131,9 +158,10 @@ fn read_row<B: Wanted>(body: &str, listed: i64) -> Result<Listed<B>, StoreError>
     Ok(Listed { body, listed: listed != 0 })
 }
 
-fn take<B: Wanted>(tx: &mut Tx<'_>, intent: &Intent<B>) -> Result<(IntentAnswer, bool), Trouble> {
+fn take<B: Wanted>(tx: &mut Tx<'_>, tables: Tables, intent: &Intent<B>) -> Result<(IntentAnswer, bool), Trouble> {
+    let Tables { list, rows: table } = tables;
     let held: Option<(String, i64, i64)> =
-        tx.query_opt("SELECT sender, epoch, counter FROM intent_list WHERE one = 1", params![], |row| {
+        tx.query_opt(&format!("SELECT sender, epoch, counter FROM {list} WHERE one = 1"), params![], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
     if let Some((sender, epoch, counter)) = held {
@@ -161,13 +189,15 @@ fn take<B: Wanted>(tx: &mut Tx<'_>, intent: &Intent<B>) -> Result<(IntentAnswer,
         let Some(hash) = hashes.get(body.id()) else { continue };
         let text = serde_json::to_string(body).map_err(|e| TierError::internal(e.to_string()))?;
         tx.execute(
-            "INSERT INTO intent (id, hash, body, listed) VALUES (?1, ?2, ?3, 0)
-             ON CONFLICT (id) DO UPDATE SET hash = ?2, body = ?3",
+            &format!(
+                "INSERT INTO {table} (id, hash, body, listed) VALUES (?1, ?2, ?3, 0)
+                 ON CONFLICT (id) DO UPDATE SET hash = ?2, body = ?3"
+            ),
             params![body.id(), *hash, text],
         )?;
     }
     let rows: Vec<(String, String, i64)> =
-        tx.query("SELECT id, hash, listed FROM intent", params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        tx.query(&format!("SELECT id, hash, listed FROM {table}"), params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let known: BTreeMap<&str, &str> = rows.iter().map(|(id, hash, _)| (id.as_str(), hash.as_str())).collect();
     let missing: Vec<String> =
         intent.entries.iter().filter(|e| known.get(e.id.as_str()) != Some(&e.hash.as_str())).map(|e| e.id.clone()).collect();
@@ -178,12 +208,14 @@ fn take<B: Wanted>(tx: &mut Tx<'_>, intent: &Intent<B>) -> Result<(IntentAnswer,
     for (id, _, listed) in &rows {
         let now = i64::from(named.contains(id.as_str()));
         if now != *listed {
-            tx.execute("UPDATE intent SET listed = ?2 WHERE id = ?1", params![id, now])?;
+            tx.execute(&format!("UPDATE {table} SET listed = ?2 WHERE id = ?1"), params![id, now])?;
         }
     }
     tx.execute(
-        "INSERT INTO intent_list (one, sender, epoch, counter) VALUES (1, ?1, ?2, ?3)
-         ON CONFLICT (one) DO UPDATE SET epoch = ?2, counter = ?3",
+        &format!(
+            "INSERT INTO {list} (one, sender, epoch, counter) VALUES (1, ?1, ?2, ?3)
+             ON CONFLICT (one) DO UPDATE SET epoch = ?2, counter = ?3"
+        ),
         params![intent.sender.to_string(), intent.generation.epoch, intent.generation.counter],
     )?;
     Ok((IntentAnswer::default(), true))
@@ -246,7 +278,7 @@ mod tests {
     use mallee_tiers::{Volume, VolumeDesired};
 
     fn volume(id: &str, counter: i64, size_gib: u64) -> Volume {
-        Volume { id: id.into(), generation: Generation { epoch: 1, counter }, desired: VolumeDesired::Present, size_gib, export_for: None }
+        Volume { id: id.into(), generation: Generation { epoch: 1, counter }, desired: VolumeDesired::Present, size_gib, export_for: None, source: None }
     }
 
     fn book(dir: &std::path::Path) -> Arc<IntentBook<Volume>> {

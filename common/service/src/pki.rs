@@ -7,8 +7,8 @@ use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use mallee_tiers::Peer;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -55,7 +55,8 @@ impl Ca {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, format!("Mallee CA of {cloud}"));
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             params.serial_number = Some(serial());
             params.not_before = OffsetDateTime::now_utc() - Duration::hours(1);
             params.not_after = OffsetDateTime::now_utc() + Duration::days(3650);
@@ -163,7 +164,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::open_or_create(dir.path(), "test").unwrap();
         let key = new_key_pem().unwrap();
-        let mut liar = CertificateParams::new(vec!["cloud-controller.cloud-controller.mallee.internal".to_owned()]).unwrap();
+        let mut liar =
+            CertificateParams::new(vec!["cloud-controller.cloud-controller.mallee.internal".to_owned()]).unwrap();
         liar.distinguished_name.push(DnType::CommonName, "cloud-controller");
         let csr = liar.serialize_request(&KeyPair::from_pem(&key).unwrap()).unwrap().pem().unwrap();
         let node = Peer::new(Role::NodeController, "z", "n1");

@@ -207,6 +207,9 @@ tier! {
         /// The complete list of volumes wanted in this zone.
         intend(Intent<crate::Volume>) -> IntentAnswer, from [CloudController];
         observe(Observe) -> Observation<crate::VolumeReport>, from [CloudController];
+        /// The complete list of snapshots wanted of this zone's volumes.
+        intend_snapshots(Intent<crate::Snapshot>) -> IntentAnswer, from [CloudController];
+        observe_snapshots(Observe) -> Observation<crate::SnapshotReport>, from [CloudController];
         why(crate::WhyAsked) -> crate::WhyAnswer, from [CloudController];
         status(crate::StatusAsked) -> crate::TierStatus, from [CloudController];
         adopt(crate::Adopt) -> crate::Done, from [CloudController];

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Reported, Wanted};
+use crate::{Generation, Reported, VolumeSource, Wanted};
+
+/// How many volumes one instance can have at once: a guest is started with so many ports to plug them into.
+pub const VOLUMES_AT_AN_INSTANCE: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +39,9 @@ pub struct Volume {
     /// Serve it to this attachment. None: to nobody; an export that is there is ended.
     #[serde(default)]
     pub export_for: Option<String>,
+    /// What it begins with. None: nothing but zeros.
+    #[serde(default)]
+    pub source: Option<VolumeSource>,
 }
 
 impl Wanted for Volume {
@@ -79,6 +85,9 @@ pub struct VolumeReport {
     /// Bytes it takes on the storage-controller's disk.
     #[serde(default)]
     pub allocated: u64,
+    /// Size the guest sees, in GiB; 0 from a release that did not say it.
+    #[serde(default)]
+    pub size_gib: u64,
 }
 
 impl Reported for VolumeReport {

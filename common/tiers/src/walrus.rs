@@ -2,8 +2,8 @@
 //!
 //! | method and path (mutual TLS) | who | what |
 //! |---|---|---|
-//! | `PUT /-/tiers/blobs/SHA256` | cloud-controller | store bytes under their own digest; refused when they do not have it |
-//! | `GET`, `HEAD /-/tiers/blobs/SHA256` | node-, cloud-controller | read them; ranges allowed |
+//! | `PUT /-/tiers/blobs/SHA256` | cloud-, storage-controller | store bytes under their own digest; refused when they do not have it |
+//! | `GET`, `HEAD /-/tiers/blobs/SHA256` | node-, cloud-, storage-controller | read them; ranges allowed |
 //! | `DELETE /-/tiers/blobs/SHA256` | cloud-controller | they are not needed any more |
 //! | `GET`, `HEAD /-/tiers/objects/BUCKET/KEY?account=ACCOUNT` | cloud-controller | read a user's object as that account would, so that what it may not read cannot be imported; `aws-exec-read` is enough |
 
@@ -24,7 +24,7 @@ tier! {
     Walrus, client WalrusClient, server WalrusServer {
         status(StatusAsked) -> TierStatus, from [CloudController];
         /// Which of these blobs are there.
-        blobs_present(Digests) -> Digests, from [CloudController];
+        blobs_present(Digests) -> Digests, from [CloudController, StorageController];
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use mallee_tiers::ExportAddress;
+use mallee_tiers::{ExportAddress, VOLUMES_AT_AN_INSTANCE};
 use uuid::Uuid;
 
 use super::VolumeDisk;
@@ -19,8 +19,6 @@ use super::VolumeDisk;
 /// 3.5 and 3.2 from a whole disk, where two runs of the same kind differ by more. 4 root ports instead of 12: 2.7 and 3.2.
 pub const ROOT_CACHE: &str = "writeback";
 pub(crate) const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
-/// How many volumes can be attached at once: `/dev/sdf` to `/dev/sdp` and a few.
-pub const VOLUME_PORTS: u32 = 12;
 /// How long a guest's requests wait for a storage daemon that went away, in seconds.
 const RECONNECT_S: u32 = 120;
 
@@ -104,7 +102,7 @@ impl DomainSpec {
             vcpus = self.vcpus,
             boot = self.boot(),
         );
-        for _ in 0..VOLUME_PORTS {
+        for _ in 0..VOLUMES_AT_AN_INSTANCE {
             xml.push_str("    <controller type='pci' model='pcie-root-port'/>\n");
         }
         let _ = write!(

@@ -151,6 +151,8 @@ async fn serve(stream: TcpStream, vpc: &str, address: Ipv4Addr, shared: Arc<Shar
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        // `printf ... | nc` has said all it will and still waits for the answer.
+        .half_close(true)
         // Scripts that speak HTTP by hand look for `Content-Length`.
         .title_case_headers(true)
         .max_buf_size(64 * 1024)

@@ -1,4 +1,4 @@
-//! Volumes as raw sparse files: `VOLUMES/vol-…/volume.raw`.
+//! Volumes as files: `VOLUMES/vol-…/volume.raw`, a raw sparse file, and above it the layers of [`super::chain`].
 //!
 //! A volume's file is made under another name, brought to its size, synced and renamed, so a file of the right name is
 //! always whole. It is never truncated and never made again: a volume whose file is missing is a fault, not an empty volume.
@@ -8,11 +8,17 @@ use std::{
     io::{Error as IoError, ErrorKind},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
 
-use super::{Backend, BackendError, Found, Space};
+use super::{
+    Backend, BackendError, Found, Space,
+    chain::{self, Chain, Number},
+    node_name,
+    qcow2::Qcow2,
+};
 use crate::volume::VolumeId;
 
 pub struct Files {
@@ -20,6 +26,8 @@ pub struct Files {
 }
 
 const GIB: u64 = 1 << 30;
+/// What is being made and is no volume yet.
+const NEW: &str = "volume.raw.new";
 
 impl Files {
     /// Keeps volumes in `dir`, which only root may look into.
@@ -33,7 +41,56 @@ impl Files {
         self.dir.join(id.as_str())
     }
     fn file(&self, id: &VolumeId) -> PathBuf {
-        self.folder(id).join("volume.raw")
+        self.layer(id, 0)
+    }
+    fn layer(&self, id: &VolumeId, number: Number) -> PathBuf {
+        self.folder(id).join(chain::file_name(number))
+    }
+
+    /// A new file for the bytes of a volume, at its full size.
+    fn new_file(&self, id: &VolumeId, size: u64) -> Result<File, BackendError> {
+        let folder = self.folder(id);
+        let space = self.space()?;
+        if size > space.free {
+            let dir = self.dir.display();
+            return Err(BackendError::NoRoom(format!(
+                "{} GiB do not fit: {} GiB of {} GiB are free in {dir}",
+                size.div_ceil(GIB),
+                space.free / GIB,
+                space.total / GIB
+            )));
+        }
+        fs::create_dir_all(&folder).map_err(failed("making", &folder))?;
+        let new = folder.join(NEW);
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
+        let made = made.map_err(failed("making", &new))?;
+        made.set_len(size).map_err(failed("sizing", &new))?;
+        Ok(made)
+    }
+
+    fn name_new_file(&self, id: &VolumeId) -> Result<(), BackendError> {
+        let folder = self.folder(id);
+        let new = folder.join(NEW);
+        fs::rename(&new, self.file(id)).map_err(failed("renaming", &new))?;
+        sync_dir(&folder)?;
+        sync_dir(&self.dir)
+    }
+
+    /// One layer as QEMU opens it, without the one below it.
+    fn open_options(&self, id: &VolumeId, number: Number) -> Result<Value, BackendError> {
+        let file = self.layer(id, number);
+        // Not every file system has O_DIRECT; where it is missing QEMU would not start at all.
+        let direct = match OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECT).open(&file) {
+            Ok(_) => true,
+            Err(e) if e.kind() == ErrorKind::InvalidInput => false,
+            Err(e) => return Err(failed("opening", &file)(e)),
+        };
+        let cache = json!({ "direct": direct, "no-flush": false });
+        let name = node_name(number);
+        let protocol = json!({ "driver": "file", "filename": file, "cache": cache, "discard": "unmap" });
+        // The format of the bottom one is said too: QEMU takes it from the header above it, and "file" is none.
+        let format = if number == 0 { "raw" } else { "qcow2" };
+        Ok(json!({ "driver": format, "file": protocol, "cache": cache, "discard": "unmap", "node-name": name }))
     }
 }
 
@@ -54,28 +111,25 @@ fn sync_dir(dir: &Path) -> Result<(), BackendError> {
 
 impl Backend for Files {
     fn create(&self, id: &VolumeId, size: u64) -> Result<(), BackendError> {
-        let (folder, file) = (self.folder(id), self.file(id));
-        if file.exists() {
+        if self.file(id).exists() {
             return Ok(());
         }
-        let space = self.space()?;
-        if size > space.free {
-            let dir = self.dir.display();
-            return Err(BackendError::NoRoom(format!(
-                "{} GiB do not fit: {} GiB of {} GiB are free in {dir}",
-                size.div_ceil(GIB),
-                space.free / GIB,
-                space.total / GIB
-            )));
+        let made = self.new_file(id, size)?;
+        made.sync_all().map_err(failed("syncing", &self.folder(id)))?;
+        self.name_new_file(id)
+    }
+
+    fn begin_restore(&self, id: &VolumeId, size: u64) -> Result<File, BackendError> {
+        self.new_file(id, size)
+    }
+
+    fn end_restore(&self, id: &VolumeId) -> Result<(), BackendError> {
+        if self.file(id).exists() {
+            return Ok(());
         }
-        fs::create_dir_all(&folder).map_err(failed("making", &folder))?;
-        let new = folder.join("volume.raw.new");
-        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-        let made = made.map_err(failed("making", &new))?;
-        made.set_len(size).and_then(|()| made.sync_all()).map_err(failed("sizing", &new))?;
-        fs::rename(&new, &file).map_err(failed("renaming", &new))?;
-        sync_dir(&folder)?;
-        sync_dir(&self.dir)
+        let new = self.folder(id).join(NEW);
+        File::open(&new).and_then(|f| f.sync_all()).map_err(failed("syncing", &new))?;
+        self.name_new_file(id)
     }
 
     fn remove(&self, id: &VolumeId) -> Result<(), BackendError> {
@@ -88,12 +142,22 @@ impl Backend for Files {
     }
 
     fn find(&self, id: &VolumeId) -> Result<Option<Found>, BackendError> {
-        let file = self.file(id);
-        match fs::metadata(&file) {
-            Ok(m) => Ok(Some(Found { size: m.len(), allocated: m.blocks() * 512 })),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(failed("reading", &file)(e)),
+        if !self.file(id).exists() {
+            return Ok(None);
         }
+        let folder = self.folder(id);
+        let layers = chain::all(&folder).map_err(failed("reading", &folder))?;
+        let mut allocated = 0;
+        for (_, path) in &layers {
+            match fs::metadata(path) {
+                Ok(m) => allocated += m.blocks() * 512,
+                // It was merged meanwhile.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(failed("reading", path)(e)),
+            }
+        }
+        let top = layers.first().map_or(0, |(number, _)| *number);
+        Ok(Some(Found { size: self.size(id, top)?, allocated }))
     }
 
     fn list(&self) -> Result<Vec<String>, BackendError> {
@@ -107,22 +171,160 @@ impl Backend for Files {
         Ok(Space { total: s.blocks() * unit, free: s.blocks_available() * unit })
     }
 
-    fn blockdev(&self, id: &VolumeId, node_name: &str) -> Result<Value, BackendError> {
-        let file = self.file(id);
-        // Not every file system has O_DIRECT; where it is missing QEMU would not start at all.
-        let direct = match OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECT).open(&file) {
-            Ok(_) => true,
-            Err(e) if e.kind() == ErrorKind::InvalidInput => false,
-            Err(e) => return Err(failed("opening", &file)(e)),
-        };
-        Ok(json!({
-            "driver": "file",
-            "node-name": node_name,
-            "filename": file,
-            "cache": { "direct": direct, "no-flush": false },
-            "discard": "unmap",
-        }))
+    fn top(&self, id: &VolumeId) -> Result<Number, BackendError> {
+        let folder = self.folder(id);
+        let layers = chain::all(&folder).map_err(failed("reading", &folder))?;
+        Ok(layers.first().map_or(0, |(number, _)| *number))
     }
+
+    fn put_layer_above(&self, id: &VolumeId, under: Number) -> Result<Number, BackendError> {
+        let (number, size) = (under + 1, self.size(id, under)?);
+        let (folder, path) = (self.folder(id), self.layer(id, number));
+        if path.exists() {
+            // An attempt that was interrupted made it, and the volume may have grown since.
+            if self.size(id, number)? != size {
+                qemu_img(&["resize", "-q", "-f", "qcow2", &path.display().to_string(), &size.to_string()])?;
+            }
+            return Ok(number);
+        }
+        let new = folder.join(format!("{}.new", chain::file_name(number)));
+        let _ = fs::remove_file(&new);
+        let (name, format) = (chain::file_name(under), if under == 0 { "raw" } else { "qcow2" });
+        let (new_text, size) = (new.display().to_string(), size.to_string());
+        // -u: the file below is open elsewhere, and is what we say it is.
+        qemu_img(&[
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-o",
+            "lazy_refcounts=off",
+            "-b",
+            &name,
+            "-F",
+            format,
+            &new_text,
+            &size,
+        ])?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed("protecting", &new))?;
+        File::open(&new).and_then(|f| f.sync_all()).map_err(failed("syncing", &new))?;
+        fs::rename(&new, &path).map_err(failed("renaming", &new))?;
+        sync_dir(&folder)?;
+        Ok(number)
+    }
+
+    fn chain(&self, id: &VolumeId, top: Number) -> Result<Chain, BackendError> {
+        let folder = self.folder(id);
+        Chain::open(&folder, top).map_err(failed("reading", &folder))
+    }
+
+    fn numbers(&self, id: &VolumeId) -> Result<Vec<Number>, BackendError> {
+        let folder = self.folder(id);
+        chain::below(&folder, self.top(id)?).map_err(failed("reading", &folder))
+    }
+
+    fn merge(&self, id: &VolumeId, upper: Number) -> Result<(), BackendError> {
+        let numbers = self.numbers(id)?;
+        let (base, from) = (self.file(id).display().to_string(), self.layer(id, upper).display().to_string());
+        if !numbers.contains(&upper) || upper == 0 {
+            return Ok(());
+        }
+        // Both may be done again: while the layer is there, what it holds is what counts.
+        qemu_img(&["commit", "-q", "-d", "-f", "qcow2", "-b", &base, &from])?;
+        if let Some(above) = numbers.iter().rev().find(|n| **n > upper) {
+            let above = self.layer(id, *above);
+            qemu_img(&[
+                "rebase",
+                "-q",
+                "-u",
+                "-f",
+                "qcow2",
+                "-b",
+                chain::BASE,
+                "-F",
+                "raw",
+                &above.display().to_string(),
+            ])?;
+            File::open(&above).and_then(|f| f.sync_all()).map_err(failed("syncing", &above))?;
+        }
+        let file = self.file(id);
+        File::open(&file).and_then(|f| f.sync_all()).map_err(failed("syncing", &file))
+    }
+
+    fn has_merged(&self, id: &VolumeId) -> Result<bool, BackendError> {
+        let folder = self.folder(id);
+        Ok(chain::all(&folder).map_err(failed("reading", &folder))?.len() > self.numbers(id)?.len())
+    }
+
+    fn remove_merged(&self, id: &VolumeId) -> Result<(), BackendError> {
+        let folder = self.folder(id);
+        let needed = self.numbers(id)?;
+        for (number, path) in chain::all(&folder).map_err(failed("reading", &folder))? {
+            if !needed.contains(&number) {
+                fs::remove_file(&path).map_err(failed("removing", &path))?;
+            }
+        }
+        sync_dir(&folder)
+    }
+
+    fn grow(&self, id: &VolumeId, size: u64) -> Result<(), BackendError> {
+        let top = self.top(id)?;
+        let path = self.layer(id, top);
+        if self.size(id, top)? >= size {
+            return Ok(());
+        }
+        if top > 0 {
+            return qemu_img(&["resize", "-q", "-f", "qcow2", &path.display().to_string(), &size.to_string()]);
+        }
+        let file = OpenOptions::new().write(true).open(&path).map_err(failed("opening", &path))?;
+        file.set_len(size).and_then(|()| file.sync_all()).map_err(failed("growing", &path))
+    }
+
+    fn blockdev(&self, id: &VolumeId) -> Result<Value, BackendError> {
+        let mut described: Option<Value> = None;
+        for number in self.numbers(id)?.into_iter().rev() {
+            let mut layer = self.open_options(id, number)?;
+            if let Some(below) = described.take() {
+                layer["backing"] = below;
+            }
+            described = Some(layer);
+        }
+        described.ok_or_else(|| BackendError::Io(format!("{id} has no layer")))
+    }
+
+    fn layer_blockdev(&self, id: &VolumeId, number: Number) -> Result<Value, BackendError> {
+        let mut layer = self.open_options(id, number)?;
+        layer["backing"] = Value::Null;
+        Ok(layer)
+    }
+}
+
+impl Files {
+    /// Bytes a guest sees of a layer.
+    fn size(&self, id: &VolumeId, number: Number) -> Result<u64, BackendError> {
+        let path = self.layer(id, number);
+        if number == 0 {
+            return fs::metadata(&path).map(|m| m.len()).map_err(failed("reading", &path));
+        }
+        Qcow2::open(&path).map(|layer| layer.size).map_err(failed("reading", &path))
+    }
+}
+
+/// Runs `qemu-img`; its complaint is in the error, with the command line.
+fn qemu_img(arguments: &[&str]) -> Result<(), BackendError> {
+    let line = || format!("qemu-img {}", arguments.join(" "));
+    let out = Command::new("qemu-img")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| BackendError::Io(format!("{}: {e}", line())))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&out.stderr);
+    let text = format!("{}: {}", line(), said.trim());
+    Err(if said.contains("No space left") { BackendError::NoRoom(text) } else { BackendError::Io(text) })
 }
 
 #[cfg(test)]
@@ -165,5 +367,48 @@ mod tests {
         let refused = files.create(&id, 1 << 60).unwrap_err();
         assert!(matches!(&refused, BackendError::NoRoom(why) if why.contains("GiB are free in")), "{refused}");
         assert_eq!(files.list().unwrap(), Vec::<String>::new());
+    }
+
+    fn io(path: &Path, command: &str) {
+        let done = Command::new("qemu-io").args(["-c", command]).arg(path).stdout(Stdio::null()).status().unwrap();
+        assert!(done.success(), "{command}");
+    }
+
+    #[test]
+    fn layers_freeze_what_is_below_them_and_merge_into_it_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path().join("v")).unwrap();
+        let id = VolumeId::parse("vol-1").unwrap();
+        files.create(&id, 1 << 30).unwrap();
+        let base = files.file(&id);
+        Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 1 0 1M"]).arg(&base).output().unwrap();
+        assert_eq!((files.put_layer_above(&id, 0).unwrap(), files.put_layer_above(&id, 0).unwrap()), (1, 1));
+        io(&files.layer(&id, 1), "write -P 2 512k 512k");
+        assert_eq!(files.put_layer_above(&id, 1).unwrap(), 2);
+        io(&files.layer(&id, 2), "write -P 3 10M 4k");
+        let first = |chain: &Chain, at: u64| {
+            let mut byte = [0u8];
+            chain.read(at, &mut byte).unwrap();
+            byte[0]
+        };
+        let block = 512 << 10;
+        let one = files.chain(&id, 1).unwrap();
+        assert_eq!((first(&one, 0), first(&one, block), first(&one, 10 << 20)), (1, 2, 0));
+        assert_eq!(one.blocks(Some(0), block).unwrap(), [1]);
+        assert_eq!(one.blocks(None, block).unwrap(), [0, 1]);
+        assert_eq!(files.chain(&id, 2).unwrap().blocks(Some(1), block).unwrap(), [20]);
+        files.merge(&id, 1).unwrap();
+        files.merge(&id, 1).unwrap();
+        files.remove_merged(&id).unwrap();
+        assert_eq!(files.numbers(&id).unwrap(), [2, 0]);
+        assert!(!files.layer(&id, 1).exists());
+        let now = files.chain(&id, 2).unwrap();
+        assert_eq!((first(&now, 0), first(&now, block), first(&now, 10 << 20)), (1, 2, 3));
+        assert_eq!(now.blocks(Some(1), block).unwrap(), [20], "what changed since layer 1 is still known");
+        files.grow(&id, 2 << 30).unwrap();
+        assert_eq!(files.find(&id).unwrap().unwrap().size, 2 << 30);
+        assert_eq!(files.put_layer_above(&id, 2).unwrap(), 3);
+        files.merge(&id, 2).unwrap();
+        assert_eq!(files.chain(&id, 3).unwrap().size(), 2 << 30);
     }
 }

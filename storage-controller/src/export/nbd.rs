@@ -10,7 +10,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,8 @@ use mallee_service::Poke;
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::volume::VolumeId;
+use super::{Qmp, QmpError};
+use crate::{backend::BackendError, volume::VolumeId};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 /// A daemon that lived so long did not die of its own start.
@@ -47,6 +48,9 @@ pub enum Phase {
     /// It ended, why, and it is being started again.
     Down(String),
 }
+
+/// How QEMU is to open a volume, found out anew for every start: a snapshot changes it. Blocks.
+pub type Describe = Arc<dyn Fn() -> Result<Value, BackendError> + Send + Sync>;
 
 /// The daemons of all exports.
 pub struct Exports {
@@ -92,6 +96,15 @@ impl Exports {
         self.sockets.join(format!("{volume}.sock"))
     }
 
+    fn monitor(&self, volume: &VolumeId) -> PathBuf {
+        self.sockets.join(format!("{volume}.qmp"))
+    }
+
+    /// Talks to the daemon of a volume.
+    pub async fn tell(&self, volume: &VolumeId) -> Result<Qmp, QmpError> {
+        Qmp::connect(&self.monitor(volume)).await
+    }
+
     fn plan(&self, served: &Served, command: Vec<String>) -> Plan {
         let name = format!("{}-{}", served.volume, served.name);
         let ready = Ready::Unix { socket: self.socket(&served.volume) };
@@ -102,16 +115,20 @@ impl Exports {
         plan
     }
 
-    fn command(&self, served: &Served, mut blockdev: Value) -> Vec<String> {
-        blockdev["node-name"] = json!("volume");
+    fn command(&self, served: &Served, blockdev: &Value) -> Vec<String> {
         // No limit to connections: QEMU comes back while its old connection is still half open.
         let server = json!({ "addr": { "type": "unix", "path": self.socket(&served.volume) }, "max-connections": 0 });
         let export = json!({
-            "type": "nbd", "id": "volume", "node-name": "volume", "name": served.name,
+            "type": "nbd", "id": "volume", "node-name": blockdev["node-name"], "name": served.name,
             "description": served.attachment, "writable": true,
         });
+        let monitor = format!("socket,id=qmp,server=on,wait=off,path={}", self.monitor(&served.volume).display());
         let words = [
             PROGRAM,
+            "--chardev",
+            &monitor,
+            "--monitor",
+            "chardev=qmp",
             "--blockdev",
             &blockdev.to_string(),
             "--nbd-server",
@@ -123,15 +140,14 @@ impl Exports {
     }
 
     /// Sees to it that the export is served from now on, and says how it is.
-    pub fn serve(&self, served: &Served, blockdev: Value) -> Phase {
+    pub fn serve(self: &Arc<Self>, served: &Served, describe: Describe) -> Phase {
         let mut kept = self.lock();
         if let Some(k) = kept.get(&served.volume).filter(|k| k.served == *served && !k.task.is_finished()) {
             return k.phase.borrow().clone();
         }
-        let plan = self.plan(served, self.command(served, blockdev));
         let (tell, phase) = watch::channel(Phase::Starting);
         let (end, ending) = watch::channel(false);
-        let task = tokio::spawn(keep(plan, tell, ending, self.changed.clone()));
+        let task = tokio::spawn(keep(self.clone(), served.clone(), describe, tell, ending));
         kept.insert(served.volume.clone(), Kept { served: served.clone(), phase, end, task });
         Phase::Starting
     }
@@ -150,6 +166,7 @@ impl Exports {
             process::stop(&self.plan(&running.served, running.command.clone())).await?;
         }
         let _ = fs::remove_file(self.socket(volume));
+        let _ = fs::remove_file(self.monitor(volume));
         let prefix = format!("{volume}-");
         for dir in [&self.records, &self.logs] {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -168,6 +185,37 @@ impl Exports {
             self.end(&running.served.volume).await?;
         }
         Ok(all.len())
+    }
+
+    /// Gives the volume more bytes while it is served. QEMU's export keeps the size it was made with, so it is made again
+    /// under the same name; the guest's QEMU comes back to it. Interrupted in between, the daemon has no export, and this
+    /// is done again.
+    pub async fn grow(&self, volume: &VolumeId, name: &str, attachment: &str, size: u64) -> Result<(), QmpError> {
+        let mut daemon = self.tell(volume).await?;
+        daemon.let_merge_end().await?;
+        let node = daemon.top_node().await?;
+        if daemon.active_node().await.is_ok() {
+            daemon.execute("block-export-del", json!({ "id": "volume", "mode": "hard" })).await?;
+        }
+        while daemon.active_node().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let export = json!({
+            "type": "nbd", "id": "volume", "node-name": node, "name": name, "description": attachment, "writable": true,
+        });
+        // While it is exported QEMU does not let its size change; and whether it changed or not, it is served again.
+        let resized = daemon.execute("block_resize", json!({ "node-name": node, "size": size })).await;
+        daemon.execute("block-export-add", export).await?;
+        resized.map(drop)
+    }
+
+    /// The daemon of this very export, if it runs, by the command line it was started with: what it would be started with
+    /// now may differ.
+    fn find(&self, served: &Served) -> Option<(Plan, process::Process)> {
+        let running = self.running().into_iter().find(|r| r.served == *served)?;
+        let plan = self.plan(served, running.command);
+        let process = process::find(&plan)?;
+        Some((plan, process))
     }
 
     /// Every daemon on one of our sockets, from /proc.
@@ -210,23 +258,40 @@ async fn told_to_end(ending: &mut watch::Receiver<bool>) {
 
 /// Keeps one daemon running until it is told to end it.
 async fn keep(
-    plan: Plan,
+    exports: Arc<Exports>,
+    served: Served,
+    describe: Describe,
     tell: watch::Sender<Phase>,
     mut ending: watch::Receiver<bool>,
-    changed: Poke,
 ) -> Result<(), mallee_engines::Error> {
     let mut early_deaths: u32 = 0;
     loop {
         let began = Instant::now();
-        let found = process::find(&plan);
+        let found = exports.find(&served);
         let adopted = found.is_some();
         let outcome = match found {
-            Some(process) => Ok(process),
-            None => process::start(&plan),
+            Some((plan, process)) => Ok((plan, Ok(process))),
+            None => {
+                // Asked now, not when the export was made: the volume may have another layer on top since.
+                let describe = describe.clone();
+                let described = tokio::task::spawn_blocking(move || describe()).await;
+                let described = described.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string()));
+                described.map(|blockdev| {
+                    let plan = exports.plan(&served, exports.command(&served, &blockdev));
+                    let started = process::start(&plan);
+                    (plan, started)
+                })
+            }
         };
+        let plan = match &outcome {
+            Ok((plan, _)) => plan.clone(),
+            Err(_) => exports.plan(&served, Vec::new()),
+        };
+        let changed = &exports.changed;
         let why = match outcome {
-            Err(e) => e.to_string(),
-            Ok(mut process) => {
+            Err(why) => why,
+            Ok((_, Err(e))) => e.to_string(),
+            Ok((_, Ok(mut process))) => {
                 let pid = process.pid();
                 tracing::info!(export = plan.name, pid, adopted, "export daemon");
                 let becoming_ready = async {
@@ -260,7 +325,7 @@ async fn keep(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = told_to_end(&mut ending) => return process::stop(&plan).await.map(drop),
+            () = told_to_end(&mut ending) => return Ok(()),
         }
     }
 }
@@ -275,7 +340,7 @@ mod tests {
         let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
         let served =
             Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
-        let command = exports.command(&served, json!({ "driver": "null-co" }));
+        let command = exports.command(&served, &json!({ "driver": "null-co", "node-name": "layer-0" }));
         let line = command.join("\0") + "\0";
         assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
         assert_eq!(exports.read_command(line.replace("/s/", "/t/").as_bytes()), None);

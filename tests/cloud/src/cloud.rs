@@ -511,6 +511,21 @@ impl Drop for Cloud {
                 last.iter().rev().for_each(|line| eprintln!("{line}"));
             }
         }
+        end_engines(self.dir.path());
+    }
+}
+
+/// Ends what the tiers of a cloud started and what outlives them by design, such as the daemons that serve volumes: every
+/// process with the cloud's own folder in its command line.
+fn end_engines(folder: &Path) {
+    let Some(folder) = folder.to_str() else { return };
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid else { continue };
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains(folder) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
     }
 }
 

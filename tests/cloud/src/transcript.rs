@@ -84,7 +84,7 @@ pub fn parse(name: &str, text: &str) -> Result<Transcript, String> {
         let mut block = Vec::new();
         loop {
             match lines.next() {
-                Some((_, line)) if line == "```" => break,
+                Some((_, "```")) => break,
                 Some((_, line)) => block.push(line.to_owned()),
                 None => return Err(format!("{name}:{number}: the block does not end")),
             }

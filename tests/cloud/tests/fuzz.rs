@@ -1,6 +1,9 @@
 //! Bad input at the fronts: whatever comes, the answer is an error of the protocol (or a closed connection), never a 5xx,
 //! never a panic, and the next request is served.
 
+// The exemption of clippy.toml covers test functions, not what they call.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -40,6 +43,12 @@ fn watch_for_panics() {
 fn nobody_panicked() {
     let told = TOLD.lock().unwrap_or_else(|e| e.into_inner()).join("\n");
     assert_eq!(PANICS.load(Ordering::SeqCst), 0, "{told}");
+}
+
+/// `MALLEE_FUZZ=10` tries ten times as many.
+fn cases(number: u32) -> ProptestConfig {
+    let times = std::env::var("MALLEE_FUZZ").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    ProptestConfig { cases: number * times, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// Writes the bytes and reads what comes until the other side closes, or for two seconds.
@@ -131,8 +140,7 @@ fn any_bytes_at_the_fronts_get_an_error_and_no_panic() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cloud = runtime.block_on(Cloud::start());
     let fronts = [Tier::CloudController, Tier::Walrus, Tier::Cluster(0), Tier::Storage(0), Tier::Node(0, 0)];
-    let mut runner =
-        TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(cases(400));
     let strategy = prop::collection::vec(piece(), 1..12);
     let outcome = runner.run(&strategy, |pieces| {
         let bytes = pieces.concat();
@@ -213,8 +221,7 @@ fn well_signed_nonsense_gets_an_error_of_the_caller() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cloud = runtime.block_on(Cloud::start());
     let user = runtime.block_on(cloud.user()).clone();
-    let mut runner =
-        TestRunner::new(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(cases(1500));
     let outcome = runner.run(&query_request(), |(action, pairs)| {
         let mut all = vec![("Action", action.as_str())];
         all.extend(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
@@ -317,8 +324,7 @@ fn well_signed_nonsense_to_s3_gets_an_error_of_the_caller() {
     let methods: Vec<&'static str> =
         OPERATIONS.iter().map(|row| row.method).chain(["OPTIONS", "PATCH", "TRACE"]).collect();
     let strategy = (prop::sample::select(methods), path, query, headers, body);
-    let mut runner =
-        TestRunner::new(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(cases(1500));
     let outcome = runner.run(&strategy, |(method, path, query, headers, body)| {
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         let what = format!("{method} {target} {headers:?} {body:?}");

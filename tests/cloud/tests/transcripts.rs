@@ -1,6 +1,9 @@
 //! Runs `tests/transcripts`: every file in two accounts of its own, against one cloud.
 //! `TRANSCRIPT=volumes` runs the files with that in their name.
 
+// The exemption of clippy.toml covers test functions, not what they call.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::path::Path;
 
 use mallee_tests_cloud::{

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use mallee_engines::{Engines, Supervisor};
 use mallee_tiers::{Role, TokenAsked};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -62,6 +63,7 @@ pub async fn run(state: State) -> Result<()> {
     mallee_service::log::start();
     let machine = Machine::expect(&state)?;
     make_private(&state.run())?;
+    allow_many_files();
     let _only_one = Supervisor::start(&state.run().join("supervisor.lock"), Vec::new())?;
     let engines = match &machine.engines {
         Some(config) => Some(Engines::prepare(config.clone()).await?),
@@ -90,6 +92,14 @@ pub async fn run(state: State) -> Result<()> {
     }
     tracing::info!("supervising no more; everything runs on");
     Ok(())
+}
+
+/// A login's soft limit of 1,024 open files is for people; what is started here inherits ours.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn configure(engines: Engines) {

@@ -4,9 +4,10 @@
 //! just another pending one. It also takes the bytes of deregistered images away, once nothing boots from them.
 
 use std::{
+    collections::BTreeSet,
     io::BufWriter,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +29,8 @@ use crate::{
 
 /// Bytes on their way between walrus and the decrypting thread: this many pieces of at most some tens of KiB.
 const PIECES: usize = 64;
+/// After something was in the way.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Imports at the same time: each is a thread of AES and gunzip.
 const AT_ONCE: usize = 2;
 /// A bundle's parts are most of the work, storing the plain image is the rest.
@@ -36,12 +39,21 @@ const FETCHED_PERCENT: u64 = 80;
 /// Starts the reconciler of images.
 pub fn start(cloud: &Arc<Cloud>) -> Driven {
     let spool = cloud.config.daemon.state.join("spool");
-    drive(Arc::new(Imports { cloud: cloud.clone(), spool }), cloud.pokes.images.clone(), Duration::from_secs(30))
+    // What a killed import left is begun again from the start; if it cannot be removed, it is written over.
+    let _ = std::fs::remove_dir_all(&spool);
+    let work = Arc::new(Work { cloud: cloud.clone(), spool, places: Semaphore::new(AT_ONCE), begun: Mutex::default() });
+    drive(Arc::new(Imports(work)), cloud.pokes.images.clone(), Duration::from_secs(30))
 }
 
-struct Imports {
+/// A pass begins every import that is not begun; a large one holds up neither the pass nor the others.
+struct Imports(Arc<Work>);
+
+struct Work {
     cloud: Arc<Cloud>,
     spool: PathBuf,
+    places: Semaphore,
+    /// Imports that run or wait for a place; forgotten with the process, and begun again by the next.
+    begun: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait::async_trait]
@@ -53,6 +65,7 @@ impl Reconciler for Imports {
     async fn pass(&self) -> PassReport {
         let mut report = PassReport::default();
         let rows = self
+            .0
             .cloud
             .store
             .read("read the images to import", |tx| {
@@ -69,29 +82,55 @@ impl Reconciler for Imports {
         if pending.is_empty() && deregistered.is_empty() {
             return report;
         }
-        // Removals first and never beside imports: an image whose bytes are being stored may have the same ones.
-        for image in &deregistered {
-            match self.remove(image).await {
-                Ok(removed) => report.changed += u64::from(removed),
-                Err(e) => report.error(format!("{}: {e}", image.id)),
+        // Never beside an import: an image whose bytes are being stored may have the very ones that would go.
+        if self.0.begun().is_empty() {
+            for image in &deregistered {
+                match self.0.remove(image).await {
+                    Ok(removed) => report.changed += u64::from(removed),
+                    Err(e) => report.error(format!("{}: {e}", image.id)),
+                }
             }
         }
-        let free = Semaphore::new(AT_ONCE);
-        let imports = pending.iter().map(|image| async {
-            let _place = free.acquire().await;
-            self.import(image).await
-        });
-        for outcome in futures_util::future::join_all(imports).await {
-            match outcome {
-                Ok(()) => report.changed += 1,
-                Err(e) => report.error(e),
+        for image in pending {
+            if self.0.begun().insert(image.id.to_string()) {
+                report.changed += 1;
+                tokio::spawn(self.0.clone().run(image));
             }
         }
         report
     }
 }
 
-impl Imports {
+impl Work {
+    fn begun(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One import, once there is a place for it. What it waits for is in its row; it is tried again after a while.
+    async fn run(self: Arc<Self>, image: Image) {
+        let outcome = {
+            let _place = self.places.acquire().await;
+            // It may have been deregistered, or brought to its end by an earlier pass, while it waited.
+            match self.is_still_pending(&image).await {
+                Ok(true) => self.import(&image).await,
+                Ok(false) => Ok(()),
+                Err(e) => Err(e.to_string()),
+            }
+        };
+        if let Err(e) = outcome {
+            tracing::warn!(image.id = %image.id, error = e, "an import waits");
+            tokio::time::sleep(AGAIN).await;
+        }
+        self.begun().remove(image.id.as_str());
+        self.cloud.pokes.images.poke();
+    }
+
+    async fn is_still_pending(&self, image: &Image) -> Result<bool, StoreError> {
+        let id = image.id.to_string();
+        let row = self.cloud.store.read("look at an image again", move |tx| row::any(tx, &id)).await?;
+        Ok(row.is_some_and(|i| i.state == State::Pending))
+    }
+
     /// Takes an image's bytes away when nothing needs them any more. False: something does.
     async fn remove(&self, image: &Image) -> Result<bool, String> {
         let its = image.clone();

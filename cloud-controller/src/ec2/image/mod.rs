@@ -18,7 +18,8 @@ use mallee_aws::{AwsError, id::ImageId};
 use mallee_service::Driven;
 use mallee_store::Tx;
 
-pub use row::{Image, Kind, Proof, State, TABLES, any, insert, with_bytes};
+pub use fetch::delete_blob;
+pub use row::{Image, Kind, Proof, State, TABLES, any, has_bytes, insert, with_bytes};
 
 use crate::{Cloud, Outcome, Refusal};
 

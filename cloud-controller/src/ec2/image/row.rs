@@ -252,7 +252,7 @@ pub fn set_description(tx: &mut Tx<'_>, id: &str, description: &str) -> Result<(
     tx.execute("UPDATE image SET description = ?2 WHERE id = ?1", params![id, description]).map(|_| ())
 }
 
-/// Whether another image has the same plain bytes.
+/// Whether another image, or a block of a snapshot, has the same plain bytes.
 pub fn shares_bytes(tx: &mut Tx<'_>, image: &Image) -> Result<bool, StoreError> {
     let Some(digest) = &image.digest else { return Ok(false) };
     let others = tx.query(
@@ -260,7 +260,13 @@ pub fn shares_bytes(tx: &mut Tx<'_>, image: &Image) -> Result<bool, StoreError> 
         params![digest, image.id.as_str()],
         |row| row.get::<i64>(0),
     )?;
-    Ok(!others.is_empty())
+    Ok(!others.is_empty() || crate::ec2::snapshot::blob_is_used(tx, digest)?)
+}
+
+/// Whether an image has these bytes.
+pub fn has_bytes(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM image WHERE digest = ?1 LIMIT 1";
+    Ok(!tx.query(sql, params![digest], |row| row.get::<i64>(0))?.is_empty())
 }
 
 pub fn remove(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {

@@ -437,6 +437,7 @@ async fn modify_metadata(call: &Call, input: ModifyInstanceMetadataOptions) -> O
             let mut options = instance.options.clone();
             options.metadata = asked.over(options.metadata)?;
             row::set_options(tx, instance.id.as_str(), &options)?;
+            row::touch(tx, instance.id.as_str())?;
             unless_dry_run(input.dry_run)?;
             Ok(ModifiedMetadataOptions { instance_id: instance.id, instance_metadata_options: (&options.metadata).into() })
         })

@@ -33,10 +33,11 @@ enum Decision {
     Want(Desired, Cause),
 }
 
-/// Keeps a report and carries out what follows from it.
-pub fn take(tx: &mut Tx<'_>, report: &InstanceReport, now: i64) -> Outcome<Consequences> {
+/// Keeps a report of `zone` and carries out what follows from it. A zone has nothing to say about an instance of another
+/// one: an end that it made up would free an address that is in use.
+pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> Outcome<Consequences> {
     let mut consequences = Consequences::default();
-    let Some(instance) = row::any(tx, &report.id)? else {
+    let Some(instance) = row::any(tx, &report.id)?.filter(|i| i.zone == zone) else {
         // Gone and forgotten here already: the zone will hear that from the next list.
         consequences.orphan = report.observed != Observed::Gone;
         return Ok(consequences);

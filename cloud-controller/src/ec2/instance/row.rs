@@ -320,10 +320,11 @@ pub fn start(tx: &mut Tx<'_>, instance: &Instance, now: i64) -> Result<(), Store
     want(tx, instance, Desired::Running, Cause::User, false, now)
 }
 
+/// Most options concern this tier only; the caller touches the instance for those that the node acts on, because a newer
+/// wish would also bring a guest up again that has just powered itself off.
 pub fn set_options(tx: &mut Tx<'_>, instance: &str, options: &Options) -> Result<(), StoreError> {
     let options = serde_json::to_string(options).map_err(|e| unreadable(&e))?;
-    tx.execute("UPDATE instance SET options = ?2 WHERE id = ?1", params![instance, options])?;
-    touch(tx, instance)
+    tx.execute("UPDATE instance SET options = ?2 WHERE id = ?1", params![instance, options]).map(|_| ())
 }
 
 pub fn set_type(tx: &mut Tx<'_>, instance: &str, name: &str) -> Result<(), StoreError> {
@@ -421,13 +422,6 @@ pub fn boots_from(tx: &mut Tx<'_>, image: &str) -> Result<bool, StoreError> {
         |row| row.get::<i64>(0),
     )?;
     Ok(!found.is_empty())
-}
-
-/// How many instances an account has that are not ended, by account: for the operator's list.
-pub fn counts(tx: &mut Tx<'_>) -> Result<Vec<(String, u64)>, StoreError> {
-    tx.query("SELECT account, COUNT(*) FROM instance WHERE gone IS NULL GROUP BY account", params![], |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
 }
 
 /// Desired, observed, whether it has run.

@@ -1,6 +1,6 @@
 //! The rules of instances on a real store.
 
-use mallee_tiers::Observed;
+use mallee_tiers::{InstanceReport, Observed};
 
 use crate::ec2::rehearsal::{OLD, Rehearsal, all, first};
 
@@ -258,4 +258,62 @@ async fn pages_cover_everything_once() {
     let count = seen.len();
     seen.dedup();
     assert_eq!((count, seen.len()), (23, 23));
+}
+
+#[tokio::test]
+async fn only_options_that_the_node_acts_on_make_a_newer_wish() {
+    let stage = Rehearsal::new().await;
+    let id = stage.launch("").await;
+    for (request, is_newer) in [
+        (format!("ModifyInstanceAttribute&InstanceId={id}&DisableApiStop.Value=true"), false),
+        (format!("ModifyInstanceAttribute&InstanceId={id}&InstanceInitiatedShutdownBehavior.Value=terminate"), false),
+        (format!("CreateTags&ResourceId.1={id}&Tag.1.Key=a&Tag.1.Value=b"), false),
+        (format!("ModifyInstanceMetadataOptions&InstanceId={id}&HttpTokens=required"), true),
+        ("AuthorizeSecurityGroupIngress&GroupName=default&IpProtocol=tcp&FromPort=22&ToPort=22&CidrIp=0.0.0.0/0".to_owned(), false),
+    ] {
+        let before = stage.row(&id).await.generation;
+        stage.ask(&request).await.unwrap();
+        assert_eq!(stage.row(&id).await.generation > before, is_newer, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn what_ended_an_hour_ago_is_forgotten_with_all_that_hung_on_it() {
+    let stage = Rehearsal::new().await;
+    let id = stage.launch("TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=b").await;
+    stage.ask(&format!("TerminateInstances&InstanceId.1={id}")).await.unwrap();
+    stage.seen(&id, Observed::Gone, |_| {}).await;
+    let sweep = crate::zone::sweep(&stage.cloud);
+    stage.pass(3_599_000);
+    mallee_service::Reconciler::pass(&sweep).await;
+    assert_eq!(stage.state(&id).await, "terminated");
+    stage.pass(2_000);
+    mallee_service::Reconciler::pass(&sweep).await;
+    let described = stage.ask(&format!("DescribeInstances&InstanceId.1={id}")).await;
+    assert_eq!(described, Err("InvalidInstanceID.NotFound".into()));
+    assert!(stage.all("DescribeTags", "resourceId").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_zone_cannot_end_an_instance_of_another_zone() {
+    let stage = Rehearsal::new().await;
+    let id = stage.launch("Placement.AvailabilityZone=z-1a").await;
+    stage.seen(&id, Observed::Running, |_| {}).await;
+    stage.ask(&format!("TerminateInstances&InstanceId.1={id}")).await.unwrap();
+    let generation = stage.row(&id).await.generation;
+    let made_up = |observed| InstanceReport { generation, ..InstanceReport::new(&id, observed) };
+    stage.report_of("z-1b", made_up(Observed::Gone)).await;
+    assert_eq!(stage.state(&id).await, "shutting-down");
+    assert!(stage.report_of("z-1b", made_up(Observed::Running)).await.orphan, "it is shown where it should not be");
+    stage.report_of("z-1a", made_up(Observed::Gone)).await;
+    assert_eq!(stage.state(&id).await, "terminated");
+}
+
+#[tokio::test]
+async fn a_tag_key_given_twice_is_refused_and_launches_nothing() {
+    let stage = Rehearsal::new().await;
+    let twice = "TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=1\
+                 &TagSpecification.1.Tag.2.Key=a&TagSpecification.1.Tag.2.Value=2";
+    assert_eq!(stage.ask(&run(&stage, 1, twice)).await, Err("InvalidParameterValue".into()));
+    assert!(stage.all("DescribeInstances", "instanceId").await.is_empty());
 }

@@ -15,7 +15,7 @@ use mallee_aws::{
     id::{InstanceId, VolumeId},
 };
 use mallee_store::{Error as StoreError, Tx};
-use mallee_tiers::{Desired, Generation, InstanceReport, Observed, VolumeDesired};
+use mallee_tiers::{Desired, Generation, InstanceReport, Observed, VOLUMES_AT_AN_INSTANCE, VolumeDesired};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -136,12 +136,29 @@ fn may_attach(tx: &mut Tx<'_>, volume: &Volume, instance: &Instance, device: &st
             format!("The volume '{}' is not in the same availability zone as instance '{}'", volume.id, instance.id),
         ));
     }
-    let taken = row::attachments_at(tx, instance.id.as_str())?.iter().any(|a| a.device == device);
-    if taken || device == instance.options.root_device {
+    let disk = disk_of(device);
+    let there = row::attachments_at(tx, instance.id.as_str())?;
+    let taken = there.iter().any(|a| disk_of(&a.device) == disk);
+    if taken || disk == ROOT_DISK || disk == disk_of(&instance.options.root_device) {
         let message = format!("Invalid value '{device}' for unixDevice. Attachment point {device} is already in use");
         return Err(AwsError::invalid_parameter_value(message).into());
     }
+    if there.len() >= VOLUMES_AT_AN_INSTANCE {
+        let message = format!("Instance '{}' has {} volumes, and an instance can have {VOLUMES_AT_AN_INSTANCE}", instance.id, there.len());
+        return Err(Refusal::new("AttachmentLimitExceeded", message));
+    }
     Ok(())
+}
+
+/// The letters of the disk that nodes give to the root, whatever the image calls it.
+const ROOT_DISK: &str = "a";
+
+/// The letters of the disk a device name asks for: `/dev/sdf`, `xvdf` and `/dev/sdf1` are one disk at the node, so they
+/// are one here. What two volumes asked for would leave the second one attaching for ever.
+fn disk_of(device: &str) -> &str {
+    let name = device.strip_prefix("/dev/").unwrap_or(device);
+    let rest = ["sd", "xvd", "vd"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name);
+    rest.trim_end_matches(|c: char| c.is_ascii_digit())
 }
 
 /// `/dev/sdf`, `/dev/xvdba`, `/dev/vdc`, with or without the folder, and an old partition number.

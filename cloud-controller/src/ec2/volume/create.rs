@@ -1,6 +1,6 @@
 //! CreateVolume and DeleteVolume.
 
-use mallee_aws::{AwsError, answer::timestamp, id::VolumeId};
+use mallee_aws::{AwsError, answer::timestamp, id::{SnapshotId, VolumeId}};
 use mallee_store::Tx;
 use mallee_tiers::{Generation, VolumeDesired};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        client_token,
+        client_token, snapshot,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -40,7 +40,7 @@ struct CreateVolume {
     kms_key_id: Option<Unsupported>,
     operator: Option<Unsupported>,
     outpost_arn: Option<Unsupported>,
-    snapshot_id: Option<Unsupported>,
+    snapshot_id: Option<SnapshotId>,
     volume_initialization_rate: Option<Unsupported>,
 }
 
@@ -49,7 +49,7 @@ struct CreateVolume {
 struct CreatedVolume {
     volume_id: VolumeId,
     size: u64,
-    snapshot_id: &'static str,
+    snapshot_id: String,
     availability_zone: String,
     status: &'static str,
     create_time: String,
@@ -68,7 +68,6 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         ("KmsKeyId", input.kms_key_id),
         ("Operator", input.operator),
         ("OutpostArn", input.outpost_arn),
-        ("SnapshotId", input.snapshot_id),
         ("VolumeInitializationRate", input.volume_initialization_rate),
     ])?;
     for (name, sent) in [("Encrypted", input.encrypted), ("MultiAttachEnabled", input.multi_attach_enabled)] {
@@ -80,7 +79,22 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
     if !call.cloud.config.zones.contains(&zone) {
         return Err(Refusal::new("InvalidZone.NotFound", format!("The zone '{zone}' does not exist.")));
     }
-    let size_gib = input.size.ok_or_else(|| AwsError::missing_parameter("Size"))?;
+    let source = match &input.snapshot_id {
+        None => None,
+        Some(id) => {
+            let (account, id) = (call.account().to_owned(), id.clone());
+            Some(call.cloud.store.read("find a snapshot", move |tx| snapshot::restorable(tx, &account, &id)).await?)
+        }
+    };
+    let size_gib = match (&source, input.size) {
+        (None, size) => size.ok_or_else(|| AwsError::missing_parameter("Size"))?,
+        (Some((from, _)), None) => from.size_gib,
+        (Some((from, _)), Some(size)) if size < from.size_gib => {
+            let message = format!("Volume of {size}GiB is smaller than snapshot '{}', expect size >= {}GiB", from.id, from.size_gib);
+            return Err(AwsError::invalid_parameter_value(message).into());
+        }
+        (Some(_), Some(size)) => size,
+    };
     let kind = input.volume_type.unwrap_or_else(|| "gp2".into());
     let (iops, throughput) = figures(&kind, size_gib, input.iops, input.throughput)?;
     let tags = tag::specified(&input.tag_specification, &["volume"])?.remove("volume").unwrap_or_default();
@@ -100,6 +114,8 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         reason: String::new(),
         export: None,
         allocated: 0,
+        snapshot: source.as_ref().map(|(from, _)| from.id.to_string()),
+        manifest: source.map(|(_, manifest)| manifest),
     };
     let dry_run = input.dry_run;
     let (volume, status, tag_set) =
@@ -108,7 +124,7 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
     Ok(CreatedVolume {
         volume_id: volume.id,
         size: volume.size_gib,
-        snapshot_id: "",
+        snapshot_id: volume.snapshot.unwrap_or_default(),
         availability_zone: volume.zone,
         status,
         create_time: timestamp(volume.created),
@@ -135,6 +151,11 @@ fn write(
         let status = super::state(&found, attachment.as_ref());
         return Ok((found, status, tag::of(tx, &id)?));
     }
+    // Again, in the transaction that needs it: it may have been deleted meanwhile.
+    if let Some(id) = &volume.snapshot {
+        let id: SnapshotId = id.parse().map_err(|_| Refusal::internal("a snapshot's id is none"))?;
+        snapshot::restorable(tx, &volume.account, &id)?;
+    }
     row::insert(tx, volume)?;
     if !tags.is_empty() {
         tag::put(tx, &volume.account, volume.id.as_str(), tags)?;
@@ -147,7 +168,7 @@ fn write(
 }
 
 /// IOPS and throughput as they are shown, within AWS' bounds for the type. They are figures on paper: nothing is throttled.
-fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Option<u32>) -> Outcome<(Option<u32>, Option<u32>)> {
+pub(super) fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Option<u32>) -> Outcome<(Option<u32>, Option<u32>)> {
     let bad = |message: String| -> Refusal { AwsError::invalid_parameter_value(message).into() };
     let sizes = match kind {
         "gp2" | "gp3" => 1..=16_384,

@@ -5,15 +5,16 @@
 pub mod attach;
 pub mod create;
 pub mod describe;
+pub mod modify;
 mod report;
 mod row;
 
-use mallee_tiers::{Volume as Body, VolumeDesired, VolumeObserved};
+use mallee_tiers::{Volume as Body, VolumeDesired, VolumeObserved, VolumeSource};
 
 pub use attach::{detach_all, node_reported};
 pub use report::{Consequences, take as take_report};
 pub use row::{
-    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, in_zone,
+    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get, in_zone,
     set_delete_on_termination,
 };
 
@@ -39,10 +40,15 @@ pub fn wanted(volume: &Volume, attachment: Option<&Attachment>) -> Body {
         desired: volume.desired,
         size_gib: volume.size_gib,
         export_for: attachment.filter(|a| a.phase != Phase::Ending).map(|a| a.id.clone()),
+        source: volume
+            .snapshot
+            .clone()
+            .zip(volume.manifest.clone())
+            .map(|(snapshot, manifest)| VolumeSource { snapshot, manifest }),
     }
 }
 
-fn not_found(id: &str) -> Refusal {
+pub fn not_found(id: &str) -> Refusal {
     Refusal::new("InvalidVolume.NotFound", format!("The volume '{id}' does not exist."))
 }
 
@@ -86,6 +92,8 @@ mod states {
                 reason: String::new(),
                 export: None,
                 allocated: 0,
+                snapshot: None,
+                manifest: None,
             };
             let attachment = Attachment {
                 id: "a".into(),

@@ -3,7 +3,7 @@
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{VolumeDesired, VolumeObserved, VolumeReport};
 
-use super::{attach, row};
+use super::{attach, modify, row};
 use crate::{
     ec2::tag,
     zone::event::{self, Kind},
@@ -18,9 +18,9 @@ pub struct Consequences {
     pub volumes: bool,
 }
 
-pub fn take(tx: &mut Tx<'_>, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
+pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
     let mut consequences = Consequences::default();
-    let Some(before) = row::any(tx, &report.id)? else {
+    let Some(before) = row::any(tx, &report.id)?.filter(|v| v.zone == zone) else {
         consequences.orphan = report.observed != VolumeObserved::Gone;
         return Ok(consequences);
     };
@@ -30,12 +30,14 @@ pub fn take(tx: &mut Tx<'_>, report: &VolumeReport, now: i64) -> Result<Conseque
     }
     if report.observed == VolumeObserved::Gone && before.desired == VolumeDesired::Deleted {
         row::remove(tx, &before)?;
+        modify::forget(tx, &report.id)?;
         tag::drop_all(tx, &report.id)?;
         event::drop_all(tx, &report.id)?;
         consequences.volumes = true;
         return Ok(consequences);
     }
     row::set_observed(tx, report)?;
+    modify::reported(tx, &report.id, report.size_gib, now)?;
     if let Some(after) = row::any(tx, &report.id)? {
         consequences.instances = attach::storage_reported(tx, &before, &after, now)?;
         consequences.volumes = row::attachment_of(tx, &report.id)?.is_none() && after.export.is_some();

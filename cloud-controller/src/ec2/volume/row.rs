@@ -70,6 +70,9 @@ pub struct Volume {
     /// Where its bytes are served, as last reported.
     pub export: Option<Export>,
     pub allocated: u64,
+    /// The snapshot it began with, and what that consists of.
+    pub snapshot: Option<String>,
+    pub manifest: Option<String>,
 }
 
 /// Where an attachment is on its way: see [`super::attach`].
@@ -102,7 +105,7 @@ pub struct Attachment {
 }
 
 const COLUMNS: &str = "id, account, zone, epoch, counter, size_gib, kind, iops, throughput, created, desired, observed, \
-     observed_epoch, observed_counter, reason, export, allocated";
+     observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest";
 
 fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
     let observed: Option<String> = row.get(11)?;
@@ -124,6 +127,8 @@ fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
         reason: row.get(14)?,
         export: export.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?,
         allocated: row.get(16)?,
+        snapshot: row.get(17)?,
+        manifest: row.get(18)?,
     })
 }
 
@@ -150,7 +155,7 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
     tx.execute(
         &format!(
             "INSERT INTO volume ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0, ?12, ?13)"
         ),
         params![
             v.id.as_str(),
@@ -164,6 +169,8 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
             v.throughput,
             v.created,
             word(v.desired),
+            v.snapshot,
+            v.manifest,
         ],
     )
     .map(|_| ())
@@ -199,6 +206,21 @@ pub fn any(tx: &mut Tx<'_>, id: &str) -> Result<Option<Volume>, StoreError> {
 
 pub fn set_deleted(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     tx.execute("UPDATE volume SET desired = ?2 WHERE id = ?1", params![id, word(VolumeDesired::Deleted)])?;
+    touch(tx, id)
+}
+
+/// What it is from now on; its bytes follow.
+pub fn set_figures(
+    tx: &mut Tx<'_>,
+    id: &str,
+    size_gib: u64,
+    kind: &str,
+    (iops, throughput): (Option<u32>, Option<u32>),
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE volume SET size_gib = ?2, kind = ?3, iops = ?4, throughput = ?5 WHERE id = ?1",
+        params![id, size_gib, kind, iops, throughput],
+    )?;
     touch(tx, id)
 }
 

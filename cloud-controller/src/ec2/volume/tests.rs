@@ -1,6 +1,6 @@
 //! The way of a volume on a real store, with the zone's part said by the test.
 
-use mallee_tiers::{AttachmentReport, Observed};
+use mallee_tiers::{AttachmentReport, Observed, VOLUMES_AT_AN_INSTANCE};
 
 use crate::ec2::rehearsal::{Rehearsal, all, first};
 
@@ -78,6 +78,8 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
         (attach(&young, &instance, "/dev/sdf"), "IncorrectState"),
         (attach(&id, &pending, "/dev/sdf"), "IncorrectState"),
         (attach(&id, &instance, "/dev/sda1"), "InvalidParameterValue"),
+        (attach(&id, &instance, "/dev/vda"), "InvalidParameterValue"),
+        (attach(&id, &instance, "xvda"), "InvalidParameterValue"),
         (attach(&id, &instance, "/etc/passwd"), "InvalidParameterValue"),
         (attach("vol-00000000000000000", &instance, "/dev/sdf"), "InvalidVolume.NotFound"),
         (attach(&id, "i-00000000000000000", "/dev/sdf"), "InvalidInstanceID.NotFound"),
@@ -85,7 +87,7 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
         (format!("{}&DryRun=true", attach(&id, &instance, "/dev/sdf")), "DryRunOperation"),
         ("CreateVolume&AvailabilityZone=z-9&Size=1".into(), "InvalidZone.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a".into(), "MissingParameter"),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-1".into(), "Unsupported"),
+        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(), "InvalidSnapshot.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");
@@ -93,7 +95,9 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
     stage.ask(&attach(&id, &instance, "/dev/sdf")).await.unwrap();
     assert_eq!(stage.ask(&attach(&id, &instance, "/dev/sdg")).await, Err("VolumeInUse".into()));
     let other = volume(&stage, "z-1a").await;
-    assert_eq!(stage.ask(&attach(&other, &instance, "/dev/sdf")).await, Err("InvalidParameterValue".into()));
+    for same in ["/dev/sdf", "/dev/xvdf", "vdf", "/dev/sdf1"] {
+        assert_eq!(stage.ask(&attach(&other, &instance, same)).await, Err("InvalidParameterValue".into()), "{same}");
+    }
     let wrong = format!("DetachVolume&VolumeId={id}&InstanceId={pending}");
     assert_eq!(stage.ask(&wrong).await, Err("InvalidAttachment.NotFound".into()));
     // Nobody was told of it yet: it comes off without the node.
@@ -140,4 +144,47 @@ async fn a_forced_detach_does_not_wait_for_the_node() {
     assert_eq!(status(&stage, &id).await, ["available"]);
     let all_tags = all(&stage.ask("DescribeVolumes").await.unwrap(), "volumeType");
     assert_eq!(all_tags, ["gp2"]);
+}
+
+#[tokio::test]
+async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_says_so() {
+    let stage = Rehearsal::new().await;
+    let (instance, id) = (running(&stage).await, volume(&stage, "z-1a").await);
+    let modify = |more: &str| format!("ModifyVolume&VolumeId={id}&{more}");
+    for (more, code) in [
+        ("Size=0", "InvalidParameterValue"),
+        ("", "MissingParameter"),
+        ("VolumeType=io1&Size=10", "MissingParameter"),
+        ("Size=2&DryRun=true", "DryRunOperation"),
+        ("MultiAttachEnabled=true&Size=2", "Unsupported"),
+    ] {
+        assert_eq!(stage.ask(&modify(more)).await.unwrap_err(), code, "{more}");
+    }
+    let done = stage.ask(&modify("VolumeType=gp3")).await.unwrap();
+    assert_eq!((first(&done, "modificationState"), first(&done, "targetIops")), ("completed".into(), "3000".into()));
+    let grown = stage.ask(&modify("Size=3")).await.unwrap();
+    assert_eq!((first(&grown, "modificationState"), first(&grown, "originalSize")), ("modifying".into(), "1".into()));
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("IncorrectModificationState".into()));
+    assert_eq!(stage.wanted_volume(&id).await.size_gib, 3);
+    stage.serve(&id).await;
+    let described = format!("DescribeVolumesModifications&VolumeId.1={id}");
+    assert_eq!(stage.all(&described, "modificationState").await, ["completed"]);
+    assert_eq!(stage.ask(&modify("Size=2")).await, Err("InvalidParameterValue".into()));
+    stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
+    assert_eq!(stage.ask(&modify("Size=4")).await, Err("Unsupported".into()));
+    stage.ask(&modify("Throughput=250")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_too_many_is_refused_and_does_not_wait_for_a_port() {
+    let stage = Rehearsal::new().await;
+    let instance = running(&stage).await;
+    for letter in ('b'..='z').take(VOLUMES_AT_AN_INSTANCE) {
+        let id = volume(&stage, "z-1a").await;
+        stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sd{letter}")).await.unwrap();
+    }
+    let id = volume(&stage, "z-1a").await;
+    let more = format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/xvdba");
+    assert_eq!(stage.ask(&more).await, Err("AttachmentLimitExceeded".into()));
+    assert_eq!(status(&stage, &id).await, ["available"]);
 }

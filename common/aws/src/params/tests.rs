@@ -195,8 +195,20 @@ fn a_list_of_one_is_a_plain_value_as_boto_2_spells_it_and_a_longer_one_is_not() 
     }
     let read = |form: &str, flavor| from_params::<Console>(&Params::parse(form.as_bytes()).unwrap(), flavor);
     assert_eq!(read("InstanceId.1=i-1", Flavor::Ec2).unwrap().instance_id, "i-1");
-    for form in ["InstanceId.1=i-1&InstanceId.2=i-2", "InstanceId=i-1&InstanceId.1=i-2", "InstanceId.1.Name=i-1", "InstanceId.2=i-1"] {
+    for form in [
+        "InstanceId.1=i-1&InstanceId.2=i-2",
+        "InstanceId=i-1&InstanceId.1=i-2",
+        "InstanceId.1.Name=i-1",
+        "InstanceId.2=i-1",
+    ] {
         assert_eq!(read(form, Flavor::Ec2).unwrap_err().code, "UnknownParameter", "{form}");
     }
     assert_eq!(read("InstanceId.1=i-1", Flavor::Query).unwrap_err().code, "UnknownParameter");
+}
+
+#[test]
+fn a_character_that_cannot_be_kept_is_refused_before_it_gets_anywhere() {
+    for encoded in [&b"KeyName=%00"[..], b"Key%00Name=a", b"KeyName=a\0b"] {
+        assert_eq!(Params::parse(encoded).unwrap_err().code, "InvalidCharacter");
+    }
 }

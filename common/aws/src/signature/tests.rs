@@ -513,7 +513,8 @@ proptest! {
 #[test]
 fn dates_of_mail_and_of_go_are_the_same_moment() {
     let at = super::v4::parse_mail_date("Fri, 20 Nov 2026 01:02:03 GMT").unwrap();
-    for text in ["Fri, 20 Nov 2026 01:02:03 UTC", "Fri, 20 Nov 2026 01:02:03 +0000", "Fri, 20 Nov 2026 02:02:03 +0100"] {
+    for text in ["Fri, 20 Nov 2026 01:02:03 UTC", "Fri, 20 Nov 2026 01:02:03 +0000", "Fri, 20 Nov 2026 02:02:03 +0100"]
+    {
         assert_eq!(super::v4::parse_mail_date(text), Some(at), "{text}");
     }
     assert_eq!(super::v4::parse_mail_date("Fri, 20 Nov 2026 01:02:03 UTCX"), None);

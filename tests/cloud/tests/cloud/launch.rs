@@ -90,15 +90,17 @@ async fn a_terminated_instance_is_visible_for_an_hour_and_leaves_nothing() {
     })
     .await;
 
-    // The clients' clock goes with the cloud's.
+    // The clients' clock goes with the cloud's. A cloud-controller that starts sweeps at once.
     let mut user = cloud.user().await.clone();
-    let forward = |minutes: i64| clock.fetch_add(minutes * 60_000, Ordering::SeqCst);
-    forward(59);
-    user.ahead = time::Duration::minutes(59);
     let describe = format!("Action=DescribeInstances&InstanceId.1={id}");
+    clock.fetch_add(59 * 60_000, Ordering::SeqCst);
+    user.ahead = time::Duration::minutes(59);
+    cloud.restart(&[Tier::CloudController]).await;
+    cloud.wait_for_everybody().await;
     assert_eq!(user.ec2(&describe).await.status, 200);
-    forward(2);
+    clock.fetch_add(2 * 60_000, Ordering::SeqCst);
     user.ahead = time::Duration::minutes(61);
+    cloud.restart(&[Tier::CloudController]).await;
     eventually("the row is gone after an hour", || async {
         (user.ec2(&describe).await.code() == "InvalidInstanceID.NotFound").then_some(())
     })

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use http::Method;
 use mallee_tests_cloud::{Answer, Client, Cloud, Signed, actions::SERVICES};
+use crate::{snapshot::completed, volume::volume_is};
 use mallee_walrus::operation::{By, Does, OPERATIONS, On, Op};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +113,13 @@ impl Things {
         add("vpc", instance.value("vpcId"));
         add("subnet", instance.value("subnetId"));
         add("interface", instance.value("networkInterfaceId"));
-        add("volume", first(alice.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await, "volumeId"));
+        let volume = first(alice.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await, "volumeId");
+        volume_is(cloud, &volume, "available").await;
+        let create = format!("Action=CreateSnapshot&VolumeId={volume}");
+        add("volume", volume);
+        let snapshot = first(alice.ec2(&create).await, "snapshotId");
+        completed(cloud, &snapshot).await;
+        add("snapshot", snapshot);
         add(
             "group",
             first(alice.ec2("Action=CreateSecurityGroup&GroupName=mine&GroupDescription=mine").await, "groupId"),
@@ -183,6 +190,7 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "SubnetId" => &["subnet"],
         "NetworkInterfaceId" => &["interface"],
         "VolumeId" => &["volume"],
+        "SnapshotId" | "SourceSnapshotId" => &["snapshot"],
         "GroupId" | "SecurityGroupId" => &["group"],
         "SecurityGroupRuleId" => &["rule"],
         "KeyPairId" => &["pair"],
@@ -204,6 +212,7 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
             "subnet",
             "interface",
             "volume",
+            "snapshot",
             "group",
             "rule",
             "pair",
@@ -270,6 +279,11 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "ModifyNetworkInterfaceAttribute" if parameter == "SecurityGroupId" => &[("NetworkInterfaceId", "{interface}")],
         "ModifyNetworkInterfaceAttribute" => &[("Description.Value", "foreign")],
         "ResetNetworkInterfaceAttribute" => &[("SourceDestCheck", "true")],
+        "CreateVolume" => &[("AvailabilityZone", "mallee-1a")],
+        "ModifyVolume" => &[("Size", "2")],
+        "CopySnapshot" => &[("SourceRegion", "mallee-1")],
+        "ModifySnapshotAttribute" => &[("CreateVolumePermission.Add.1.Group", "all")],
+        "DescribeSnapshotAttribute" | "ResetSnapshotAttribute" => &[("Attribute", "createVolumePermission")],
         "CreateTags" => &[("Tag.1.Key", "mine"), ("Tag.1.Value", "now")],
         "AttachVolume" => &[("VolumeId", "{volume}"), ("InstanceId", "{instance}"), ("Device", "/dev/sdf")],
         "AssociateAddress" => &[("AllocationId", "{allocation}"), ("InstanceId", "{instance}")],
@@ -334,6 +348,7 @@ const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
     ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
+    ("CreateSnapshots", "InstanceSpecification.InstanceId", "instance"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
 ];
 

@@ -1,0 +1,82 @@
+//! Snapshots: what a volume held at one instant, kept in walrus, whichever zone it came from.
+//!
+//! ```text
+//! CreateSnapshot ─► row ─► zone freezes (from here on the instant is fixed) ─► zone uploads ─► manifest reported
+//!   (pending)                                                                                     │
+//!   blocks counted by rows, and found in walrus ◄── [`keep`] ◄────────────────────────────────────┘
+//!   (completed)                └── something is missing: the zone uploads again
+//! ```
+//! Rows are in `row`, those that count blocks in `blob`. A copy is a row of its own on the same blocks, of no zone.
+
+pub mod attribute;
+mod blob;
+pub mod copy;
+pub mod create;
+pub mod describe;
+mod keep;
+mod report;
+mod row;
+
+use mallee_aws::id::SnapshotId;
+use mallee_store::Tx;
+use mallee_tiers::{Snapshot as Body, SnapshotDesired, SnapshotObserved};
+
+pub use blob::{TABLES as BLOB_TABLES, is_used as blob_is_used};
+pub use keep::drive;
+pub use report::{Follows, take as take_report};
+pub use row::{Snapshot, TABLES, any, in_zone};
+
+use crate::{Outcome, Refusal};
+
+/// EC2's word for how far it is.
+fn state(snapshot: &Snapshot) -> &'static str {
+    match snapshot.observed {
+        _ if snapshot.accepted => "completed",
+        Some(SnapshotObserved::Failed | SnapshotObserved::Gone) => "error",
+        _ => "pending",
+    }
+}
+
+/// What the storage-controller is sent of it.
+pub fn wanted(snapshot: &Snapshot) -> Body {
+    Body {
+        id: snapshot.id.to_string(),
+        generation: snapshot.generation,
+        // Nothing is kept in a zone for one that failed here: its volume may go on, and go.
+        desired: match snapshot.observed {
+            Some(SnapshotObserved::Failed) => SnapshotDesired::Deleted,
+            _ => snapshot.desired,
+        },
+        volume: snapshot.volume.clone(),
+        attempt: snapshot.attempt,
+        accepted: snapshot.accepted,
+    }
+}
+
+fn not_found(id: &str) -> Refusal {
+    Refusal::new("InvalidSnapshot.NotFound", format!("The snapshot '{id}' does not exist."))
+}
+
+/// One that the account owns.
+fn own(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Snapshot> {
+    let found = row::any(tx, id.as_str())?.filter(|s| s.account == account && s.desired == SnapshotDesired::Present);
+    found.ok_or_else(|| not_found(id.as_str()))
+}
+
+/// One that the account may make volumes of, with its manifest. One it may not looks as if it were not there.
+pub fn restorable(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<(Snapshot, String)> {
+    let found = row::visible(tx, account, id.as_str())?.ok_or_else(|| not_found(id.as_str()))?;
+    match &found.manifest {
+        Some(manifest) if found.accepted => {
+            let manifest = manifest.clone();
+            Ok((found, manifest))
+        }
+        _ => {
+            let message = format!("Snapshot is in invalid state - {}", state(&found));
+            Err(Refusal::new("IncorrectState", message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

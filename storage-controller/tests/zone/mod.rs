@@ -1,0 +1,304 @@
+//! A storage-controller and those around it: a cloud-controller played by the test, and the real walrus.
+
+#![allow(dead_code)]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use mallee_service::{Identity, IntentSender, TierHttp, pki};
+use mallee_storage_controller::{Config, Place, start};
+use mallee_tiers::*;
+use uuid::Uuid;
+
+pub const ZONE: &str = "mallee-1a";
+
+pub struct Zone {
+    pub runtime: Option<tokio::runtime::Runtime>,
+    pub dir: tempfile::TempDir,
+    pub config: Config,
+    pub client: StorageClient,
+    pub store: Uuid,
+    pub sender: IntentSender,
+    pub counter: Mutex<i64>,
+    pub rows: Mutex<BTreeMap<String, Volume>>,
+    pub snapshots: Mutex<BTreeMap<String, Snapshot>>,
+    pub snapshot_sender: IntentSender,
+    pub walrus: Option<tokio::runtime::Runtime>,
+    pub walrus_address: String,
+}
+
+pub fn issue(ca: &pki::Ca, key: &str, peer: &Peer, dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("ca.pem"), &ca.certificate_pem).unwrap();
+    std::fs::write(dir.join("key.pem"), key).unwrap();
+    std::fs::write(dir.join("cert.pem"), ca.sign(peer, &pki::signing_request(key).unwrap()).unwrap()).unwrap();
+}
+
+pub fn client(dir: &Path, address: &str) -> StorageClient {
+    let identity = Identity::load(&dir.join("cloud")).unwrap();
+    StorageClient::new(Arc::new(TierHttp::new(&identity, address, Role::StorageController, ZONE).unwrap()))
+}
+
+impl Zone {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = pki::Ca::open_or_create(&dir.path().join("ca"), "test").unwrap();
+        let key = pki::new_key_pem().unwrap();
+        let state = dir.path().join("s");
+        issue(&ca, &key, &Peer::new(Role::StorageController, ZONE, ZONE), &state.join("tls"));
+        issue(&ca, &key, &Peer::new(Role::CloudController, "", "cloud-controller"), &dir.path().join("cloud"));
+        let text = format!(
+            "name = {ZONE:?}\nzone = {ZONE:?}\nstate = {:?}\nlisten = [\"127.0.0.1:0\"]\n",
+            state.display().to_string()
+        );
+        std::fs::write(state.join("storage.toml"), text).unwrap();
+        let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
+        let client = client(dir.path(), "127.0.0.1:1");
+        let mut zone = Self {
+            runtime: None,
+            dir,
+            config,
+            client,
+            store: Uuid::new_v4(),
+            sender: IntentSender::default(),
+            counter: Mutex::new(0),
+            rows: Mutex::default(),
+            snapshots: Mutex::default(),
+            snapshot_sender: IntentSender::default(),
+            walrus: None,
+            walrus_address: "127.0.0.1:0".into(),
+        };
+        issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &zone.dir.path().join("walrus/tls"));
+        zone.start_walrus();
+        zone.choose_store();
+        zone.start();
+        zone
+    }
+
+    /// `MALLEE_TEST_POSTGRES` (a URL) has the zone keep its rows there, in a schema of its own; else SQLite does.
+    pub fn choose_store(&mut self) {
+        if let Ok(url) = std::env::var("MALLEE_TEST_POSTGRES") {
+            let schema = format!("storage_{}", Uuid::new_v4().simple());
+            self.config.daemon.store = mallee_service::config::Store::Postgres { url, schema };
+        }
+    }
+
+    pub fn start(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (config, handle) = (self.config.clone(), runtime.handle().clone());
+        let running = std::thread::spawn(move || handle.block_on(start(config))).join().unwrap().unwrap();
+        self.client = client(self.dir.path(), &running.address);
+        self.runtime = Some(runtime);
+    }
+
+    /// walrus runs beside it, at the same address every time.
+    pub fn start_walrus(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let state = self.dir.path().join("walrus").display().to_string();
+        let text =
+            format!("name = \"walrus\"\nstate = {state:?}\nlisten = [{:?}]\nreserve_mib = 0\n", self.walrus_address);
+        let handle = runtime.handle().clone();
+        let run = move || handle.block_on(mallee_walrus::start(toml::from_str(&text).unwrap()));
+        let running = std::thread::spawn(run).join().unwrap().unwrap();
+        self.walrus_address = running.addresses[0].to_string();
+        self.config.walrus = Some(Place { address: self.walrus_address.clone(), name: "walrus".into() });
+        self.walrus = Some(runtime);
+    }
+
+    pub fn kill_walrus(&mut self) {
+        if let Some(runtime) = self.walrus.take() {
+            std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
+        }
+    }
+
+    /// Everything it was doing stops where it is.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
+        }
+    }
+
+    pub fn lose_store(&mut self) {
+        for file in ["store.db", "store.db-wal", "store.db-shm"] {
+            let _ = std::fs::remove_file(self.config.daemon.state.join(file));
+        }
+        self.choose_store();
+    }
+
+    pub fn next(&self) -> Generation {
+        let mut counter = self.counter.lock().unwrap();
+        *counter += 1;
+        Generation { epoch: 1, counter: *counter }
+    }
+
+    /// Writes a wish and sends the whole list.
+    pub async fn want(&self, id: &str, desired: VolumeDesired, size_gib: u64, export_for: Option<&str>) {
+        let volume = Volume {
+            id: id.into(),
+            generation: self.next(),
+            desired,
+            size_gib,
+            export_for: export_for.map(Into::into),
+            source: None,
+        };
+        self.rows.lock().unwrap().insert(id.into(), volume);
+        self.send().await.unwrap();
+    }
+
+    pub async fn send(&self) -> Result<(), TierError> {
+        let (generation, rows): (_, Vec<Volume>) = (self.next(), self.rows.lock().unwrap().values().cloned().collect());
+        self.sender.deliver(self.store, generation, &rows, |i| async move { self.client.intend(&i).await }).await
+    }
+
+    /// Writes a wish for a snapshot and sends the whole list.
+    pub async fn want_snapshot(&self, id: &str, volume: &str, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = Snapshot {
+            id: id.into(),
+            generation: self.next(),
+            desired: SnapshotDesired::Present,
+            volume: volume.into(),
+            attempt: 0,
+            accepted: false,
+        };
+        change(&mut snapshot);
+        self.snapshots.lock().unwrap().insert(id.into(), snapshot);
+        // The tier may be down just now: the cloud-controller sends it again too.
+        let begun = Instant::now();
+        while let Err(e) = self.send_snapshots().await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{e}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn send_snapshots(&self) -> Result<(), TierError> {
+        let rows: Vec<Snapshot> = self.snapshots.lock().unwrap().values().cloned().collect();
+        let send = |i| async move { self.client.intend_snapshots(&i).await };
+        self.snapshot_sender.deliver(self.store, self.next(), &rows, send).await
+    }
+
+    pub async fn until_snapshot(
+        &self,
+        id: &str,
+        what: &str,
+        wanted: impl Fn(&SnapshotReport) -> bool,
+    ) -> SnapshotReport {
+        let begun = Instant::now();
+        loop {
+            let all = self.client.observe_snapshots(&Observe::default()).await.map(|o| o.changed).unwrap_or_default();
+            let last = all.into_iter().find(|r| r.id == id);
+            if let Some(report) = last.clone().filter(&wanted) {
+                return report;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{id} was not {what} in 30 s: {last:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn uploaded(&self, id: &str) -> SnapshotReport {
+        self.until_snapshot(id, "uploaded", |r| r.observed == SnapshotObserved::Uploaded).await
+    }
+
+    /// As the cloud-controller does when it has found all of it in walrus.
+    pub async fn accept(&self, id: &str, volume: &str) {
+        self.want_snapshot(id, volume, |s| s.accepted = true).await;
+    }
+
+    /// A volume restored from a snapshot; the path of its bytes.
+    pub async fn restored(&self, id: &str, size_gib: u64, manifest: &str) -> PathBuf {
+        let source = Some(VolumeSource { snapshot: "snap".into(), manifest: manifest.into() });
+        let (desired, export_for) = (VolumeDesired::Present, None);
+        let volume = Volume { id: id.into(), generation: self.next(), desired, size_gib, export_for, source };
+        self.rows.lock().unwrap().insert(id.into(), volume);
+        self.send().await.unwrap();
+        self.until(id, "restored", |r| r.observed == VolumeObserved::Ready).await;
+        self.folder(id).join("volume.raw")
+    }
+
+    /// The layers a volume has as files.
+    pub fn layers(&self, id: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder(id)).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    pub async fn until_layers(&self, id: &str, expected: &[&str]) {
+        let begun = Instant::now();
+        while self.layers(id) != expected {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}, {:?}", self.layers(id), self.faults().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn until(&self, id: &str, what: &str, wanted: impl Fn(&VolumeReport) -> bool) -> VolumeReport {
+        let begun = Instant::now();
+        loop {
+            let all = self.client.observe(&Observe::default()).await.unwrap();
+            let last = all.changed.into_iter().find(|r| r.id == id);
+            if let Some(report) = last.clone().filter(&wanted) {
+                return report;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{id} was not {what} in 30 s: {last:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn until_served(&self, id: &str, attachment: &str) -> Export {
+        let served = self
+            .until(id, "served", |r| {
+                r.export.as_ref().is_some_and(|e| e.attachment == attachment) && r.reason.is_empty()
+            })
+            .await;
+        served.export.unwrap()
+    }
+
+    pub async fn faults(&self) -> Vec<String> {
+        self.client.status(&StatusAsked {}).await.unwrap().faults.into_iter().map(|f| f.what).collect()
+    }
+
+    pub fn folder(&self, id: &str) -> PathBuf {
+        self.config.volumes().join(id)
+    }
+
+    /// Pids of the daemons on this zone's sockets.
+    pub fn daemons(&self) -> Vec<i32> {
+        let sockets = self.config.sockets().unwrap().display().to_string();
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.starts_with("qemu-storage-daemon") && line.contains(&sockets) {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        self.kill();
+        self.kill_walrus();
+        for pid in self.daemons() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+pub fn url(export: &Export) -> String {
+    let ExportAddress::Unix(socket) = &export.address else { panic!("{export:?}") };
+    format!("nbd+unix:///{}?socket={socket}", export.name)
+}
+
+/// Runs a command of `qemu-io` through the export.
+pub fn io(export: &Export, command: &str) -> Result<String, String> {
+    let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url(export)]).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
+}
