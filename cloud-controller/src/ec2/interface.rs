@@ -642,3 +642,6 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

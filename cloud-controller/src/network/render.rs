@@ -163,7 +163,7 @@ fn shared(out: &mut Content, outside: &Outside) {
     ]);
     let (network, elastic) = (outside.network, outside.elastic);
     let elsewhere = |side: &str| {
-        let elastic = (!network.covers(&elastic)).then(|| format!(" && ip4.{side} != {elastic}")).unwrap_or_default();
+        let elastic = if network.covers(&elastic) { String::new() } else { format!(" && ip4.{side} != {elastic}") };
         format!("ip4 && ip4.{side} != {network}{elastic}")
     };
     let (leaving, entering) =

@@ -43,7 +43,7 @@ struct World {
     user_data: BTreeMap<String, String>,
     volumes: BTreeMap<String, Vec<VolumeAttachment>>,
     subnets: BTreeMap<String, String>,
-    vpcs: BTreeMap<String, String>,
+    vpcs: BTreeMap<String, Vec<String>>,
 }
 
 impl World {
@@ -90,7 +90,10 @@ impl World {
             user_data: BTreeMap::new(),
             volumes: BTreeMap::new(),
             subnets: subnet::all(tx, None)?.into_iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
-            vpcs: vpc::all(tx, None)?.into_iter().map(|v| (v.id.to_string(), v.cidr.to_string())).collect(),
+            vpcs: vpc::all(tx, None)?
+                .into_iter()
+                .map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect()))
+                .collect(),
         })
     }
 
@@ -105,14 +108,18 @@ impl World {
             Ok(found) => found,
             Err(missing) => return Ok(Err(missing)),
         };
+        let interfaces = self.interfaces.get(&instance.id).map_or(&[][..], Vec::as_slice);
         let parts = Parts {
             region,
             image: root,
             kernel,
             ramdisk,
-            interfaces: self.interfaces.get(&instance.id).map_or(&[], Vec::as_slice),
+            interfaces,
             blocks: Blocks {
-                subnet: self.subnets.get(&instance.subnet).cloned().unwrap_or_default(),
+                subnets: interfaces
+                    .iter()
+                    .filter_map(|i| Some((i.subnet.to_string(), self.subnets.get(i.subnet.as_str())?.clone())))
+                    .collect(),
                 vpc: self.vpcs.get(&instance.vpc).cloned().unwrap_or_default(),
             },
             user_data: self.user_data.remove(id),

@@ -120,7 +120,7 @@ impl CreateNetworkAclEntry {
     }
 }
 
-fn find<'a>(acl: &'a NetworkAclRow, egress: bool, number: i64) -> Option<&'a EntryRow> {
+fn find(acl: &NetworkAclRow, egress: bool, number: i64) -> Option<&EntryRow> {
     acl.entries.iter().find(|e| e.egress == egress && e.number == number)
 }
 

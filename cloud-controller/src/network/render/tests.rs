@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mallee_aws::id::{
     AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NetworkInterfaceId,
-    RouteTableAssociationId, RouteTableId, SecurityGroupRuleId,
+    NatGatewayId, RouteTableAssociationId, RouteTableId, SecurityGroupRuleId, VpcPeeringConnectionId,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::*;
 use crate::ec2::{
     address::Elastic,
+    nat_gateway::{self, NatGatewayRow},
+    peering::{End, PeeringRow, State as PeeringState},
     interface::GroupIdentifier,
     route_table::{AssociationRow, RouteRow, Target},
     security_group::{GroupRow, Traffic},
@@ -222,6 +224,68 @@ fn a_released_interface_has_its_port_shut_and_one_without_check_is_held_to_its_m
     let port = |n: u128| content.get(Table::SwitchPort, &Uuid::from_u128(n).to_string()).unwrap();
     assert_eq!(port(1)["enabled"], Column::Flag(false));
     assert_eq!(port(2)["port_security"], Column::set(["06:00:00:01:00:02"]));
+}
+
+#[test]
+fn what_a_route_leads_to_decides_what_becomes_of_it() {
+    let mut all = cloud(2);
+    launch(&mut all, 0, 1, false);
+    let peering = peering(&all);
+    let nat = nat_gateway(&all);
+    let route = |to: &str, target, active| RouteRow { destination: to.parse().unwrap(), target, active, instance: None };
+    let interface = all.interfaces[0].id.clone();
+    all.route_tables[0].routes.extend([
+        route("10.1.0.0/16", Target::Peering(peering.id.clone()), true),
+        route("10.2.0.0/16", Target::Interface(interface), true),
+        route("10.3.0.0/16", Target::Nat(nat.id.clone()), true),
+        route("10.4.0.0/16", Target::Nat(nat.id.clone()), false),
+    ]);
+    all.peerings.push(peering);
+    all.nat_gateways.push(nat);
+    let content = render(&all, &outside());
+    let of = |to: &str| content.get(Table::StaticRoute, &format!("rtb-01010101010101010-{to}")).unwrap()["nexthop"].clone();
+    assert_eq!(of("10.1.0.0/16"), Column::text("169.254.0.14"));
+    assert_eq!(of("10.2.0.0/16"), Column::text("172.31.0.5"));
+    assert_eq!(of("10.3.0.0/16"), Column::text("172.29.0.1"));
+    assert_eq!(of("10.4.0.0/16"), Column::text("discard"), "a black hole does not fall through to a wider route");
+    let translated = content.get(Table::Nat, "nat-09090909090909090-subnet-01010101010101010").unwrap();
+    assert_eq!(translated["external_ip"], Column::text("172.29.0.200"));
+    assert!(is_closed(&content) && is_held(&content));
+}
+
+fn peering(all: &Wanted) -> PeeringRow {
+    let end = |n: usize| End {
+        account: all.vpcs[n].account.clone(),
+        vpc: all.vpcs[n].id.clone(),
+        mac: format!("06:00:00:00:09:{n:02x}"),
+    };
+    PeeringRow {
+        id: VpcPeeringConnectionId::from_random([8; 9]),
+        requester: end(0),
+        accepter: end(1),
+        link: Some(3),
+        state: PeeringState::Active,
+        message: String::new(),
+        created: 0,
+        ended: None,
+    }
+}
+
+fn nat_gateway(all: &Wanted) -> NatGatewayRow {
+    NatGatewayRow {
+        id: NatGatewayId::from_random([9; 9]),
+        account: all.vpcs[0].account.clone(),
+        vpc: all.vpcs[0].id.clone(),
+        subnet: all.subnets[0].id.clone(),
+        interface: NetworkInterfaceId::from_random([9; 9]),
+        private_ip: [172, 31, 0, 9].into(),
+        allocation: AllocationId::from_random([9; 9]),
+        association: AddressAssociationId::from_random([9; 9]),
+        public_ip: [172, 29, 0, 200].into(),
+        state: nat_gateway::State::Available,
+        created: 0,
+        deleted: None,
+    }
 }
 
 /// Everything a row refers to is in the content.
