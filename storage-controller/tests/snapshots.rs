@@ -238,6 +238,8 @@ async fn a_volume_that_is_attached_to_nothing_is_snapshotted_and_merged_too() {
 #[tokio::test]
 async fn whatever_is_killed_at_whatever_step_the_snapshot_is_one_instant_and_the_volume_loses_nothing() {
     let mut zone = Zone::new();
+    zone.become_a_process();
+    zone.send_until_taken().await;
     zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
     let export = zone.until_served("vol-1", "vattach-a").await;
     let writer = Writer::on(&export);
@@ -253,7 +255,7 @@ async fn whatever_is_killed_at_whatever_step_the_snapshot_is_one_instant_and_the
             0 => {
                 zone.kill();
                 zone.start();
-                zone.send().await.unwrap();
+                zone.send_until_taken().await;
             }
             1 => zone.daemons().into_iter().for_each(kill_nine),
             _ => {
@@ -262,7 +264,7 @@ async fn whatever_is_killed_at_whatever_step_the_snapshot_is_one_instant_and_the
                 zone.kill_walrus();
                 zone.start_walrus();
                 zone.start();
-                zone.send().await.unwrap();
+                zone.send_until_taken().await;
             }
         }
         zone.send_snapshots().await.unwrap();
@@ -275,7 +277,7 @@ async fn whatever_is_killed_at_whatever_step_the_snapshot_is_one_instant_and_the
             zone.kill();
             zone.daemons().into_iter().for_each(kill_nine);
             zone.start();
-            zone.send().await.unwrap();
+            zone.send_until_taken().await;
             zone.send_snapshots().await.unwrap();
         }
         assert_eq!(zone.until_served("vol-1", "vattach-a").await, export);

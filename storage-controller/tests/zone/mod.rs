@@ -30,6 +30,8 @@ pub struct Zone {
     pub snapshot_sender: IntentSender,
     pub walrus: Option<tokio::runtime::Runtime>,
     pub walrus_address: String,
+    /// The real binary instead of a runtime in this process, at this address.
+    pub process: Option<(std::process::Child, String)>,
 }
 
 pub fn issue(ca: &pki::Ca, key: &str, peer: &Peer, dir: &Path) {
@@ -72,6 +74,7 @@ impl Zone {
             snapshot_sender: IntentSender::default(),
             walrus: None,
             walrus_address: "127.0.0.1:0".into(),
+            process: None,
         };
         issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &zone.dir.path().join("walrus/tls"));
         zone.start_walrus();
@@ -89,11 +92,37 @@ impl Zone {
     }
 
     pub fn start(&mut self) {
+        if let Some((_, address)) = self.process.take() {
+            self.process = Some((self.spawn(), address));
+            return;
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (config, handle) = (self.config.clone(), runtime.handle().clone());
         let running = std::thread::spawn(move || handle.block_on(start(config))).join().unwrap().unwrap();
         self.client = client(self.dir.path(), &running.address);
         self.runtime = Some(runtime);
+    }
+
+    /// From here on it is the real binary, and [`Zone::kill`] is `kill -9`.
+    pub fn become_a_process(&mut self) {
+        self.kill();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let path = self.config.daemon.state.join("storage.toml");
+        let text = std::fs::read_to_string(&path).unwrap().replace("127.0.0.1:0", &address);
+        let walrus = format!("[walrus]\naddress = {:?}\nname = \"walrus\"\n", self.walrus_address);
+        std::fs::write(&path, text + &walrus).unwrap();
+        self.process = Some((self.spawn(), address.clone()));
+        self.client = client(self.dir.path(), &address);
+    }
+
+    fn spawn(&self) -> std::process::Child {
+        Command::new(env!("CARGO_BIN_EXE_storage-controller"))
+            .arg("--config")
+            .arg(self.config.daemon.state.join("storage.toml"))
+            .env("MALLEE_LOG", "off")
+            .spawn()
+            .unwrap()
     }
 
     /// walrus runs beside it, at the same address every time.
@@ -118,6 +147,10 @@ impl Zone {
 
     /// Everything it was doing stops where it is.
     pub fn kill(&mut self) {
+        if let Some((process, _)) = &mut self.process {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
         if let Some(runtime) = self.runtime.take() {
             std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
         }
@@ -148,6 +181,15 @@ impl Zone {
         };
         self.rows.lock().unwrap().insert(id.into(), volume);
         self.send().await.unwrap();
+    }
+
+    /// Sends the list until it is taken: a process needs a moment to answer.
+    pub async fn send_until_taken(&self) {
+        let begun = Instant::now();
+        while let Err(e) = self.send().await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{e}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn send(&self) -> Result<(), TierError> {
@@ -238,8 +280,8 @@ impl Zone {
     pub async fn until(&self, id: &str, what: &str, wanted: impl Fn(&VolumeReport) -> bool) -> VolumeReport {
         let begun = Instant::now();
         loop {
-            let all = self.client.observe(&Observe::default()).await.unwrap();
-            let last = all.changed.into_iter().find(|r| r.id == id);
+            let all = self.client.observe(&Observe::default()).await.map(|o| o.changed).unwrap_or_default();
+            let last = all.into_iter().find(|r| r.id == id);
             if let Some(report) = last.clone().filter(&wanted) {
                 return report;
             }

@@ -24,7 +24,11 @@ fn write(cloud: &Cloud, volume: &str, command: &str) {
     let url = format!("nbd+unix:///{name}?socket={}", socket.display());
     let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url]).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success() && text.contains("wrote"), "{command}: {text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success() && text.contains("wrote"),
+        "{command}: {text}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 fn export_name(socket: &Path) -> String {

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::{snapshot::completed, volume::volume_is};
 use http::Method;
 use mallee_tests_cloud::{Answer, Client, Cloud, Signed, actions::SERVICES};
-use crate::{snapshot::completed, volume::volume_is};
 use mallee_walrus::operation::{By, Does, OPERATIONS, On, Op};
 
 #[tokio::test(flavor = "multi_thread")]
