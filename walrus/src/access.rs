@@ -156,7 +156,11 @@ pub enum Resource<'a> {
     Service,
     Bucket(BucketAccess<'a>),
     /// A key in a bucket, whether or not there is an object.
-    Key { bucket: BucketAccess<'a>, key: &'a str, object: Option<ObjectAccess<'a>> },
+    Key {
+        bucket: BucketAccess<'a>,
+        key: &'a str,
+        object: Option<ObjectAccess<'a>>,
+    },
 }
 
 /// What an object says about access to it.
@@ -200,7 +204,8 @@ pub fn allow(principal: &Principal, action: Action, resource: Resource<'_>) -> b
 /// Whether the request says that its sender would pay. Nobody can be charged who is not known.
 fn offers_to_pay(principal: &Principal) -> bool {
     let said = principal.context.values("s3:x-amz-request-payer");
-    matches!(principal.who(), Who::Service(_)) || !principal.is_anonymous() && said.iter().any(|payer| payer == "requester")
+    matches!(principal.who(), Who::Service(_))
+        || !principal.is_anonymous() && said.iter().any(|payer| payer == "requester")
 }
 
 fn by_policy(
@@ -223,7 +228,9 @@ fn by_policy(
     }
     match policy.judge(&Request { who: principal.who(), action: action.name(), resource: &arn, context: &context }) {
         Verdict::Allow if !may_delegate(bucket, object) => Verdict::Silent,
-        Verdict::Allow if bucket.block.restrict_public_buckets && policy.is_public() && !of_account(principal, bucket) => {
+        Verdict::Allow
+            if bucket.block.restrict_public_buckets && policy.is_public() && !of_account(principal, bucket) =>
+        {
             Verdict::Silent
         }
         verdict => verdict,
@@ -285,8 +292,12 @@ fn by_object_acl(
         GetObject | GetObjectVersion | GetObjectAttributes | GetObjectVersionAttributes => by_acl(Permission::Read),
         GetObjectAcl | GetObjectVersionAcl => by_acl(Permission::ReadAcp),
         PutObjectAcl | PutObjectVersionAcl => by_acl(Permission::WriteAcp),
-        GetObjectTagging | GetObjectVersionTagging | PutObjectTagging | PutObjectVersionTagging
-        | DeleteObjectTagging | DeleteObjectVersionTagging => owns || (object.is_some() && owns_bucket),
+        GetObjectTagging
+        | GetObjectVersionTagging
+        | PutObjectTagging
+        | PutObjectVersionTagging
+        | DeleteObjectTagging
+        | DeleteObjectVersionTagging => owns || (object.is_some() && owns_bucket),
         GetObjectRetention | PutObjectRetention | GetObjectLegalHold | PutObjectLegalHold => owns || owns_bucket,
         // Who may write may hide an object; only the bucket's owner may destroy a version.
         DeleteObjectVersion | BypassGovernanceRetention => owns_bucket,

@@ -42,7 +42,8 @@ impl Error {
     /// What the client is told. The rest is for the log, under the request's id.
     pub fn told(&self) -> AwsError {
         use mallee_store::Error as Store;
-        let full = || AwsError::new("InsufficientStorage", 507, "There is no space left to store this; nothing was kept.");
+        let full =
+            || AwsError::new("InsufficientStorage", 507, "There is no space left to store this; nothing was kept.");
         match self {
             Error::Refused(refusal) | Error::Hidden { refusal, .. } => refusal.clone(),
             Error::Store(Store::Full { .. }) => full(),

@@ -26,7 +26,8 @@ use crate::{
     principal::Principal,
     s3::{
         bucket::{self, cors, logging, website},
-        done, http_time, multipart, object, set, xml_text},
+        done, http_time, multipart, object, set, xml_text,
+    },
     tier,
 };
 
@@ -121,7 +122,12 @@ impl Front {
         Some((answer, "preflight"))
     }
 
-    async fn s3(&self, request: Request<Incoming>, connection: &Connection, request_id: &str) -> (Response<Body>, &'static str) {
+    async fn s3(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+        request_id: &str,
+    ) -> (Response<Body>, &'static str) {
         let walrus = &*self.walrus;
         let begun = Instant::now();
         if let Some(answered) = self.for_browsers(&request, connection, request_id).await {

@@ -25,7 +25,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 pub use config::{Config, StaticIdentity};
 pub use error::Error;
 
-use mallee_service::{Clock, Driven, Faults, Identity, Poke, Server, seal::SealingKey, TierHttp, drive, join, process::About};
+use mallee_service::{
+    Clock, Driven, Faults, Identity, Poke, Server, TierHttp, drive, join, process::About, seal::SealingKey,
+};
 use mallee_store::{Migration, Store};
 use mallee_tiers::{CloudClient, Peer, Role, TierRegistration};
 use std::sync::{PoisonError, RwLock};
@@ -164,7 +166,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     });
     drive(lifecycle.clone(), lifecycle_poke, lifecycle.every);
     let rate = config.scrub_mib_per_second << 20;
-    let scrub = Arc::new(scrub::Scrub { store: store.clone(), blobs: walrus.blobs.clone(), faults: faults.clone(), rate });
+    let scrub =
+        Arc::new(scrub::Scrub { store: store.clone(), blobs: walrus.blobs.clone(), faults: faults.clone(), rate });
     drive(scrub.clone(), Poke::default(), Duration::from_secs(600));
     let shared = matches!(config.store(), mallee_store::Config::Postgres { .. });
     sweep::enroll(&store, walrus.ids.boot(), clock.now_ms()).await?;
@@ -204,7 +207,9 @@ async fn join_cloud(walrus: &Arc<Walrus>, config: &Config, tls: &Identity, annou
         Ok(Some((generation, identities))) => walrus.holders.take(Some(generation), &identities),
         Ok(None) => {}
         // They can be asked for again; until then nobody is known.
-        Err(e) => walrus.faults.raise("identities.copy", e.to_string(), "put seal.key back, or start the cloud-controller"),
+        Err(e) => {
+            walrus.faults.raise("identities.copy", e.to_string(), "put seal.key back, or start the cloud-controller")
+        }
     }
     let cloud = TierHttp::new(tls, &config.daemon.cloud_controller, Role::CloudController, "cloud-controller")
         .map_err(|e| Error::Internal(e.to_string()))?;
@@ -234,7 +239,11 @@ async fn register(walrus: Arc<Walrus>, cloud: TierHttp, address: String) {
                 Duration::from_millis(registered.lease_ms / 2).max(Duration::from_millis(500))
             }
             Err(e) => {
-                walrus.faults.raise("registration", format!("the cloud-controller could not be told where walrus is: {e}"), "start the cloud-controller");
+                walrus.faults.raise(
+                    "registration",
+                    format!("the cloud-controller could not be told where walrus is: {e}"),
+                    "start the cloud-controller",
+                );
                 Duration::from_secs(1)
             }
         };

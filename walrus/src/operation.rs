@@ -35,9 +35,16 @@ pub enum By {
 pub enum Does {
     This(Op),
     /// There is none, and here there never is: the error AWS answers with.
-    Absent { code: &'static str, status: u16, message: &'static str },
+    Absent {
+        code: &'static str,
+        status: u16,
+        message: &'static str,
+    },
     /// There is none: an empty document, or one that says the default.
-    Document { root: &'static str, inner: &'static str },
+    Document {
+        root: &'static str,
+        inner: &'static str,
+    },
     /// Nothing to take away, which is what was asked for.
     NothingThere,
     Refused,
@@ -316,8 +323,12 @@ pub fn pick(call: &Call) -> Result<&'static Operation, Error> {
     match (known, &call.method) {
         (None, &Method::POST) => Err(refuse::not_implemented("POST to this address, as a form of another service,")),
         _ => Err(Error::Refused(
-            mallee_aws::AwsError::new("MethodNotAllowed", 405, "The specified method is not allowed against this resource.")
-                .with_field("Method", call.method.as_str()),
+            mallee_aws::AwsError::new(
+                "MethodNotAllowed",
+                405,
+                "The specified method is not allowed against this resource.",
+            )
+            .with_field("Method", call.method.as_str()),
         )),
     }
 }
@@ -339,9 +350,7 @@ mod tests {
     fn a_narrow_row_stands_before_the_wide_one() {
         for (at, row) in OPERATIONS.iter().enumerate() {
             let hidden = OPERATIONS[..at].iter().find(|before| {
-                before.on == row.on
-                    && before.method == row.method
-                    && (before.by == By::Nothing || before.by == row.by)
+                before.on == row.on && before.method == row.method && (before.by == By::Nothing || before.by == row.by)
             });
             assert!(hidden.is_none(), "{} hides {}", hidden.unwrap().name, row.name);
         }

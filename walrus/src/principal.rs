@@ -87,11 +87,9 @@ impl Principal {
         match &self.who {
             Whose::Anonymous => Who::Anonymous,
             Whose::LogDelivery(_) => Who::Service("logging.s3.amazonaws.com"),
-            Whose::Account(account) | Whose::Importer(account) => Who::Account {
-                account: &account.account,
-                arn: &self.arn,
-                canonical_id: &account.canonical_id,
-            },
+            Whose::Account(account) | Whose::Importer(account) => {
+                Who::Account { account: &account.account, arn: &self.arn, canonical_id: &account.canonical_id }
+            }
         }
     }
 }

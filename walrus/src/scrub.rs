@@ -147,7 +147,8 @@ impl Scrub {
         let id = content.id.clone();
         self.store
             .read("look whether a content is still there", move |tx| {
-                let sql = "SELECT 1 FROM object WHERE content = ?1 UNION ALL SELECT 1 FROM old_version WHERE content = ?1
+                let sql =
+                    "SELECT 1 FROM object WHERE content = ?1 UNION ALL SELECT 1 FROM old_version WHERE content = ?1
                     UNION ALL SELECT 1 FROM digest_blob WHERE content = ?1 LIMIT 1";
                 Ok::<_, Error>(tx.query_opt(sql, params![id], |row| row.get::<i64>(0))?.is_some())
             })
@@ -195,7 +196,11 @@ fn next(tx: &mut Tx<'_>) -> Result<Vec<Content>, Error> {
     let stage = at.stage;
     let named = |row: &Row<'_>| {
         let (bucket, key, version): (String, String, String) = (row.get(7)?, row.get(1)?, row.get(8)?);
-        let name = if version.is_empty() { format!("/{bucket}/{key}") } else { format!("/{bucket}/{key}?versionId={version}") };
+        let name = if version.is_empty() {
+            format!("/{bucket}/{key}")
+        } else {
+            format!("/{bucket}/{key}?versionId={version}")
+        };
         Ok(Content {
             at: At { stage, bucket: row.get(0)?, key, rank: row.get(2)? },
             name,

@@ -80,7 +80,11 @@ impl Reconciler for Sweep {
                 };
             }
             Err(e) => {
-                self.faults.raise("sweep", format!("bytes nobody needs could not be removed: {e}"), "is the disk writable?");
+                self.faults.raise(
+                    "sweep",
+                    format!("bytes nobody needs could not be removed: {e}"),
+                    "is the disk writable?",
+                );
                 report.error(e);
             }
         }
@@ -93,7 +97,11 @@ impl Sweep {
     async fn look_at_room(&self) {
         let blobs = self.blobs.clone();
         match spawn_blocking(move || blobs.room()).await {
-            Ok(Err(e)) => self.faults.raise("room", format!("objects are refused, the disk is full: {e}"), "delete objects, or make the disk larger"),
+            Ok(Err(e)) => self.faults.raise(
+                "room",
+                format!("objects are refused, the disk is full: {e}"),
+                "delete objects, or make the disk larger",
+            ),
             _ => self.faults.clear("room"),
         }
     }
@@ -225,10 +233,8 @@ impl Sweep {
     /// The next parts of an upload that nothing refers to; its row goes with the last of them.
     async fn sweep_parts(&self, upload: BlobId) -> Result<usize, Error> {
         let id = upload.clone();
-        let parts = self
-            .store
-            .read("find parts to remove", move |tx| multipart::parts_to_sweep(tx, &id, AT_ONCE))
-            .await?;
+        let parts =
+            self.store.read("find parts to remove", move |tx| multipart::parts_to_sweep(tx, &id, AT_ONCE)).await?;
         if parts.is_empty() {
             self.strike(vec![upload]).await?;
             return Ok(1);

@@ -239,9 +239,7 @@ fn compare(operator: Operator, given: &str, wanted: &str, variables: Option<&Con
         StringIgnoreCase => pattern(Wildcards::AreNot).is_some_and(|p| p.matches(given, whatever_case)),
         StringLike => pattern(Wildcards::Are).is_some_and(|p| p.matches(given, exactly)),
         Numeric(order) => both(number, order),
-        Date(order) => {
-            instant(given).zip(instant(wanted)).is_some_and(|(left, right)| order.holds(&left, &right))
-        }
+        Date(order) => instant(given).zip(instant(wanted)).is_some_and(|(left, right)| order.holds(&left, &right)),
         Bool => truth(given).is_some_and(|given| truth(wanted) == Some(given)),
         Binary => STANDARD.decode(given).is_ok_and(|given| STANDARD.decode(wanted).is_ok_and(|w| w == given)),
         Ip => given.parse().ok().zip(Network::parse(wanted)).is_some_and(|(ip, network)| network.holds(ip)),
@@ -267,9 +265,9 @@ fn instant(text: &str) -> Option<OffsetDateTime> {
     if let Ok(seconds) = text.parse::<i64>() {
         return OffsetDateTime::from_unix_timestamp(seconds).ok();
     }
-    OffsetDateTime::parse(text, &Iso8601::DEFAULT).ok().or_else(|| {
-        time::Date::parse(text, &Iso8601::DEFAULT).ok().map(|date| date.midnight().assume_utc())
-    })
+    OffsetDateTime::parse(text, &Iso8601::DEFAULT)
+        .ok()
+        .or_else(|| time::Date::parse(text, &Iso8601::DEFAULT).ok().map(|date| date.midnight().assume_utc()))
 }
 
 /// The six parts of an ARN are compared each for itself, so that a `*` in one does not reach into the next.

@@ -120,9 +120,8 @@ impl Policy {
                 name => return Err(malformed(format!("Unknown field {name}"))),
             }
         }
-        let statements = statements
-            .filter(|list| !list.is_empty())
-            .ok_or_else(|| malformed("Missing required field Statement"))?;
+        let statements =
+            statements.filter(|list| !list.is_empty()).ok_or_else(|| malformed("Missing required field Statement"))?;
         Ok(Self { version, id, statements })
     }
 }

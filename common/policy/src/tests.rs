@@ -22,7 +22,8 @@ fn statement(effect: &str, condition: &str) -> String {
 }
 
 fn holds(condition: &str, context: &Context) -> bool {
-    judged(&statement("Allow", condition), Who::Anonymous, "s3:GetObject", "arn:aws:s3:::b/k", context) == Verdict::Allow
+    judged(&statement("Allow", condition), Who::Anonymous, "s3:GetObject", "arn:aws:s3:::b/k", context)
+        == Verdict::Allow
 }
 
 /// Every set of values in the request, against every set in the document, under every quantifier, as the IAM manual
@@ -193,7 +194,8 @@ fn principals_are_accounts_people_canonical_ids_and_services() {
         (r#"{"AWS":"11111111111"}"#, false, false, false),
     ];
     for (principal, anonymous, alice, service) in table {
-        let document = format!(r#"{{"Statement":[{{"Effect":"Allow","Principal":{principal},"Action":"*","Resource":"*"}}]}}"#);
+        let document =
+            format!(r#"{{"Statement":[{{"Effect":"Allow","Principal":{principal},"Action":"*","Resource":"*"}}]}}"#);
         let may = |who| judged(&document, who, "s3:X", "r", &Context::default()) == Verdict::Allow;
         let seen = (may(Who::Anonymous), may(ALICE), may(Who::Service("logging.s3.amazonaws.com")));
         // A star in "AWS" means everybody with an account, and nobody's; a service is asked for by its own name.
@@ -216,7 +218,8 @@ fn an_operator_from_the_future_allows_nothing_and_denies_what_it_might() {
 
 #[test]
 fn what_is_not_in_the_grammar_is_refused() {
-    let good = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"*","Resource":"*"}]}"#;
+    let good =
+        r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"*","Resource":"*"}]}"#;
     assert!(Policy::parse(good).is_ok());
     for (from, to) in [
         ("2012-10-17", "2012-10-18"),

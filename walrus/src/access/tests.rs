@@ -12,7 +12,16 @@ fn as_account(id: &str) -> Principal {
 
 fn bucket<'a>(acl: &'a Acl, policy: Option<&'a Policy>) -> BucketAccess<'a> {
     let (ownership, block) = (Ownership::ObjectWriter, Block::default());
-    BucketAccess { name: "b", owner: "bucket", account: "000000000650", acl, policy, ownership, block, requester_pays: false }
+    BucketAccess {
+        name: "b",
+        owner: "bucket",
+        account: "000000000650",
+        acl,
+        policy,
+        ownership,
+        block,
+        requester_pays: false,
+    }
 }
 
 /// What each canned list lets a stranger's account, nobody, and the image import do with an object.
@@ -57,7 +66,10 @@ fn a_stranger_may_do_nothing_to_a_private_bucket() {
         for action in Action::ALL {
             let object = Some(ObjectAccess { owner: "bucket", acl: &acl, tags: &[] });
             let key = Resource::Key { bucket: bucket(&acl, None), key: "k", object };
-            assert!(!allow(&who, *action, Resource::Bucket(bucket(&acl, None))) && !allow(&who, *action, key), "{action:?}");
+            assert!(
+                !allow(&who, *action, Resource::Bucket(bucket(&acl, None))) && !allow(&who, *action, key),
+                "{action:?}"
+            );
         }
     }
 }
@@ -123,7 +135,11 @@ fn conditions_see_the_objects_tags() {
     let acl = Acl::private("bucket");
     let may = |tags: &[(String, String)]| {
         let object = Some(ObjectAccess { owner: "bucket", acl: &acl, tags });
-        allow(&Principal::anonymous(), Action::GetObject, Resource::Key { bucket: bucket(&acl, Some(&policy)), key: "k", object })
+        allow(
+            &Principal::anonymous(),
+            Action::GetObject,
+            Resource::Key { bucket: bucket(&acl, Some(&policy)), key: "k", object },
+        )
     };
     assert!(may(&[("open".into(), "yes".into())]));
     assert!(!may(&[("open".into(), "no".into())]));

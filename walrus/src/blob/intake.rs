@@ -62,7 +62,10 @@ pub struct Received {
 }
 
 pub enum Content {
-    Small { id: BlobId, bytes: Bytes },
+    Small {
+        id: BlobId,
+        bytes: Bytes,
+    },
     /// On disk.
     Blob(Young),
 }
@@ -190,7 +193,15 @@ impl Intake {
             checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
             broken: None,
         };
-        Ok(Self { blobs, ids, buffer: Vec::new(), buffered: 0, size: 0, key: None, state: State::Small(Box::new(digests)) })
+        Ok(Self {
+            blobs,
+            ids,
+            buffer: Vec::new(),
+            buffered: 0,
+            size: 0,
+            key: None,
+            state: State::Small(Box::new(digests)),
+        })
     }
 
     /// Encrypts everything under this key.

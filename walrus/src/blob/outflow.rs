@@ -14,7 +14,11 @@ use crate::Error;
 pub enum Piece {
     Bytes(Bytes),
     /// `size` is the content's; the blob is larger when it is encrypted.
-    Blob { id: BlobId, size: u64, key: Option<BlockKey> },
+    Blob {
+        id: BlobId,
+        size: u64,
+        key: Option<BlockKey>,
+    },
 }
 
 impl Piece {
@@ -171,7 +175,13 @@ fn read(mut open: Open, left: u64) -> io::Result<(Bytes, Option<Open>)> {
 
 impl Source {
     /// Cuts `pieces`, which are the whole content, down to `length` bytes from `begin`.
-    pub fn cut(blobs: Arc<dyn Blobs>, pieces: impl IntoIterator<Item = Piece>, begin: u64, length: u64, pin: Option<Pin>) -> Self {
+    pub fn cut(
+        blobs: Arc<dyn Blobs>,
+        pieces: impl IntoIterator<Item = Piece>,
+        begin: u64,
+        length: u64,
+        pin: Option<Pin>,
+    ) -> Self {
         let (mut kept, mut at, mut skip) = (VecDeque::new(), 0_u64, 0);
         for piece in pieces {
             let end = at + piece.size();

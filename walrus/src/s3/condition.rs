@@ -56,9 +56,9 @@ impl Conditions {
     pub fn of_delete(call: &Call) -> Result<Self, Error> {
         let size = match call.header("x-amz-if-match-size")? {
             None => None,
-            Some(text) => {
-                Some(text.parse().map_err(|_| refuse::argument("x-amz-if-match-size", text, "The value is not a size."))?)
-            }
+            Some(text) => Some(
+                text.parse().map_err(|_| refuse::argument("x-amz-if-match-size", text, "The value is not a size."))?,
+            ),
         };
         let modified = match call.header("x-amz-if-match-last-modified-time")? {
             None => None,
@@ -129,7 +129,10 @@ impl Conditions {
                         "A header you provided implies functionality that is not implemented",
                     )
                     .with_field("Header", "If-None-Match")
-                    .with_field("additionalMessage", "We don't accept the provided value of If-None-Match header for this API"),
+                    .with_field(
+                        "additionalMessage",
+                        "We don't accept the provided value of If-None-Match header for this API",
+                    ),
                 ));
             }
             if there.is_some() {
@@ -182,7 +185,8 @@ mod tests {
             (tag("x"), tag("e"), None, None, Verdict::Failed("If-Match")),
         ];
         for (if_match, if_none_match, if_modified_since, if_unmodified_since, verdict) in table {
-            let conditions = Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since, ..Conditions::default() };
+            let conditions =
+                Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since, ..Conditions::default() };
             assert_eq!(conditions.judge("e", 10), verdict, "{conditions:?}");
         }
     }

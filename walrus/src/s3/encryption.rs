@@ -15,12 +15,7 @@ use openssl::{
 use serde::{Deserialize, Serialize};
 
 use super::set;
-use crate::{
-    Error, Walrus,
-    blob::DataKey,
-    call::Call,
-    error::refuse,
-};
+use crate::{Error, Walrus, blob::DataKey, call::Call, error::refuse};
 
 /// Which master key this store's objects are under, so that a lost key file is noticed before anything is written.
 pub const TABLES: &str = "
@@ -48,7 +43,10 @@ pub async fn master_key(store: &Store, path: &Path) -> Result<SealingKey, Error>
     let kept = mine.clone();
     let known = store
         .write("note the master key", move |tx| {
-            tx.execute("INSERT INTO master_key (one, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING", params![kept])?;
+            tx.execute(
+                "INSERT INTO master_key (one, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING",
+                params![kept],
+            )?;
             Ok::<_, Error>(tx.query_one("SELECT fingerprint FROM master_key", params![], |row| row.get::<String>(0))?)
         })
         .await?;
@@ -101,23 +99,45 @@ impl CustomerKey {
             refuse::argument(&format!("{prefix}{CUSTOMER}{name}"), value, message)
         };
         let Some(algorithm) = algorithm else {
-            return Err(argument("algorithm", "", "Requests specifying Server Side Encryption with Customer provided keys must provide a valid encryption algorithm."));
+            return Err(argument(
+                "algorithm",
+                "",
+                "Requests specifying Server Side Encryption with Customer provided keys must provide a valid encryption algorithm.",
+            ));
         };
         if algorithm != "AES256" {
-            return Err(refuse::coded("InvalidEncryptionAlgorithmError", 400, "The Encryption request you specified is not valid. Supported value: AES256."));
+            return Err(refuse::coded(
+                "InvalidEncryptionAlgorithmError",
+                400,
+                "The Encryption request you specified is not valid. Supported value: AES256.",
+            ));
         }
         let Some(key) = key else {
-            return Err(argument("key", "", "Requests specifying Server Side Encryption with Customer provided keys must provide an appropriate secret key."));
+            return Err(argument(
+                "key",
+                "",
+                "Requests specifying Server Side Encryption with Customer provided keys must provide an appropriate secret key.",
+            ));
         };
         let Some(md5) = md5 else {
-            return Err(argument("key-md5", "", "Requests specifying Server Side Encryption with Customer provided keys must provide the client calculated MD5 of the secret key."));
+            return Err(argument(
+                "key-md5",
+                "",
+                "Requests specifying Server Side Encryption with Customer provided keys must provide the client calculated MD5 of the secret key.",
+            ));
         };
-        let bytes: [u8; 32] = STANDARD.decode(key).ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
-            argument("key", "", "The secret key was invalid for the specified algorithm.")
-        })?;
+        let bytes: [u8; 32] = STANDARD
+            .decode(key)
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or_else(|| argument("key", "", "The secret key was invalid for the specified algorithm."))?;
         let computed = hash(MessageDigest::md5(), &bytes).map_err(|e| Error::Internal(format!("MD5: {e}")))?;
         if STANDARD.decode(md5).ok().as_deref() != Some(&computed[..]) {
-            return Err(argument("key-md5", "", "The calculated MD5 hash of the key did not match the hash that was provided."));
+            return Err(argument(
+                "key-md5",
+                "",
+                "The calculated MD5 hash of the key did not match the hash that was provided.",
+            ));
         }
         // The header says so as loudly as AWS does: a key in clear is everybody's. Within one machine nobody listens.
         if !call.wire.tls && !call.wire.remote.is_some_and(|remote| remote.to_canonical().is_loopback()) {

@@ -63,13 +63,48 @@ async fn configurations_come_back_as_they_were_set_and_go_with_their_bucket() {
     let world = world().await;
     // Path, document, what must be in the answer, the code when there is none.
     let table = [
-        ("policy", r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Principal":"*","Action":"s3:PutObject","Resource":"arn:aws:s3:::bkt/no"}]}"#, "\"Deny\"", "NoSuchBucketPolicy"),
-        ("publicAccessBlock", "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls></PublicAccessBlockConfiguration>", "<BlockPublicAcls>true</BlockPublicAcls><IgnorePublicAcls>false</IgnorePublicAcls>", "NoSuchPublicAccessBlockConfiguration"),
-        ("ownershipControls", "<OwnershipControls><Rule><ObjectOwnership>BucketOwnerPreferred</ObjectOwnership></Rule></OwnershipControls>", "<Rule><ObjectOwnership>BucketOwnerPreferred</ObjectOwnership></Rule>", "OwnershipControlsNotFoundError"),
-        ("tagging", "<Tagging><TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet></Tagging>", "<TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet>", "NoSuchTagSet"),
-        ("cors", "<CORSConfiguration><CORSRule><AllowedOrigin>*</AllowedOrigin><AllowedMethod>GET</AllowedMethod></CORSRule></CORSConfiguration>", "<AllowedMethod>GET</AllowedMethod><AllowedOrigin>*</AllowedOrigin>", "NoSuchCORSConfiguration"),
-        ("website", "<WebsiteConfiguration><IndexDocument><Suffix>index.html</Suffix></IndexDocument></WebsiteConfiguration>", "<IndexDocument><Suffix>index.html</Suffix></IndexDocument>", "NoSuchWebsiteConfiguration"),
-        ("encryption", "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>AES256</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>", "<SSEAlgorithm>AES256</SSEAlgorithm>", "ServerSideEncryptionConfigurationNotFoundError"),
+        (
+            "policy",
+            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Principal":"*","Action":"s3:PutObject","Resource":"arn:aws:s3:::bkt/no"}]}"#,
+            "\"Deny\"",
+            "NoSuchBucketPolicy",
+        ),
+        (
+            "publicAccessBlock",
+            "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls></PublicAccessBlockConfiguration>",
+            "<BlockPublicAcls>true</BlockPublicAcls><IgnorePublicAcls>false</IgnorePublicAcls>",
+            "NoSuchPublicAccessBlockConfiguration",
+        ),
+        (
+            "ownershipControls",
+            "<OwnershipControls><Rule><ObjectOwnership>BucketOwnerPreferred</ObjectOwnership></Rule></OwnershipControls>",
+            "<Rule><ObjectOwnership>BucketOwnerPreferred</ObjectOwnership></Rule>",
+            "OwnershipControlsNotFoundError",
+        ),
+        (
+            "tagging",
+            "<Tagging><TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet></Tagging>",
+            "<TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet>",
+            "NoSuchTagSet",
+        ),
+        (
+            "cors",
+            "<CORSConfiguration><CORSRule><AllowedOrigin>*</AllowedOrigin><AllowedMethod>GET</AllowedMethod></CORSRule></CORSConfiguration>",
+            "<AllowedMethod>GET</AllowedMethod><AllowedOrigin>*</AllowedOrigin>",
+            "NoSuchCORSConfiguration",
+        ),
+        (
+            "website",
+            "<WebsiteConfiguration><IndexDocument><Suffix>index.html</Suffix></IndexDocument></WebsiteConfiguration>",
+            "<IndexDocument><Suffix>index.html</Suffix></IndexDocument>",
+            "NoSuchWebsiteConfiguration",
+        ),
+        (
+            "encryption",
+            "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>AES256</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>",
+            "<SSEAlgorithm>AES256</SSEAlgorithm>",
+            "ServerSideEncryptionConfigurationNotFoundError",
+        ),
     ];
     for (name, body, shown, none) in table {
         let path = format!("/bkt?{name}");
@@ -106,12 +141,42 @@ async fn what_makes_no_sense_or_is_not_done_is_refused() {
         ("ownershipControls", "<OwnershipControls/>", 400, "MalformedXML"),
         ("cors", "<CORSConfiguration/>", 400, "MalformedXML"),
         ("website", "<WebsiteConfiguration/>", 400, "InvalidArgument"),
-        ("encryption", "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>", 501, "NotImplemented"),
-        ("notification", "<NotificationConfiguration><QueueConfiguration><Queue>arn:aws:sqs:r:1:q</Queue><Event>s3:ObjectCreated:*</Event></QueueConfiguration></NotificationConfiguration>", 501, "NotImplemented"),
-        ("notification", "<NotificationConfiguration><TopicConfiguration><Topic>arn:mallee:webhook:::none</Topic><Event>s3:ObjectCreated:*</Event></TopicConfiguration></NotificationConfiguration>", 400, "InvalidArgument"),
-        ("logging", "<BucketLoggingStatus><LoggingEnabled><TargetBucket>none</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>", 400, "InvalidTargetBucketForLogging"),
-        ("logging", "<BucketLoggingStatus><LoggingEnabled><TargetBucket>bkt</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>", 400, "InvalidTargetBucketForLogging"),
-        ("requestPayment", "<RequestPaymentConfiguration><Payer>Nobody</Payer></RequestPaymentConfiguration>", 400, "MalformedXML"),
+        (
+            "encryption",
+            "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>",
+            501,
+            "NotImplemented",
+        ),
+        (
+            "notification",
+            "<NotificationConfiguration><QueueConfiguration><Queue>arn:aws:sqs:r:1:q</Queue><Event>s3:ObjectCreated:*</Event></QueueConfiguration></NotificationConfiguration>",
+            501,
+            "NotImplemented",
+        ),
+        (
+            "notification",
+            "<NotificationConfiguration><TopicConfiguration><Topic>arn:mallee:webhook:::none</Topic><Event>s3:ObjectCreated:*</Event></TopicConfiguration></NotificationConfiguration>",
+            400,
+            "InvalidArgument",
+        ),
+        (
+            "logging",
+            "<BucketLoggingStatus><LoggingEnabled><TargetBucket>none</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>",
+            400,
+            "InvalidTargetBucketForLogging",
+        ),
+        (
+            "logging",
+            "<BucketLoggingStatus><LoggingEnabled><TargetBucket>bkt</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>",
+            400,
+            "InvalidTargetBucketForLogging",
+        ),
+        (
+            "requestPayment",
+            "<RequestPaymentConfiguration><Payer>Nobody</Payer></RequestPaymentConfiguration>",
+            400,
+            "MalformedXML",
+        ),
         ("accelerate", "<AccelerateConfiguration/>", 501, "NotImplemented"),
         ("replication", "<ReplicationConfiguration/>", 501, "NotImplemented"),
         ("inventory&id=x", "<InventoryConfiguration/>", 501, "NotImplemented"),
@@ -120,7 +185,12 @@ async fn what_makes_no_sense_or_is_not_done_is_refused() {
         let answer = world.s3.put(&format!("/bkt?{name}"), body.to_string()).await;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (*status, *code), "{name} {body:.80}");
     }
-    for (path, inside) in [("accelerate", "<AccelerateConfiguration"), ("logging", "<BucketLoggingStatus"), ("notification", "<NotificationConfiguration"), ("requestPayment", "<Payer>BucketOwner</Payer>")] {
+    for (path, inside) in [
+        ("accelerate", "<AccelerateConfiguration"),
+        ("logging", "<BucketLoggingStatus"),
+        ("notification", "<NotificationConfiguration"),
+        ("requestPayment", "<Payer>BucketOwner</Payer>"),
+    ] {
         assert!(world.s3.get(&format!("/bkt?{path}")).await.text().contains(inside), "{path}");
     }
     assert_eq!(world.s3.get("/bkt?inventory&id=x").await.code(), "NoSuchConfiguration");
@@ -152,11 +222,21 @@ async fn a_policy_lets_in_and_keeps_out_over_the_wire() {
     assert_eq!(world.anonymous("PUT", "/bkt/open/a", &[]).await.code(), "AccessDenied");
 
     assert_eq!(world.bob.get("/bkt?prefix=open/&max-keys=10").await.status, StatusCode::OK);
-    for refused in ["/bkt?prefix=open/", "/bkt?prefix=&max-keys=10", "/bkt?max-keys=10", "/bkt?prefix=open/&max-keys=11", "/bkt?prefix=shut/&prefix=open/&max-keys=1", "/bkt?versions&prefix=open/&max-keys=1"] {
+    for refused in [
+        "/bkt?prefix=open/",
+        "/bkt?prefix=&max-keys=10",
+        "/bkt?max-keys=10",
+        "/bkt?prefix=open/&max-keys=11",
+        "/bkt?prefix=shut/&prefix=open/&max-keys=1",
+        "/bkt?versions&prefix=open/&max-keys=1",
+    ] {
         assert_eq!(world.bob.get(refused).await.code(), "AccessDenied", "{refused}");
     }
     assert_eq!(world.bob.put("/bkt/drop/a", "x").await.code(), "AccessDenied");
-    assert_eq!(world.bob.call("PUT", "/bkt/drop/a", &[("x-amz-tagging", "from=bob")], "x").await.status, StatusCode::OK);
+    assert_eq!(
+        world.bob.call("PUT", "/bkt/drop/a", &[("x-amz-tagging", "from=bob")], "x").await.status,
+        StatusCode::OK
+    );
     // Each key of many is asked about.
     let many = "<Delete><Object><Key>drop/a</Key></Object><Object><Key>open/a</Key></Object></Delete>";
     let answer = world.bob.call("POST", "/bkt?delete", &[], many).await.text();
@@ -174,7 +254,9 @@ async fn a_policy_lets_in_and_keeps_out_over_the_wire() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ownership_and_the_public_access_block_overrule_lists() {
     let world = world().await;
-    let block = |switch: &str| format!("<PublicAccessBlockConfiguration><{switch}>true</{switch}></PublicAccessBlockConfiguration>");
+    let block = |switch: &str| {
+        format!("<PublicAccessBlockConfiguration><{switch}>true</{switch}></PublicAccessBlockConfiguration>")
+    };
     world.s3.call("PUT", "/bkt/k", &[("x-amz-acl", "public-read")], "seen").await;
     assert_eq!(world.anonymous("GET", "/bkt/k", &[]).await.status, StatusCode::OK);
     world.put_ok("/bkt?publicAccessBlock", &block("IgnorePublicAcls")).await;
@@ -182,7 +264,11 @@ async fn ownership_and_the_public_access_block_overrule_lists() {
     world.put_ok("/bkt?publicAccessBlock", &block("BlockPublicAcls")).await;
     assert_eq!(world.anonymous("GET", "/bkt/k", &[]).await.status, StatusCode::OK);
     for (method, path) in [("PUT", "/bkt/l"), ("PUT", "/bkt/k?acl"), ("PUT", "/bkt?acl"), ("POST", "/bkt/l?uploads")] {
-        assert_eq!(world.s3.call(method, path, &[("x-amz-acl", "public-read")], "").await.code(), "AccessDenied", "{method} {path}");
+        assert_eq!(
+            world.s3.call(method, path, &[("x-amz-acl", "public-read")], "").await.code(),
+            "AccessDenied",
+            "{method} {path}"
+        );
     }
     world.put_ok("/bkt?publicAccessBlock", &block("BlockPublicPolicy")).await;
     let open = r#"{"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::bkt/*"}"#;
@@ -200,8 +286,13 @@ async fn ownership_and_the_public_access_block_overrule_lists() {
     world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
     world.bob.put("/bkt/bobs", "his").await;
     assert_eq!(world.s3.get("/bkt/bobs").await.code(), "AccessDenied");
-    let rule = |ownership: &str| format!("<OwnershipControls><Rule><ObjectOwnership>{ownership}</ObjectOwnership></Rule></OwnershipControls>");
-    assert_eq!(world.s3.put("/bkt?ownershipControls", rule("BucketOwnerEnforced")).await.code(), "InvalidBucketAclWithObjectOwnership");
+    let rule = |ownership: &str| {
+        format!("<OwnershipControls><Rule><ObjectOwnership>{ownership}</ObjectOwnership></Rule></OwnershipControls>")
+    };
+    assert_eq!(
+        world.s3.put("/bkt?ownershipControls", rule("BucketOwnerEnforced")).await.code(),
+        "InvalidBucketAclWithObjectOwnership"
+    );
     world.put_ok("/bkt?ownershipControls", &rule("BucketOwnerPreferred")).await;
     world.bob.call("PUT", "/bkt/given", &[("x-amz-acl", "bucket-owner-full-control")], "hers").await;
     assert!(!world.bob.get("/bkt/given").await.status.is_success());
@@ -215,16 +306,27 @@ async fn ownership_and_the_public_access_block_overrule_lists() {
         let answer = world.s3.call("PUT", path, &[("x-amz-acl", "public-read")], "").await;
         assert_eq!(answer.code(), "AccessControlListNotSupported", "{path}");
     }
-    assert_eq!(world.s3.call("PUT", "/bkt/n", &[("x-amz-acl", "bucket-owner-full-control")], "").await.status, StatusCode::OK);
+    assert_eq!(
+        world.s3.call("PUT", "/bkt/n", &[("x-amz-acl", "bucket-owner-full-control")], "").await.status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requesters_must_say_that_they_know() {
     let world = world().await;
     world.s3.call("PUT", "/bkt/k", &[("x-amz-acl", "public-read")], "x").await;
-    world.put_ok("/bkt?requestPayment", "<RequestPaymentConfiguration><Payer>Requester</Payer></RequestPaymentConfiguration>").await;
+    world
+        .put_ok(
+            "/bkt?requestPayment",
+            "<RequestPaymentConfiguration><Payer>Requester</Payer></RequestPaymentConfiguration>",
+        )
+        .await;
     assert_eq!(world.bob.get("/bkt/k").await.code(), "AccessDenied");
-    assert_eq!(world.bob.call("GET", "/bkt/k", &[("x-amz-request-payer", "requester")], "").await.status, StatusCode::OK);
+    assert_eq!(
+        world.bob.call("GET", "/bkt/k", &[("x-amz-request-payer", "requester")], "").await.status,
+        StatusCode::OK
+    );
     assert_eq!(world.anonymous("GET", "/bkt/k", &[("x-amz-request-payer", "requester")]).await.code(), "AccessDenied");
     assert_eq!(world.s3.get("/bkt/k").await.status, StatusCode::OK);
 }
@@ -233,7 +335,11 @@ async fn requesters_must_say_that_they_know() {
 async fn pages_of_allowed_origins_may_use_a_bucket() {
     let world = world().await;
     world.put_ok("/bkt/k", "x").await;
-    let ask = [("origin", "https://app.example"), ("access-control-request-method", "PUT"), ("access-control-request-headers", "X-Amz-Date, authorization")];
+    let ask = [
+        ("origin", "https://app.example"),
+        ("access-control-request-method", "PUT"),
+        ("access-control-request-headers", "X-Amz-Date, authorization"),
+    ];
     assert_eq!(world.anonymous("OPTIONS", "/bkt/k", &ask).await.code(), "AccessForbidden");
     world
         .put_ok(
@@ -242,21 +348,38 @@ async fn pages_of_allowed_origins_may_use_a_bucket() {
         )
         .await;
     // Also where the request that follows is presigned: the preflight is not.
-    for path in ["/bkt/k", "/bkt/none", "/bkt/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=00&X-Amz-Credential=a&X-Amz-Date=b&X-Amz-Expires=1&X-Amz-SignedHeaders=host"] {
+    for path in [
+        "/bkt/k",
+        "/bkt/none",
+        "/bkt/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=00&X-Amz-Credential=a&X-Amz-Date=b&X-Amz-Expires=1&X-Amz-SignedHeaders=host",
+    ] {
         let answer = world.anonymous("OPTIONS", path, &ask).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         assert_eq!(answer.header("access-control-allow-origin"), "https://app.example");
         assert_eq!(answer.header("access-control-allow-methods"), "PUT, GET");
         assert_eq!(answer.header("access-control-allow-headers"), "x-amz-date, authorization");
-        assert_eq!((answer.header("access-control-max-age"), answer.header("access-control-expose-headers")), ("600", "ETag"));
+        assert_eq!(
+            (answer.header("access-control-max-age"), answer.header("access-control-expose-headers")),
+            ("600", "ETag")
+        );
         assert!(answer.header("vary").contains("Origin"));
         assert!(answer.headers.get("access-control-allow-credentials").is_none());
     }
-    assert_eq!(world.anonymous("OPTIONS", "/bkt/k", &[("origin", "https://evil.test"), ask[1]]).await.code(), "AccessForbidden");
-    assert_eq!(world.anonymous("OPTIONS", "/bkt/k", &[ask[0], ("access-control-request-method", "DELETE")]).await.code(), "AccessForbidden");
+    assert_eq!(
+        world.anonymous("OPTIONS", "/bkt/k", &[("origin", "https://evil.test"), ask[1]]).await.code(),
+        "AccessForbidden"
+    );
+    assert_eq!(
+        world.anonymous("OPTIONS", "/bkt/k", &[ask[0], ("access-control-request-method", "DELETE")]).await.code(),
+        "AccessForbidden"
+    );
     assert_eq!(world.anonymous("OPTIONS", "/bkt/k", &[]).await.code(), "BadRequest");
     // Answers are for the page too, refusals as well.
-    for (path, origin, told) in [("/bkt/k", "https://app.example", true), ("/bkt/none", "https://app.example", true), ("/bkt/k", "https://evil.test", false)] {
+    for (path, origin, told) in [
+        ("/bkt/k", "https://app.example", true),
+        ("/bkt/none", "https://app.example", true),
+        ("/bkt/k", "https://evil.test", false),
+    ] {
         let answer = world.s3.call("GET", path, &[("origin", origin)], "").await;
         assert_eq!(answer.header("access-control-allow-origin") == origin, told, "{path} {origin}");
         assert!(answer.header("vary").contains("Origin"));
@@ -306,7 +429,10 @@ async fn a_website_shows_what_the_public_may_read() {
     // The API is elsewhere.
     assert!(site(at, "GET", "/?policy").await.text() == "home");
     world.put_ok("/bkt?website", "<WebsiteConfiguration><RedirectAllRequestsTo><HostName>www.example</HostName><Protocol>https</Protocol></RedirectAllRequestsTo></WebsiteConfiguration>").await;
-    assert_eq!(moved(site(at, "GET", "/%3Cscript%3E%0d%0aX:1").await), (301, "https://www.example/%3Cscript%3E%0D%0AX%3A1".into()));
+    assert_eq!(
+        moved(site(at, "GET", "/%3Cscript%3E%0d%0aX:1").await),
+        (301, "https://www.example/%3Cscript%3E%0D%0AX%3A1".into())
+    );
     world.s3.call("DELETE", "/bkt?website", &[], "").await;
     let page = site(at, "GET", "/%3Cscript%3E").await.text();
     assert!(!page.contains("<script>"), "{page}");
@@ -334,7 +460,8 @@ async fn access_logs_are_delivered_into_a_bucket_that_lets_them_in() {
         (log.lines().count() >= 3).then_some(())
     })
     .await;
-    let line = |wanted: &str| log.lines().find(|line| line.contains(wanted)).unwrap_or_else(|| panic!("{wanted}: {log}"));
+    let line =
+        |wanted: &str| log.lines().find(|line| line.contains(wanted)).unwrap_or_else(|| panic!("{wanted}: {log}"));
     assert!(line("REST.PUT.OBJECT k ").contains("\"PUT /bkt/k HTTP/1.1\" 200 - - "), "{log}");
     assert!(line("\"agent %22x%22\"").contains("REST.GET.OBJECT k \"GET /bkt/k HTTP/1.1\" 200 - 5 5 "), "{log}");
     assert!(line("403 AccessDenied").contains(" 127.0.0.1 - "), "{log}");
@@ -366,7 +493,8 @@ async fn receiver(failures: usize) -> (std::net::SocketAddr, Arc<std::sync::Mute
                     text.extend_from_slice(&buffer[..n]);
                     let all = String::from_utf8_lossy(&text).into_owned();
                     let Some((head, body)) = all.split_once("\r\n\r\n") else { continue };
-                    let length: usize = between(&head.to_lowercase(), "content-length: ", "\r").unwrap_or("0").parse().unwrap();
+                    let length: usize =
+                        between(&head.to_lowercase(), "content-length: ", "\r").unwrap_or("0").parse().unwrap();
                     if body.len() < length {
                         continue;
                     }
@@ -376,7 +504,8 @@ async fn receiver(failures: usize) -> (std::net::SocketAddr, Arc<std::sync::Mute
                     if !fails {
                         told.lock().unwrap().push(body.to_owned());
                     }
-                    let _ = stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
+                    let _ =
+                        stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
                     text.clear();
                 }
             });
@@ -397,7 +526,10 @@ async fn events_reach_their_webhook_though_it_fails_at_first() {
         )
         .await;
     let shown = world.s3.get("/bkt?notification").await.text();
-    assert!(shown.contains("<Topic>arn:mallee:webhook:::audit</Topic>") && shown.contains("<Value>in/</Value>"), "{shown}");
+    assert!(
+        shown.contains("<Topic>arn:mallee:webhook:::audit</Topic>") && shown.contains("<Value>in/</Value>"),
+        "{shown}"
+    );
     world.put_ok("/bkt/in/a%20b", "hello").await;
     world.put_ok("/bkt/out/a", "hello").await;
     world.s3.call("PUT", "/bkt/in/copy", &[("x-amz-copy-source", "/bkt/out/a")], "").await;
@@ -412,7 +544,15 @@ async fn events_reach_their_webhook_though_it_fails_at_first() {
     let all = events.join("\n");
     assert!(all.contains("\"Event\":\"s3:TestEvent\""), "{all}");
     let put = events.iter().find(|e| e.contains("ObjectCreated:Put")).unwrap();
-    for inside in ["\"key\":\"in/a+b\"", "\"size\":5", "\"eTag\":\"5d41402abc4b2a76b9719d911017c592\"", "\"name\":\"bkt\"", "\"configurationId\":\"n1\"", "\"sourceIPAddress\":\"127.0.0.1\"", "\"principalId\":\"000000000001\""] {
+    for inside in [
+        "\"key\":\"in/a+b\"",
+        "\"size\":5",
+        "\"eTag\":\"5d41402abc4b2a76b9719d911017c592\"",
+        "\"name\":\"bkt\"",
+        "\"configurationId\":\"n1\"",
+        "\"sourceIPAddress\":\"127.0.0.1\"",
+        "\"principalId\":\"000000000001\"",
+    ] {
         assert!(put.contains(inside), "{inside} in {put}");
     }
     assert!(all.contains("ObjectCreated:Copy") && all.contains("ObjectRemoved:Delete"), "{all}");
@@ -425,7 +565,9 @@ async fn events_reach_their_webhook_though_it_fails_at_first() {
 pub fn form(fields: &[(&str, &str)], file: &[u8]) -> (String, Bytes) {
     let mut body = Vec::new();
     for (name, value) in fields {
-        body.extend_from_slice(format!("--XX\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n").as_bytes());
+        body.extend_from_slice(
+            format!("--XX\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n").as_bytes(),
+        );
     }
     body.extend_from_slice(b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.txt\"\r\nContent-Type: text/plain\r\n\r\n");
     body.extend_from_slice(file);

@@ -82,5 +82,8 @@ fn s3_md_is_current() {
         return;
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == page, "docs/s3.md is not what the table says: MALLEE_WRITE_DOCS=1 cargo test -p mallee-walrus --test whole documentation");
+    assert!(
+        there == page,
+        "docs/s3.md is not what the table says: MALLEE_WRITE_DOCS=1 cargo test -p mallee-walrus --test whole documentation"
+    );
 }

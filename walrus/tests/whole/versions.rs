@@ -40,7 +40,8 @@ async fn listed(s3: &S3, most: usize) -> Vec<String> {
             shown.sort();
             return shown;
         }
-        let (key, id) = (between(&page, "<NextKeyMarker>", "<").unwrap(), between(&page, "<NextVersionIdMarker>", "<").unwrap());
+        let (key, id) =
+            (between(&page, "<NextKeyMarker>", "<").unwrap(), between(&page, "<NextVersionIdMarker>", "<").unwrap());
         from = format!("&key-marker={key}&version-id-marker={id}");
     }
 }
@@ -156,7 +157,9 @@ async fn of_many_conditional_writers_one_wins_in_a_versioned_bucket_too() {
         let tasks: Vec<_> = (0..16_u8)
             .map(|n| {
                 let (s3, path, etag) = (s3.clone(), path.clone(), etag.clone());
-                tokio::spawn(async move { s3.call("PUT", &path, &[("if-match", &etag)], vec![100 + n; 50]).await.status })
+                tokio::spawn(
+                    async move { s3.call("PUT", &path, &[("if-match", &etag)], vec![100 + n; 50]).await.status },
+                )
             })
             .collect();
         let mut won = 0;
@@ -178,7 +181,10 @@ async fn what_is_locked_can_be_hidden_but_not_destroyed() {
     let path = format!("/locked/k?versionId={}", version(&put));
     let head = s3.call("HEAD", "/locked/k", &[], "").await;
     assert_eq!(head.header("x-amz-object-lock-mode"), "COMPLIANCE");
-    assert_eq!(s3.call("DELETE", &path, &[("x-amz-bypass-governance-retention", "true")], "").await.code(), "AccessDenied");
+    assert_eq!(
+        s3.call("DELETE", &path, &[("x-amz-bypass-governance-retention", "true")], "").await.code(),
+        "AccessDenied"
+    );
     assert_eq!(s3.put("/locked?versioning", SUSPENDED).await.code(), "InvalidBucketState");
     assert_eq!(s3.call("DELETE", "/locked/k", &[], "").await.status, StatusCode::NO_CONTENT);
     assert_eq!(s3.get(&path).await.body, "kept");

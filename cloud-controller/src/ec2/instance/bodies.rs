@@ -51,7 +51,9 @@ impl World {
         let mut world = Self::without_instances(tx)?;
         for id in ids {
             let Some(instance) = row::any(tx, id)?.filter(|i| !i.is_ended()) else { continue };
-            for image in [Some(&instance.image), instance.kernel.as_ref(), instance.ramdisk.as_ref()].into_iter().flatten() {
+            for image in
+                [Some(&instance.image), instance.kernel.as_ref(), instance.ramdisk.as_ref()].into_iter().flatten()
+            {
                 if !world.images.contains_key(image) {
                     world.images.extend(image::any(tx, image)?.map(|found| (image.clone(), found)));
                 }
@@ -59,7 +61,8 @@ impl World {
             world.interfaces.insert(instance.id.clone(), interface::of_instance(tx, &instance.id)?);
             world.user_data.extend(row::user_data(tx, id)?.map(|data| (id.clone(), data)));
             for attachment in volume::attachments_at(tx, id)? {
-                let attached = volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
+                let attached =
+                    volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
                 world.volumes.entry(id.clone()).or_default().extend(attached);
             }
             world.instances.push(instance);
@@ -102,7 +105,11 @@ impl World {
         let tags = if instance.options.metadata.tags { tag::of(tx, id)? } else { Vec::new() };
         let image = |id: &String| self.images.get(id).ok_or_else(|| format!("image {id} is not known any more"));
         let companions = || -> Result<_, String> {
-            Ok((image(&instance.image)?, instance.kernel.as_ref().map(image).transpose()?, instance.ramdisk.as_ref().map(image).transpose()?))
+            Ok((
+                image(&instance.image)?,
+                instance.kernel.as_ref().map(image).transpose()?,
+                instance.ramdisk.as_ref().map(image).transpose()?,
+            ))
         };
         let (root, kernel, ramdisk) = match companions() {
             Ok(found) => found,

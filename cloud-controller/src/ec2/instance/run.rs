@@ -90,8 +90,13 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
         .cloud
         .store
         .write("run instances", move |tx| {
-            if let Some(reservation) = token.as_ref().filter(|_| dry_run != Some(true)).map(|t| t.made(tx)).transpose()?.flatten() {
-                return Ok((reservation.clone(), describe::of_reservation(tx, &plan.region, &plan.account, &reservation)?));
+            if let Some(reservation) =
+                token.as_ref().filter(|_| dry_run != Some(true)).map(|t| t.made(tx)).transpose()?.flatten()
+            {
+                return Ok((
+                    reservation.clone(),
+                    describe::of_reservation(tx, &plan.region, &plan.account, &reservation)?,
+                ));
             }
             let found = launch(tx, &plan)?;
             unless_dry_run(dry_run)?;
@@ -112,9 +117,11 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
 }
 
 /// IMDSv1 and v2 both, unless the launch or the image says otherwise: AWS' own default for images that say nothing.
-const DEFAULT_METADATA: MetadataOptions = MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false };
+const DEFAULT_METADATA: MetadataOptions =
+    MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false };
 /// What an image gives its instances that says `ImdsSupport=v2.0`.
-const V2_METADATA: MetadataOptions = MetadataOptions { enabled: true, tokens_required: true, hop_limit: 2, tags: false };
+const V2_METADATA: MetadataOptions =
+    MetadataOptions { enabled: true, tokens_required: true, hop_limit: 2, tags: false };
 
 fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
     refuse_what_is_not_done(&input)?;
@@ -145,7 +152,9 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
     metadata.over(DEFAULT_METADATA)?;
     let (interfaces, its_subnet) = interface_plans(&input)?;
     if interfaces.iter().any(|i| i.address.is_some()) && max_count > 1 {
-        return Err(AwsError::invalid_parameter_combination("A private address can be given to one instance only").into());
+        return Err(
+            AwsError::invalid_parameter_combination("A private address can be given to one instance only").into()
+        );
     }
     let place = match (input.subnet_id.clone().or(its_subnet), &zone) {
         (Some(subnet), _) => Place::Subnet(subnet),
@@ -213,7 +222,11 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
     };
     let subnet = subnet::for_launch(tx, &plan.account, &place)?;
     if let Some(zone) = plan.zone.as_ref().filter(|z| **z != subnet.zone) {
-        return Err(AwsError::invalid_parameter_value(format!("The availability zone '{zone}' is not that of subnet '{}'", subnet.id)).into());
+        return Err(AwsError::invalid_parameter_value(format!(
+            "The availability zone '{zone}' is not that of subnet '{}'",
+            subnet.id
+        ))
+        .into());
     }
     let template = Template {
         options: Options {
@@ -232,7 +245,12 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         subnet,
     };
     let count = usize::try_from(room).unwrap_or(usize::MAX).min(plan.ids.len());
-    plan.ids.iter().take(count).enumerate().map(|(index, id)| launch_one(tx, plan, &template, index as i64, id)).collect()
+    plan.ids
+        .iter()
+        .take(count)
+        .enumerate()
+        .map(|(index, id)| launch_one(tx, plan, &template, index as i64, id))
+        .collect()
 }
 
 /// What all instances of a launch share.
@@ -314,7 +332,12 @@ fn give_interface(
         interface::attach::put(tx, &row, id, zone, asked.device_index, asked.delete_on_termination, plan.now)?;
         return interface::get(tx, &plan.account, existing);
     }
-    let own = asked.subnet.as_ref().filter(|s| **s != template.subnet.id).map(|s| subnet::get(tx, &plan.account, s)).transpose()?;
+    let own = asked
+        .subnet
+        .as_ref()
+        .filter(|s| **s != template.subnet.id)
+        .map(|s| subnet::get(tx, &plan.account, s))
+        .transpose()?;
     let subnet = own.as_ref().unwrap_or(&template.subnet);
     if subnet.zone != *zone || subnet.vpc != template.subnet.vpc {
         let message = format!("Subnet {} is not in the zone and VPC of subnet {}", subnet.id, template.subnet.id);
@@ -353,6 +376,9 @@ mod tests {
         assert_eq!(checked_user_data("").unwrap(), None);
         assert_eq!(checked_user_data("#!/bin/sh").err().unwrap().code(), "InvalidUserData.Malformed");
         assert!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024])).is_ok());
-        assert_eq!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024 + 1])).err().unwrap().code(), "InvalidParameterValue");
+        assert_eq!(
+            checked_user_data(&STANDARD.encode(vec![0; 16 * 1024 + 1])).err().unwrap().code(),
+            "InvalidParameterValue"
+        );
     }
 }

@@ -18,14 +18,18 @@ async fn stop(a: &Rehearsal, instance: &str) {
 async fn an_interface_is_made_worn_taken_off_and_ended() {
     let a = Rehearsal::new().await;
     let subnet = subnet(&a).await;
-    let made = a.ask(&format!("CreateNetworkInterface&SubnetId={subnet}&ClientToken=x&Description=mine")).await.unwrap();
+    let made =
+        a.ask(&format!("CreateNetworkInterface&SubnetId={subnet}&ClientToken=x&Description=mine")).await.unwrap();
     let id = first(&made, "networkInterfaceId");
     assert_eq!(first(&made, "status"), "available");
-    let again = a.ask(&format!("CreateNetworkInterface&SubnetId={subnet}&ClientToken=x&Description=mine")).await.unwrap();
+    let again =
+        a.ask(&format!("CreateNetworkInterface&SubnetId={subnet}&ClientToken=x&Description=mine")).await.unwrap();
     assert_eq!(first(&again, "networkInterfaceId"), id);
 
     let instance = a.launch("Placement.AvailabilityZone=z-1a").await;
-    let attach = |index: u32| format!("AttachNetworkInterface&NetworkInterfaceId={id}&InstanceId={instance}&DeviceIndex={index}");
+    let attach = |index: u32| {
+        format!("AttachNetworkInterface&NetworkInterfaceId={id}&InstanceId={instance}&DeviceIndex={index}")
+    };
     assert_eq!(a.ask(&attach(1)).await, Err("Unsupported".into()), "not while it runs");
     stop(&a, &instance).await;
     assert_eq!(a.ask(&attach(0)).await, Err("InvalidParameterValue".into()), "the place is taken");
@@ -77,13 +81,15 @@ async fn each_private_address_may_have_an_elastic_ip() {
     let instance = a.launch("").await;
     let of = format!("DescribeNetworkInterfaces&Filter.1.Name=attachment.instance-id&Filter.1.Value.1={instance}");
     let id = a.all(&of, "networkInterfaceId").await.remove(0);
-    let assigned = a.ask(&format!("AssignPrivateIpAddresses&NetworkInterfaceId={id}&SecondaryPrivateIpAddressCount=1")).await;
+    let assigned =
+        a.ask(&format!("AssignPrivateIpAddresses&NetworkInterfaceId={id}&SecondaryPrivateIpAddressCount=1")).await;
     let second = first(&assigned.unwrap(), "privateIpAddress");
     let mut publics = Vec::new();
     for address in [None, Some(&second)] {
         let allocated = a.ask("AllocateAddress&Domain=vpc").await.unwrap();
         let at = address.map(|ip| format!("&PrivateIpAddress={ip}")).unwrap_or_default();
-        let associate = format!("AssociateAddress&AllocationId={}&NetworkInterfaceId={id}{at}", first(&allocated, "allocationId"));
+        let associate =
+            format!("AssociateAddress&AllocationId={}&NetworkInterfaceId={id}{at}", first(&allocated, "allocationId"));
         a.ask(&associate).await.unwrap();
         publics.push(first(&allocated, "publicIp"));
     }
@@ -91,7 +97,10 @@ async fn each_private_address_may_have_an_elastic_ip() {
     let addresses = &shown[shown.find("<privateIpAddressesSet>").unwrap()..];
     assert_eq!(all(addresses, "publicIp"), publics);
     let tree = a.body(&instance).await.metadata.tree;
-    assert!(tree.iter().any(|(k, v)| k.ends_with("local-ipv4s") && v.lines().nth(1) == Some(second.as_str())), "{tree:?}");
+    assert!(
+        tree.iter().any(|(k, v)| k.ends_with("local-ipv4s") && v.lines().nth(1) == Some(second.as_str())),
+        "{tree:?}"
+    );
     let unassign = |ip: &str| format!("UnassignPrivateIpAddresses&NetworkInterfaceId={id}&PrivateIpAddress.1={ip}");
     a.ask(&unassign(&second)).await.unwrap();
     assert_eq!(a.ask(&unassign(&second)).await, Err("InvalidParameterValue".into()));

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use mallee_aws::id::{
-    AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NetworkInterfaceId,
-    NatGatewayId, RouteTableAssociationId, RouteTableId, SecurityGroupRuleId, VpcPeeringConnectionId,
+    AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId,
+    RouteTableAssociationId, RouteTableId, SecurityGroupRuleId, VpcPeeringConnectionId,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -12,9 +12,9 @@ use uuid::Uuid;
 use super::*;
 use crate::ec2::{
     address::Elastic,
+    interface::GroupIdentifier,
     nat_gateway::{self, NatGatewayRow},
     peering::{End, PeeringRow, State as PeeringState},
-    interface::GroupIdentifier,
     route_table::{AssociationRow, RouteRow, Target},
     security_group::{GroupRow, Traffic},
 };
@@ -187,12 +187,33 @@ fn rules_in_ovns_words() {
     let net = |text: &str| Peer::Ipv4(text.parse().unwrap());
     let table = [
         (Direction::Ingress, Protocol::All, -1, -1, Peer::anywhere(), Some("ip4")),
-        (Direction::Ingress, Protocol::Tcp, 80, 90, net("10.0.0.0/8"), Some("ip4 && tcp.dst >= 80 && tcp.dst <= 90 && ip4.src == 10.0.0.0/8")),
+        (
+            Direction::Ingress,
+            Protocol::Tcp,
+            80,
+            90,
+            net("10.0.0.0/8"),
+            Some("ip4 && tcp.dst >= 80 && tcp.dst <= 90 && ip4.src == 10.0.0.0/8"),
+        ),
         (Direction::Egress, Protocol::Udp, 0, 65535, net("1.2.3.4/32"), Some("ip4 && udp && ip4.dst == 1.2.3.4/32")),
         (Direction::Ingress, Protocol::Icmp, 8, -1, Peer::anywhere(), Some("ip4 && icmp4 && icmp4.type == 8")),
-        (Direction::Ingress, Protocol::Icmp, 3, 4, Peer::anywhere(), Some("ip4 && icmp4 && icmp4.type == 3 && icmp4.code == 4")),
+        (
+            Direction::Ingress,
+            Protocol::Icmp,
+            3,
+            4,
+            Peer::anywhere(),
+            Some("ip4 && icmp4 && icmp4.type == 3 && icmp4.code == 4"),
+        ),
         (Direction::Ingress, Protocol::Number(50), -1, -1, Peer::anywhere(), Some("ip4 && ip.proto == 50")),
-        (Direction::Ingress, Protocol::All, -1, -1, Peer::Group(group.clone()), Some("ip4 && ip4.src == $sg_07070707070707070_ip4")),
+        (
+            Direction::Ingress,
+            Protocol::All,
+            -1,
+            -1,
+            Peer::Group(group.clone()),
+            Some("ip4 && ip4.src == $sg_07070707070707070_ip4"),
+        ),
         (Direction::Egress, Protocol::All, -1, -1, Peer::Ipv6("::/0".into()), None),
         (Direction::Ingress, Protocol::Icmpv6, -1, -1, Peer::anywhere(), None),
     ];
@@ -232,7 +253,8 @@ fn what_a_route_leads_to_decides_what_becomes_of_it() {
     launch(&mut all, 0, 1, false);
     let peering = peering(&all);
     let nat = nat_gateway(&all);
-    let route = |to: &str, target, active| RouteRow { destination: to.parse().unwrap(), target, active, instance: None };
+    let route =
+        |to: &str, target, active| RouteRow { destination: to.parse().unwrap(), target, active, instance: None };
     let interface = all.interfaces[0].id.clone();
     all.route_tables[0].routes.extend([
         route("10.1.0.0/16", Target::Peering(peering.id.clone()), true),
@@ -243,7 +265,8 @@ fn what_a_route_leads_to_decides_what_becomes_of_it() {
     all.peerings.push(peering);
     all.nat_gateways.push(nat);
     let content = render(&all, &outside());
-    let of = |to: &str| content.get(Table::StaticRoute, &format!("rtb-01010101010101010-{to}")).unwrap()["nexthop"].clone();
+    let of =
+        |to: &str| content.get(Table::StaticRoute, &format!("rtb-01010101010101010-{to}")).unwrap()["nexthop"].clone();
     assert_eq!(of("10.1.0.0/16"), Column::text("169.254.0.14"));
     assert_eq!(of("10.2.0.0/16"), Column::text("172.31.0.5"));
     assert_eq!(of("10.3.0.0/16"), Column::text("172.29.0.1"));
@@ -317,7 +340,10 @@ fn is_held(content: &Content) -> bool {
             }
         }
     }
-    Table::ALL.iter().filter(|t| !t.is_root()).all(|t| content.rows(*t).all(|(k, _)| held.contains(&(*t, k.to_owned()))))
+    Table::ALL
+        .iter()
+        .filter(|t| !t.is_root())
+        .all(|t| content.rows(*t).all(|(k, _)| held.contains(&(*t, k.to_owned()))))
 }
 
 proptest! {

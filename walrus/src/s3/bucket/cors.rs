@@ -92,7 +92,9 @@ impl Configuration {
                 return Err(refuse::malformed_xml());
             }
             if let Some(method) = rule.methods.iter().find(|method| !METHODS.contains(&method.as_str())) {
-                return Err(invalid(format!("Found unsupported HTTP method in CORS config. Unsupported method is {method}")));
+                return Err(invalid(format!(
+                    "Found unsupported HTTP method in CORS config. Unsupported method is {method}"
+                )));
             }
             // Whatever is kept here goes out as a header one day.
             let plain = |text: &String| text.bytes().all(|b| b.is_ascii_graphic());
@@ -102,7 +104,11 @@ impl Configuration {
             if let Some(name) = rule.headers.iter().find(|h| h.matches('*').count() > 1 || !plain(h)) {
                 return Err(invalid(format!("AllowedHeader \"{name}\" can not have more than one wildcard.")));
             }
-            if let Some(name) = rule.exposed.iter().find(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err() || name.contains('*')) {
+            if let Some(name) = rule
+                .exposed
+                .iter()
+                .find(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err() || name.contains('*'))
+            {
                 return Err(invalid(format!(
                     "ExposeHeader \"{name}\" contains wildcard. We currently do not support wildcard for ExposeHeader."
                 )));

@@ -5,7 +5,10 @@ use mallee_aws::{AwsError, document};
 use mallee_service::Body;
 use serde::{Deserialize, Serialize};
 
-use super::{opened, settings::{Encryption, update}};
+use super::{
+    opened,
+    settings::{Encryption, update},
+};
 use crate::{
     Error, Walrus,
     access::Action,
@@ -62,7 +65,13 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     let by_default = &rule.apply_server_side_encryption_by_default;
     match by_default.algorithm.as_str() {
         "AES256" if by_default.kms_key.is_none() => {}
-        "AES256" => return Err(refuse::argument("KMSMasterKeyID", "", "a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms or aws:kms:dsse")),
+        "AES256" => {
+            return Err(refuse::argument(
+                "KMSMasterKeyID",
+                "",
+                "a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms or aws:kms:dsse",
+            ));
+        }
         "aws:kms" | "aws:kms:dsse" => return Err(refuse::not_implemented("Server-side encryption with KMS keys")),
         _ => return Err(refuse::malformed_xml()),
     }

@@ -128,7 +128,8 @@ async fn checked(walrus: &Walrus, source: &Bucket, enabled: Enabled) -> Result<L
     if partition.and_then(|p| p.partition_date_source.as_deref()).is_some_and(|date| date != "DeliveryTime") {
         return Err(refuse::not_implemented("Partitioning logs by the time of events"));
     }
-    let logging = Logging { bucket: enabled.target_bucket, prefix: enabled.target_prefix, partitioned: partition.is_some() };
+    let logging =
+        Logging { bucket: enabled.target_bucket, prefix: enabled.target_prefix, partitioned: partition.is_some() };
     let invalid = |message: &str, target: &str| {
         Error::Refused(
             AwsError::bad_request("InvalidTargetBucketForLogging", message).with_field("TargetBucket", target),
@@ -142,10 +143,16 @@ async fn checked(walrus: &Walrus, source: &Bucket, enabled: Enabled) -> Result<L
         target => target?,
     };
     if target.owner != source.owner {
-        return Err(invalid("The owner for the bucket to be logged and the target bucket must be the same.", &target.name));
+        return Err(invalid(
+            "The owner for the bucket to be logged and the target bucket must be the same.",
+            &target.name,
+        ));
     }
     if !deliverable(walrus, &target, &logging.prefix) {
-        return Err(invalid("You must give the log-delivery group WRITE and READ_ACP permissions to the target bucket", &target.name));
+        return Err(invalid(
+            "You must give the log-delivery group WRITE and READ_ACP permissions to the target bucket",
+            &target.name,
+        ));
     }
     Ok(logging)
 }
@@ -247,7 +254,9 @@ pub struct Logged<'l> {
 pub fn line(owner: &str, logged: &Logged<'_>) -> String {
     let absent = || "-".to_owned();
     let clean = |text: &str| -> String {
-        text.chars().map(|c| if c.is_control() || c == '"' { format!("%{:02X}", u32::from(c)) } else { c.to_string() }).collect()
+        text.chars()
+            .map(|c| if c.is_control() || c == '"' { format!("%{:02X}", u32::from(c)) } else { c.to_string() })
+            .collect()
     };
     let quoted = |text: Option<&str>| text.map_or_else(absent, |text| format!("\"{}\"", clean(text)));
     let header = |name: header::HeaderName| logged.headers.get(name).and_then(|value| value.to_str().ok());
@@ -348,7 +357,10 @@ fn operation_name(logged: &Logged<'_>) -> String {
 
 fn log_time(now: i64) -> String {
     let format = time::macros::format_description!("[day]/[month repr:short]/[year]:[hour]:[minute]:[second] +0000");
-    OffsetDateTime::from_unix_timestamp(now.div_euclid(1000)).ok().and_then(|at| at.format(format).ok()).unwrap_or_default()
+    OffsetDateTime::from_unix_timestamp(now.div_euclid(1000))
+        .ok()
+        .and_then(|at| at.format(format).ok())
+        .unwrap_or_default()
 }
 
 /// Lines of one log object.
@@ -388,16 +400,14 @@ impl Delivery {
             .store
             .read("find access logs", move |tx| {
                 // Also what another walrus of the same store has changed.
-                let logged = tx.query(
-                    "SELECT name, owner FROM bucket WHERE settings LIKE '%\"logging\"%'",
-                    params![],
-                    |row| Ok((row.get::<String>(0)?, row.get::<String>(1)?)),
-                )?;
-                let buckets = tx.query(
-                    "SELECT DISTINCT bucket FROM access_log WHERE at <= ?1",
-                    params![due],
-                    |row| row.get::<BucketId>(0),
-                )?;
+                let logged =
+                    tx.query("SELECT name, owner FROM bucket WHERE settings LIKE '%\"logging\"%'", params![], |row| {
+                        Ok((row.get::<String>(0)?, row.get::<String>(1)?))
+                    })?;
+                let buckets =
+                    tx.query("SELECT DISTINCT bucket FROM access_log WHERE at <= ?1", params![due], |row| {
+                        row.get::<BucketId>(0)
+                    })?;
                 Ok::<_, Error>((logged, buckets))
             })
             .await?;
@@ -460,7 +470,15 @@ impl Delivery {
     }
 
     /// The object, and the end of its rows.
-    async fn store_log(&self, source: &Bucket, target: Bucket, key: String, text: String, ids: Vec<String>, now: i64) -> Result<(), Error> {
+    async fn store_log(
+        &self,
+        source: &Bucket,
+        target: Bucket,
+        key: String,
+        text: String,
+        ids: Vec<String>,
+        now: i64,
+    ) -> Result<(), Error> {
         let walrus = &*self.walrus;
         let Some(principal) = deliverer(walrus, &target) else { return Ok(()) };
         let call = Call {
@@ -487,7 +505,11 @@ impl Delivery {
             .write("deliver an access log", move |tx| {
                 let mut object = object.clone();
                 // Another walrus of the same store may have been faster.
-                let left = tx.query("SELECT id FROM access_log WHERE bucket = ?1 ORDER BY at, id LIMIT 1", params![source], |row| row.get::<String>(0))?;
+                let left = tx.query(
+                    "SELECT id FROM access_log WHERE bucket = ?1 ORDER BY at, id LIMIT 1",
+                    params![source],
+                    |row| row.get::<String>(0),
+                )?;
                 if left.first() != ids.first() {
                     return Err(refuse::coded("OperationAborted", 409, "The log has been delivered meanwhile."));
                 }

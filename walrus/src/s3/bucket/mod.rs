@@ -220,7 +220,8 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         bucket_region: String,
     }
 
-    let Some(account) = call.principal.account().filter(|_| allow(&call.principal, Action::ListAllMyBuckets, Resource::Service))
+    let Some(account) =
+        call.principal.account().filter(|_| allow(&call.principal, Action::ListAllMyBuckets, Resource::Service))
     else {
         return Err(refuse::access_denied());
     };
@@ -238,7 +239,8 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         .store
         .read("list buckets", move |tx| {
             let mut found = Vec::new();
-            let sql = format!("SELECT {COLUMNS} FROM bucket WHERE owner = ?1 AND name > ?2 AND name >= ?3 ORDER BY name");
+            let sql =
+                format!("SELECT {COLUMNS} FROM bucket WHERE owner = ?1 AND name > ?2 AND name >= ?3 ORDER BY name");
             tx.each(&sql, params![owner, after, wanted_prefix], |row| {
                 let (bucket, _) = from_row(row)?;
                 if !bucket.name.starts_with(&wanted_prefix) || found.len() as i64 > most {
@@ -288,11 +290,7 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     // Any region's name is taken: there is one, and clients have theirs built in.
     let location = configuration.location_constraint.filter(|l| !l.is_empty()).unwrap_or_else(|| walrus.region());
     if location.len() > 64 || !location.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        return Err(refuse::coded(
-            "InvalidLocationConstraint",
-            400,
-            "The specified location-constraint is not valid",
-        ));
+        return Err(refuse::coded("InvalidLocationConstraint", 400, "The specified location-constraint is not valid"));
     }
     let acl = acl::asked(walrus, call, &account.canonical_id, &account.canonical_id)?
         .unwrap_or_else(|| Acl::private(&account.canonical_id));
@@ -423,7 +421,9 @@ mod tests {
         for good in ["abc", "a.b-c", "123", "my-bucket.example", &"a".repeat(63)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in ["ab", "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.0.1", "xn--a", "b-s3alias", "é12", &"a".repeat(64)] {
+        for bad in
+            ["ab", "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.0.1", "xn--a", "b-s3alias", "é12", &"a".repeat(64)]
+        {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

@@ -219,7 +219,11 @@ fn read(asked: Configuration, webhooks: &Webhooks) -> Result<Vec<Notification>, 
             return Err(refuse::not_implemented(&format!("{what} ({arn}); webhooks are written {ARN}NAME: it")));
         };
         if !webhooks.contains_key(webhook) {
-            return Err(refuse::argument(&arn, "The operator has named no such webhook", "Unable to validate the following destination configurations"));
+            return Err(refuse::argument(
+                &arn,
+                "The operator has named no such webhook",
+                "Unable to validate the following destination configurations",
+            ));
         }
         if target.event.is_empty() {
             return Err(refuse::malformed_xml());
@@ -232,10 +236,20 @@ fn read(asked: Configuration, webhooks: &Webhooks) -> Result<Vec<Notification>, 
             let place = match rule.name.to_ascii_lowercase().as_str() {
                 "prefix" => &mut prefix,
                 "suffix" => &mut suffix,
-                _ => return Err(refuse::argument("FilterRule.Name", &rule.name, "filter rule name must be either prefix or suffix")),
+                _ => {
+                    return Err(refuse::argument(
+                        "FilterRule.Name",
+                        &rule.name,
+                        "filter rule name must be either prefix or suffix",
+                    ));
+                }
             };
             if !place.is_empty() {
-                return Err(refuse::argument("FilterRule.Name", &rule.name, "Cannot specify more than one prefix or suffix rule in a filter."));
+                return Err(refuse::argument(
+                    "FilterRule.Name",
+                    &rule.name,
+                    "Cannot specify more than one prefix or suffix rule in a filter.",
+                ));
             }
             *place = rule.value;
         }
@@ -271,7 +285,11 @@ impl Cause {
             // Later events of a key have greater ones, as readers of `sequencer` expect.
             id: format!("{:016X}{:08X}", call.now, rand::random::<u32>()),
             region: walrus.region(),
-            principal: call.principal.account().map(|account| account.account.clone()).unwrap_or_else(|| "Anonymous".into()),
+            principal: call
+                .principal
+                .account()
+                .map(|account| account.account.clone())
+                .unwrap_or_else(|| "Anonymous".into()),
             remote: call.wire.remote.map(|ip| ip.to_canonical().to_string()).unwrap_or_default(),
             request_id: call.request_id.clone(),
             now: call.now,
@@ -421,7 +439,9 @@ impl Courier {
         let connector = HttpsConnectorBuilder::new();
         // A machine without certificates of public authorities is none the worse for it until it needs them.
         let connector = if webhooks.values().any(|uri| uri.scheme_str() == Some("https")) {
-            connector.with_native_roots().map_err(|e| Error::Internal(format!("certificates to trust webhooks by: {e}")))?
+            connector
+                .with_native_roots()
+                .map_err(|e| Error::Internal(format!("certificates to trust webhooks by: {e}")))?
         } else {
             let nobody = rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty());
             connector.with_tls_config(nobody.with_no_client_auth())
@@ -470,7 +490,11 @@ impl Courier {
             let fault = format!("webhook.{}", notice.webhook);
             match outcome {
                 Ok(()) => self.faults.clear(&fault),
-                Err(why) => self.faults.raise(&fault, format!("the webhook {} does not take events: {why}", notice.webhook), "mend the receiver, or the webhook's address in walrus' configuration"),
+                Err(why) => self.faults.raise(
+                    &fault,
+                    format!("the webhook {} does not take events: {why}", notice.webhook),
+                    "mend the receiver, or the webhook's address in walrus' configuration",
+                ),
             }
         }
         let now = self.clock.now_ms();
@@ -562,7 +586,10 @@ mod tests {
         assert_eq!(topic("http://169.254.169.254/", "s3:ObjectCreated:*"), Err("NotImplemented".into()));
         assert_eq!(topic("arn:aws:sns:us-east-1:123456789012:t", "s3:ObjectCreated:*"), Err("NotImplemented".into()));
         assert_eq!(topic("arn:mallee:webhook:::audit", "s3:Replication:*"), Err("InvalidArgument".into()));
-        assert_eq!(code("<CloudFunctionConfiguration><CloudFunction>x</CloudFunction></CloudFunctionConfiguration>"), Err("NotImplemented".into()));
+        assert_eq!(
+            code("<CloudFunctionConfiguration><CloudFunction>x</CloudFunction></CloudFunctionConfiguration>"),
+            Err("NotImplemented".into())
+        );
         assert_eq!(code("<EventBridgeConfiguration/>"), Err("NotImplemented".into()));
         assert_eq!(code(""), Ok(0));
     }

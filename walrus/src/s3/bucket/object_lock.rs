@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Versioning, opened};
 use crate::{
     Error, Walrus,
+    access::Action,
     call::Call,
     error::refuse,
-    access::Action,
     s3::{
         done,
         object::lock::{Mode, Retention},
@@ -96,7 +96,11 @@ fn rule(asked: DefaultRetention) -> Result<Rule, Error> {
     let mode = asked.mode.as_deref().and_then(Mode::by_name).ok_or_else(refuse::malformed_xml)?;
     let positive = |n: i64, what: &str, most: i64| match n {
         1.. if n <= most => Ok(u32::try_from(n).unwrap_or(u32::MAX)),
-        1.. => Err(refuse::argument(what, &n.to_string(), &format!("Default retention period too large: {what} must be at most {most}."))),
+        1.. => Err(refuse::argument(
+            what,
+            &n.to_string(),
+            &format!("Default retention period too large: {what} must be at most {most}."),
+        )),
         _ => Err(refuse::argument(what, &n.to_string(), "Default retention period must be a positive integer value.")),
     };
     let period = match (asked.days, asked.years) {
@@ -173,7 +177,10 @@ mod tests {
             rule(DefaultRetention { mode: Some(mode.into()), days, years }).map_err(|e| e.told().code.into_owned())
         };
         assert_eq!(try_rule("GOVERNANCE", Some(2), None), Ok(Rule { mode: Mode::Governance, period: Period::Days(2) }));
-        assert_eq!(try_rule("COMPLIANCE", None, Some(1)), Ok(Rule { mode: Mode::Compliance, period: Period::Years(1) }));
+        assert_eq!(
+            try_rule("COMPLIANCE", None, Some(1)),
+            Ok(Rule { mode: Mode::Compliance, period: Period::Years(1) })
+        );
         assert_eq!(try_rule("governance", Some(1), None), Err("MalformedXML".into()));
         assert_eq!(try_rule("GOVERNANCE", Some(1), Some(1)), Err("MalformedXML".into()));
         assert_eq!(try_rule("GOVERNANCE", None, None), Err("MalformedXML".into()));

@@ -5,7 +5,10 @@ use mallee_aws::{AwsError, document};
 use mallee_service::Body;
 use serde::{Deserialize, Serialize};
 
-use super::{Bucket, opened, settings::{Ownership, update}};
+use super::{
+    Bucket, opened,
+    settings::{Ownership, update},
+};
 use crate::{
     Error, Walrus,
     access::Action,

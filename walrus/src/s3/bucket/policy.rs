@@ -45,7 +45,8 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     if body.len() > LARGEST {
         return Err(malformed("Policy exceeds the maximum allowed document size."));
     }
-    let text = String::from_utf8(body).map_err(|_| malformed("Policies must be valid JSON and the first byte must be '{'"))?;
+    let text =
+        String::from_utf8(body).map_err(|_| malformed("Policies must be valid JSON and the first byte must be '{'"))?;
     let policy = Policy::parse(&text).map_err(|e| malformed(e.0))?;
     check(&policy, &bucket.name, &walrus.holders)?;
     if policy.is_public() && bucket.settings.block.is_some_and(|block| block.block_public_policy) {
@@ -206,7 +207,9 @@ fn is_known_key(key: &str) -> bool {
     ];
     let key = key.to_ascii_lowercase();
     let tagged = |rest: &str| {
-        ["existingobjecttag/", "requestobjecttag/"].iter().any(|prefix| rest.strip_prefix(prefix).is_some_and(|t| !t.is_empty()))
+        ["existingobjecttag/", "requestobjecttag/"]
+            .iter()
+            .any(|prefix| rest.strip_prefix(prefix).is_some_and(|t| !t.is_empty()))
     };
     match key.split_once(':') {
         Some(("aws", rest)) => !rest.is_empty(),
@@ -253,7 +256,11 @@ mod tests {
             (r#""*""#, r#"{"CanonicalUser":"x"}"#, Some("Invalid principal in policy")),
             (r#""Principal":"*","#, "", Some("Missing required field Principal")),
             (r#","Resource":"arn:aws:s3:::bkt/*""#, "", Some("Missing required field Resource")),
-            ("bkt/*\"", "bkt/*\",\"Condition\":{\"Bool\":{\"s3:x\":\"true\"}}", Some("Policy has an invalid condition key")),
+            (
+                "bkt/*\"",
+                "bkt/*\",\"Condition\":{\"Bool\":{\"s3:x\":\"true\"}}",
+                Some("Policy has an invalid condition key"),
+            ),
             ("bkt/*\"", "bkt/*\",\"Condition\":{\"Bool\":{\"aws:SecureTransport\":\"true\"}}", None),
             ("bkt/*\"", "bkt/*\",\"Condition\":{\"Null\":{\"s3:ExistingObjectTag/a\":\"true\"}}", None),
         ];

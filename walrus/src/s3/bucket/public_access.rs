@@ -4,7 +4,10 @@ use http::{Response, StatusCode};
 use mallee_aws::{AwsError, document};
 use mallee_service::Body;
 
-use super::{opened, settings::{Block, update}};
+use super::{
+    opened,
+    settings::{Block, update},
+};
 use crate::{
     Error, Walrus,
     access::Action,

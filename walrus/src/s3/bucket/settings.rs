@@ -127,7 +127,8 @@ pub fn keep(tx: &mut Tx<'_>, bucket: &Bucket, kind: &str, document: Option<&str>
 pub fn kept<T: DeserializeOwned>(tx: &mut Tx<'_>, bucket: BucketId, kind: &str) -> Result<Option<T>, Error> {
     let sql = "SELECT document FROM bucket_document WHERE bucket = ?1 AND kind = ?2";
     let text: Option<String> = tx.query_opt(sql, params![bucket, kind], |row| row.get(0))?;
-    text.map(|text| serde_json::from_str(&text).map_err(|e| Error::Internal(format!("a bucket's {kind}: {e}")))).transpose()
+    text.map(|text| serde_json::from_str(&text).map_err(|e| Error::Internal(format!("a bucket's {kind}: {e}"))))
+        .transpose()
 }
 
 /// [`change`], as a transaction of its own.

@@ -40,7 +40,8 @@ struct Tag {
 pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let bucket = opened(walrus, call, Action::GetBucketTagging).await?;
     let tagging: Option<Tagging> = settings::document(walrus, bucket.id, KIND).await?;
-    let none = || AwsError::new("NoSuchTagSet", 404, "The TagSet does not exist").with_field("BucketName", &bucket.name);
+    let none =
+        || AwsError::new("NoSuchTagSet", 404, "The TagSet does not exist").with_field("BucketName", &bucket.name);
     xml("Tagging", &tagging.ok_or_else(none)?)
 }
 

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Bucket, BucketId, opened};
 use crate::{
     Error, Walrus,
+    access::Action,
     call::Call,
     error::refuse,
-    access::Action,
     s3::{done, xml},
 };
 

@@ -96,12 +96,8 @@ struct Redirect {
 
 fn none(bucket: &str) -> Error {
     Error::Refused(
-        AwsError::new(
-            "NoSuchWebsiteConfiguration",
-            404,
-            "The specified bucket does not have a website configuration",
-        )
-        .with_field("BucketName", bucket),
+        AwsError::new("NoSuchWebsiteConfiguration", 404, "The specified bucket does not have a website configuration")
+            .with_field("BucketName", bucket),
     )
 }
 
@@ -134,13 +130,22 @@ impl Configuration {
     fn check(&self) -> Result<(), Error> {
         let wrong = |name: &str, value: &str, message: &str| Err(refuse::argument(name, value, message));
         let protocol = |protocol: &Option<String>| protocol.as_deref().is_none_or(|p| ["http", "https"].contains(&p));
-        let host = |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
+        let host =
+            |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
         if let Some(elsewhere) = &self.redirect_all_requests_to {
             if self.index_document.is_some() || self.error_document.is_some() || self.routing_rules.is_some() {
-                return wrong("RedirectAllRequestsTo", "", "RedirectAllRequestsTo cannot be provided in conjunction with other Routing Rules.");
+                return wrong(
+                    "RedirectAllRequestsTo",
+                    "",
+                    "RedirectAllRequestsTo cannot be provided in conjunction with other Routing Rules.",
+                );
             }
             if !protocol(&elsewhere.protocol) {
-                return wrong("Protocol", "", "Invalid protocol, protocol can be http or https. If not defined the protocol will be selected automatically.");
+                return wrong(
+                    "Protocol",
+                    "",
+                    "Invalid protocol, protocol can be http or https. If not defined the protocol will be selected automatically.",
+                );
             }
             if !host(&elsewhere.host_name) {
                 return wrong("HostName", &elsewhere.host_name, "The HostName is not valid.");
@@ -148,7 +153,13 @@ impl Configuration {
             return Ok(());
         }
         match &self.index_document {
-            None => return wrong("IndexDocument", "null", "A value for IndexDocument Suffix must be provided if RedirectAllRequestsTo is empty"),
+            None => {
+                return wrong(
+                    "IndexDocument",
+                    "null",
+                    "A value for IndexDocument Suffix must be provided if RedirectAllRequestsTo is empty",
+                );
+            }
             Some(index) if index.suffix.is_empty() || index.suffix.contains('/') => {
                 return wrong("IndexDocument", &index.suffix, "The IndexDocument Suffix is not well formed");
             }
@@ -166,10 +177,17 @@ impl Configuration {
                 return Err(refuse::request("You can only define ReplaceKeyPrefix or ReplaceKey but not both."));
             }
             if !protocol(&redirect.protocol) || redirect.host_name.as_deref().is_some_and(|name| !host(name)) {
-                return Err(refuse::request("Invalid protocol, protocol can be http or https. If not defined the protocol will be selected automatically."));
+                return Err(refuse::request(
+                    "Invalid protocol, protocol can be http or https. If not defined the protocol will be selected automatically.",
+                ));
             }
-            if redirect.http_redirect_code.is_some_and(|code| !(301..=308).contains(&code) || [304, 305, 306].contains(&code)) {
-                return Err(refuse::request("The provided HTTP redirect code is not valid. Valid codes are 3XX except 300."));
+            if redirect
+                .http_redirect_code
+                .is_some_and(|code| !(301..=308).contains(&code) || [304, 305, 306].contains(&code))
+            {
+                return Err(refuse::request(
+                    "The provided HTTP redirect code is not valid. Valid codes are 3XX except 300.",
+                ));
             }
             let code = rule.condition.as_ref().and_then(|when| when.http_error_code_returned_equals);
             if code.is_some_and(|code| !(400..=599).contains(&code)) {
@@ -235,7 +253,8 @@ async fn answer(walrus: &Walrus, visit: &Visit<'_>) -> Result<Response<Body>, Er
     let site = configuration.ok_or_else(|| none(visit.bucket))?;
     let key = Target::of(visit.path, Some(visit.bucket))?.key;
     if let Some(all) = &site.redirect_all_requests_to {
-        let redirect = Redirect { host_name: Some(all.host_name.clone()), protocol: all.protocol.clone(), ..Redirect::default() };
+        let redirect =
+            Redirect { host_name: Some(all.host_name.clone()), protocol: all.protocol.clone(), ..Redirect::default() };
         return redirected(visit, &redirect, &key, StatusCode::MOVED_PERMANENTLY);
     }
     if let Some((redirect, key)) = site.elsewhere(&key, None) {
@@ -249,7 +268,10 @@ async fn answer(walrus: &Walrus, visit: &Visit<'_>) -> Result<Response<Body>, Er
         Err(e) => e.told(),
     };
     // A folder without its slash: the page's own links would lead astray from there.
-    if [403, 404].contains(&refused.status) && wanted == key && is_there(walrus, visit, &format!("{key}/{suffix}")).await {
+    if [403, 404].contains(&refused.status)
+        && wanted == key
+        && is_there(walrus, visit, &format!("{key}/{suffix}")).await
+    {
         return redirected(visit, &Redirect::default(), &format!("{key}/"), StatusCode::FOUND);
     }
     if let Some((redirect, key)) = site.elsewhere(&key, Some(refused.status)) {
@@ -406,7 +428,9 @@ mod tests {
         assert!(refused("<RoutingRule><Redirect><HttpRedirectCode>200</HttpRedirectCode></Redirect></RoutingRule>"));
         assert!(refused("<RoutingRule><Redirect><HostName>a/b</HostName></Redirect></RoutingRule>"));
         assert!(refused("<RoutingRule><Redirect><Protocol>javascript</Protocol></Redirect></RoutingRule>"));
-        assert!(refused("<RoutingRule><Redirect><ReplaceKeyWith>a</ReplaceKeyWith><ReplaceKeyPrefixWith>b</ReplaceKeyPrefixWith></Redirect></RoutingRule>"));
+        assert!(refused(
+            "<RoutingRule><Redirect><ReplaceKeyWith>a</ReplaceKeyWith><ReplaceKeyPrefixWith>b</ReplaceKeyPrefixWith></Redirect></RoutingRule>"
+        ));
         assert!(Configuration::default().check().is_err());
     }
 }

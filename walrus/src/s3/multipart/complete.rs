@@ -96,7 +96,9 @@ impl Expected {
         }
         let size = match call.header("x-amz-mp-object-size")? {
             None => None,
-            Some(text) => Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?)
+            }
         };
         let kind = call.header("x-amz-checksum-type")?.map(str::to_owned);
         Ok(Self { size, checksum, kind, conditions: Conditions::of(call, "")? })
@@ -186,12 +188,14 @@ fn once(
     let chosen = choose(&uploaded, listed)?;
     let size: u64 = chosen.iter().map(|part| part.size).sum();
     if size > LARGEST {
-        return Err(refuse::coded("EntityTooLarge", 400, "Your proposed upload exceeds the maximum allowed object size."));
+        return Err(refuse::coded(
+            "EntityTooLarge",
+            400,
+            "Your proposed upload exceeds the maximum allowed object size.",
+        ));
     }
     if expected.size.is_some_and(|expected| expected != size) {
-        return Err(refuse::request(
-            "The provided 'x-amz-mp-object-size' header does not match what was computed.",
-        ));
+        return Err(refuse::request("The provided 'x-amz-mp-object-size' header does not match what was computed."));
     }
     if expected.kind.as_ref().is_some_and(|kind| kind != upload.kind.name()) {
         return Err(refuse::request(format!(
@@ -227,7 +231,9 @@ fn once(
         lock: from_json(&upload.lock)?,
         seal: upload.seal.clone(),
     };
-    for unused in uploaded.iter().filter(|part| chosen.binary_search_by_key(&part.number, |chosen| chosen.number).is_err()) {
+    for unused in
+        uploaded.iter().filter(|part| chosen.binary_search_by_key(&part.number, |chosen| chosen.number).is_err())
+    {
         drop_part(tx, &upload.id, unused, now)?;
     }
     let versioning = replace(tx, bucket, &mut object, &expected.conditions)?;
@@ -295,11 +301,14 @@ fn choose<'p>(uploaded: &'p [Part], listed: &[Listed]) -> Result<Vec<&'p Part>, 
         };
         if part.size < LEAST && at + 1 < listed.len() {
             return Err(Error::Refused(
-                AwsError::bad_request("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size")
-                    .with_field("ProposedSize", part.size.to_string())
-                    .with_field("MinSizeAllowed", LEAST.to_string())
-                    .with_field("PartNumber", part.number.to_string())
-                    .with_field("ETag", &part.etag),
+                AwsError::bad_request(
+                    "EntityTooSmall",
+                    "Your proposed upload is smaller than the minimum allowed size",
+                )
+                .with_field("ProposedSize", part.size.to_string())
+                .with_field("MinSizeAllowed", LEAST.to_string())
+                .with_field("PartNumber", part.number.to_string())
+                .with_field("ETag", &part.etag),
             ));
         }
         chosen.push(part);

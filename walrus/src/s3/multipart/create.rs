@@ -13,9 +13,13 @@ use crate::{
     call::Call,
     error::refuse,
     s3::{
-        acl,
-        object::{encryption, lock, meta, put::{acl_of_new, check_also, owner_of_new}, to_json, writable},
-        done, set, xml,
+        acl, done,
+        object::{
+            encryption, lock, meta,
+            put::{acl_of_new, check_also, owner_of_new},
+            to_json, writable,
+        },
+        set, xml,
     },
 };
 

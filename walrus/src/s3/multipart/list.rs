@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::{UPLOAD, Upload, find_open, some_parts, upload_row};
 use crate::{
     Error, Walrus,
+    access::Action,
     blob::BlobId,
     call::Call,
     error::refuse,
-    access::Action,
     s3::{
         Owner, bucket, iso_time,
         object::{
@@ -65,7 +65,11 @@ pub async fn list_parts(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
     let marker = match call.query.get("part-number-marker") {
         None | Some("") => 0,
         Some(text) => text.parse::<u32>().map_err(|_| {
-            refuse::argument("part-number-marker", text, "Provided part-number-marker not an integer or within integer range")
+            refuse::argument(
+                "part-number-marker",
+                text,
+                "Provided part-number-marker not an integer or within integer range",
+            )
         })?,
     };
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();

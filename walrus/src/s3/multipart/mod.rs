@@ -208,11 +208,10 @@ pub fn any_completed(tx: &mut Tx<'_>, before: i64) -> Result<bool, Error> {
 
 /// Completed uploads whose answer nobody will ask again. Their parts are their objects' and stay.
 pub fn forget_completed(tx: &mut Tx<'_>, before: i64) -> Result<u64, Error> {
-    let old = tx.query(
-        "SELECT id FROM upload WHERE completed < ?1 ORDER BY completed LIMIT 200",
-        params![before],
-        |row| row.get::<BlobId>(0),
-    )?;
+    let old =
+        tx.query("SELECT id FROM upload WHERE completed < ?1 ORDER BY completed LIMIT 200", params![before], |row| {
+            row.get::<BlobId>(0)
+        })?;
     for id in &old {
         tx.execute("DELETE FROM upload WHERE id = ?1", params![id])?;
     }

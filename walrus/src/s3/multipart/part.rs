@@ -88,7 +88,8 @@ async fn commit(
     let etag = etag(&received, key.as_ref().zip(upload.seal.as_ref()))?;
     let checksum = received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum));
     let (checksum, size, place, now) = (to_json(&checksum)?, received.size, received.content.place(), call.now);
-    let (keeping, id, name, tag) = (received.content.keeping(), upload.id.clone(), call.target.key.clone(), etag.clone());
+    let (keeping, id, name, tag) =
+        (received.content.keeping(), upload.id.clone(), call.target.key.clone(), etag.clone());
     walrus
         .store
         .write("put a part", move |tx| {
@@ -146,7 +147,9 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
         },
     };
     if span.length > LARGEST {
-        return Err(refuse::request("The specified copy source is larger than the maximum allowable size for a copy source: 5368709120"));
+        return Err(refuse::request(
+            "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120",
+        ));
     }
     let Some(Reading { pieces, pin, .. }) = reading else { return Err(Error::Internal("nothing to read".into())) };
     let damage = walrus.damage(&format!("/{}/{}", source.bucket, source.key), &object.content);
@@ -161,7 +164,8 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
         return Err(Error::Internal("a part's copy is shorter than its source".into()));
     }
     let shown = upload.algorithm.and_then(|_| received.checksums.first());
-    let checksum = shown.map(|(a, sum)| (format!("Checksum{}", a.name()), crate::checksum::encode(sum))).into_iter().collect();
+    let checksum =
+        shown.map(|(a, sum)| (format!("Checksum{}", a.name()), crate::checksum::encode(sum))).into_iter().collect();
     let etag = commit(walrus, call, bucket, &upload, number, received, key).await?;
     let mut response =
         xml("CopyPartResult", &Copied { last_modified: iso_time(call.now), etag: quoted(&etag), checksum })?;

@@ -111,11 +111,17 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     let of_source = Conditions::of(call, "x-amz-copy-source-")?;
     let owner = owner_of_new(&call.principal, &bucket);
     let storage_class = meta::storage_class(call)?;
-    let (headers, tagging) = (directive(call, "x-amz-metadata-directive")?, directive(call, "x-amz-tagging-directive")?);
+    let (headers, tagging) =
+        (directive(call, "x-amz-metadata-directive")?, directive(call, "x-amz-tagging-directive")?);
     let wish = encryption(call, &bucket)?;
     let itself = source.bucket == call.target.bucket && source.key == call.target.key && source.version.is_none();
     let encrypts = call.headers.contains_key("x-amz-server-side-encryption") || wish.kind() == Some(Kind::Customer);
-    if itself && !encrypts && headers == Directive::Copy && storage_class.is_none() && !call.headers.contains_key("x-amz-checksum-algorithm") {
+    if itself
+        && !encrypts
+        && headers == Directive::Copy
+        && storage_class.is_none()
+        && !call.headers.contains_key("x-amz-checksum-algorithm")
+    {
         return Err(refuse::request(
             "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.",
         ));
@@ -134,7 +140,9 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     let keys = Keys::of(walrus, call, "x-amz-copy-source-")?;
     let algorithm = match call.header("x-amz-checksum-algorithm")? {
         None => None,
-        Some(name) => Some(Algorithm::by_name(name).ok_or_else(|| refuse::request("Checksum algorithm provided is unsupported."))?),
+        Some(name) => Some(
+            Algorithm::by_name(name).ok_or_else(|| refuse::request("Checksum algorithm provided is unsupported."))?,
+        ),
     };
     let (from, object, reading) =
         open(walrus, &call.principal, Action::GetObject, source.clone(), keys, WithBytes::Yes).await?;
@@ -153,8 +161,10 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         check_also(call, &bucket, Action::PutObjectTagging)?;
     }
     let prepared = prepare(walrus, reading, &source, &wish, algorithm).await?;
-    let (object, versioning) = commit(walrus, call, bucket, source, seen.clone(), draft, conditions, of_source, prepared).await?;
-    let checksum = object.checksum.iter().map(|c| (format!("Checksum{}", c.algorithm.name()), c.value.clone())).collect();
+    let (object, versioning) =
+        commit(walrus, call, bucket, source, seen.clone(), draft, conditions, of_source, prepared).await?;
+    let checksum =
+        object.checksum.iter().map(|c| (format!("Checksum{}", c.algorithm.name()), c.value.clone())).collect();
     let mut response = xml(
         "CopyObjectResult",
         &Copied { last_modified: iso_time(object.modified), etag: quoted(&object.etag), checksum },
@@ -264,7 +274,13 @@ async fn commit(
         Prepared::Shared => (None, Made::Same),
         Prepared::Summed(checksum) => (None, Made::Summed(checksum)),
         Prepared::Rewritten { received, etag, checksum, seal } => {
-            let made = Made::Rewritten { keeping: received.content.keeping(), place: received.content.place(), etag, checksum, seal };
+            let made = Made::Rewritten {
+                keeping: received.content.keeping(),
+                place: received.content.place(),
+                etag,
+                checksum,
+                seal,
+            };
             (Some(received.content), made)
         }
     };

@@ -171,9 +171,8 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
             let action = if version.is_some() { Action::DeleteObjectVersion } else { Action::DeleteObject };
             let judged = match version.map(VersionId::parse).transpose() {
                 _ if !allow(&call.principal, action, bucket.key(&named.key, None)) => Err(refuse::access_denied()),
-                version => version.and_then(|version| {
-                    Ok((version, named.conditions()?, lock::bypass(call, &bucket, &named.key)?))
-                }),
+                version => version
+                    .and_then(|version| Ok((version, named.conditions()?, lock::bypass(call, &bucket, &named.key)?))),
             };
             match judged {
                 Ok((version, conditions, bypass)) => wanted.push((named.clone(), version, conditions, bypass)),

@@ -167,7 +167,9 @@ async fn answer(walrus: &Walrus, call: &Call) -> Result<Response<Body>, Error> {
         let last = span.begin + span.length - 1;
         set(&mut response, "content-range", &format!("bytes {}-{last}/{}", span.begin, object.size))?;
     }
-    if part_number.is_some() && let Some(parts) = object.parts() {
+    if part_number.is_some()
+        && let Some(parts) = object.parts()
+    {
         set(&mut response, "x-amz-mp-parts-count", &parts.to_string())?;
     }
     if let Some(checksum) = &object.checksum
@@ -228,9 +230,7 @@ fn part_number(call: &Call) -> Result<Option<u32>, Error> {
 }
 
 fn span_of_part(number: u32, object: &Object, reading: Option<&Reading>) -> Result<Span, Error> {
-    let invalid = || {
-        refuse::coded("InvalidPartNumber", 416, "The requested partnumber is not satisfiable")
-    };
+    let invalid = || refuse::coded("InvalidPartNumber", 416, "The requested partnumber is not satisfiable");
     let parts = reading.map(|reading| reading.parts.as_slice()).unwrap_or_default();
     if object.place != Place::Parts {
         return if number == 1 { Ok(Span { begin: 0, length: object.size }) } else { Err(invalid()) };
@@ -289,7 +289,11 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         .collect();
     let known = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
     if wanted.is_empty() || wanted.iter().any(|name| !known.contains(&name.as_str())) {
-        return Err(refuse::argument("x-amz-object-attributes", &wanted.join(","), "Invalid attribute name specified."));
+        return Err(refuse::argument(
+            "x-amz-object-attributes",
+            &wanted.join(","),
+            "Invalid attribute name specified.",
+        ));
     }
     let wants = |name: &str| wanted.iter().any(|wanted| wanted == name);
     let number = |name: &str, otherwise: usize| -> Result<usize, Error> {
@@ -303,7 +307,9 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         open(walrus, &call.principal, Action::GetObjectAttributes, wanted, keys, WithBytes::Yes).await?;
     bucket::check_expected_owner(call, &bucket)?;
     let parts = reading.map(|reading| reading.parts).unwrap_or_default();
-    let one_checksum = |algorithm: &str, value: &str| std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())]);
+    let one_checksum = |algorithm: &str, value: &str| {
+        std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())])
+    };
     let object_parts = (wants("ObjectParts") && !parts.is_empty()).then(|| {
         let shown: Vec<PartOut> = parts
             .iter()
@@ -312,7 +318,11 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
             .filter(|(number, _)| *number as usize > marker)
             .take(most)
             .map(|(part_number, part)| PartOut {
-                checksum: part.checksum.as_ref().map(|c| one_checksum(c.algorithm.name(), &c.value)).unwrap_or_default(),
+                checksum: part
+                    .checksum
+                    .as_ref()
+                    .map(|c| one_checksum(c.algorithm.name(), &c.value))
+                    .unwrap_or_default(),
                 part_number,
                 size: part.size,
             })

@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::{
     Error, Walrus,
+    access::Action,
     call::Call,
     checksum::Checksum,
     error::refuse,
-    access::Action,
     s3::{
         Owner,
         bucket::{self, BucketId},
@@ -198,7 +198,9 @@ impl Encoding {
         let mut out = String::with_capacity(text.len());
         for byte in text.bytes() {
             match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' | b'*' => out.push(byte.into()),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' | b'*' => {
+                    out.push(byte.into())
+                }
                 b' ' => out.push('+'),
                 byte => out.push_str(&format!("%{byte:02X}")),
             }
@@ -213,8 +215,14 @@ pub fn most(call: &Call, name: &str) -> Result<usize, Error> {
         None | Some("") => Ok(MOST),
         Some(text) => match text.parse::<i64>() {
             Ok(n) if (0..=i64::from(i32::MAX)).contains(&n) => Ok((n as usize).min(MOST)),
-            Ok(_) => Err(refuse::argument(name, text, &format!("Argument {name} must be an integer between 0 and 2147483647"))),
-            Err(_) => Err(refuse::argument(name, text, &format!("Provided {name} not an integer or within integer range"))),
+            Ok(_) => Err(refuse::argument(
+                name,
+                text,
+                &format!("Argument {name} must be an integer between 0 and 2147483647"),
+            )),
+            Err(_) => {
+                Err(refuse::argument(name, text, &format!("Provided {name} not an integer or within integer range")))
+            }
         },
     }
 }
@@ -339,7 +347,9 @@ pub async fn v2(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Erro
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .filter(|text| !token.is_empty() && !text.contains('\0'))
-            .ok_or_else(|| refuse::argument("continuation-token", token, "The continuation token provided is incorrect"))?,
+            .ok_or_else(|| {
+                refuse::argument("continuation-token", token, "The continuation token provided is incorrect")
+            })?,
     };
     let with_owner = call.query.get("fetch-owner") == Some("true");
     let (mut answer, next, count) = listed(walrus, call, after, with_owner).await?;
@@ -404,7 +414,11 @@ mod tests {
         let keys = KEYS.map(String::from);
         for (prefix, delimiter, after, expected) in table {
             for most in 1..=10 {
-                assert_eq!(all(&keys, prefix, delimiter, after, most).0, expected, "{prefix:?} {delimiter:?} {after:?} {most}");
+                assert_eq!(
+                    all(&keys, prefix, delimiter, after, most).0,
+                    expected,
+                    "{prefix:?} {delimiter:?} {after:?} {most}"
+                );
             }
         }
     }

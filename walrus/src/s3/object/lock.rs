@@ -11,9 +11,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{Object, VersionId, acl::found, to_json, version};
 use crate::{
     Error, Walrus,
+    access::{Action, allow},
     call::Call,
     error::refuse,
-    access::{Action, allow},
     s3::{bucket::Bucket, done, iso_time, set, xml},
 };
 
@@ -114,17 +114,33 @@ pub fn asked(call: &Call, bucket: &Bucket) -> Result<Lock, Error> {
         None => None,
         Some("ON") => Some(true),
         Some("OFF") => Some(false),
-        Some(other) => return Err(refuse::argument("x-amz-object-lock-legal-hold", other, "Legal Hold must be either of 'ON' or 'OFF'")),
+        Some(other) => {
+            return Err(refuse::argument(
+                "x-amz-object-lock-legal-hold",
+                other,
+                "Legal Hold must be either of 'ON' or 'OFF'",
+            ));
+        }
     };
     let Some(default) = &bucket.lock else {
         // Being told that there is no lock is fine.
-        return if mode.is_some() || until.is_some() || hold == Some(true) { Err(no_lock()) } else { Ok(Lock::default()) };
+        return if mode.is_some() || until.is_some() || hold == Some(true) {
+            Err(no_lock())
+        } else {
+            Ok(Lock::default())
+        };
     };
     let retention = match (mode, until) {
         (None, None) => default.retention(call.now),
         (Some(mode), Some(until)) => {
             let wrong_mode = || refuse::argument("x-amz-object-lock-mode", mode, "Unknown wormMode directive.");
-            let wrong_date = || refuse::argument("x-amz-object-lock-retain-until-date", until, "The retain until date must be provided in ISO 8601 format");
+            let wrong_date = || {
+                refuse::argument(
+                    "x-amz-object-lock-retain-until-date",
+                    until,
+                    "The retain until date must be provided in ISO 8601 format",
+                )
+            };
             let at = in_future(date(until).ok_or_else(wrong_date)?, call.now, until)?;
             Some(Retention { mode: Mode::by_name(mode).ok_or_else(wrong_mode)?, until: at })
         }
@@ -187,11 +203,7 @@ async fn lockable(walrus: &Walrus, call: &Call, action: Action) -> Result<(Bucke
 }
 
 fn nothing_set() -> Error {
-    refuse::coded(
-        "NoSuchObjectLockConfiguration",
-        404,
-        "The specified object does not have a ObjectLock configuration",
-    )
+    refuse::coded("NoSuchObjectLockConfiguration", 404, "The specified object does not have a ObjectLock configuration")
 }
 
 pub async fn get_retention(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {

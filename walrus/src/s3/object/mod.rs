@@ -236,9 +236,10 @@ pub fn opened(
     match (object, version) {
         (Some(_), _) if !allowed => Err(refuse::access_denied()),
         (Some(object), _) if object.is_marker() => {
-            let refusal = AwsError::new("MethodNotAllowed", 405, "The specified method is not allowed against this resource.")
-                .with_field("Method", "GET")
-                .with_field("ResourceType", "DeleteMarker");
+            let refusal =
+                AwsError::new("MethodNotAllowed", 405, "The specified method is not allowed against this resource.")
+                    .with_field("Method", "GET")
+                    .with_field("ResourceType", "DeleteMarker");
             Err(Error::Hidden { refusal, version: object.version.as_str().into(), modified: Some(object.modified) })
         }
         (Some(object), _) => Ok(object),

@@ -45,7 +45,11 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     let (length, verified) = admitted(walrus, call, &form)?;
 
     let key = form.get("key").filter(|key| !key.is_empty()).ok_or_else(|| {
-        refuse::argument("key", "", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
+        refuse::argument(
+            "key",
+            "",
+            "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.",
+        )
     })?;
     // The same function that takes paths apart checks it.
     let path = format!("/{}", key.replace('%', "%25"));
@@ -58,7 +62,8 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         Some(document) => Tagging::parse(document.as_bytes())?,
         None => Vec::new(),
     };
-    let mut context = circumstances::of(&call.headers, &call.query, call.wire, verified.as_ref(), &call.principal, call.now);
+    let mut context =
+        circumstances::of(&call.headers, &call.query, call.wire, verified.as_ref(), &call.principal, call.now);
     circumstances::add_tags(&mut context, tags.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     call.principal = call.principal.clone().with_context(context);
     let bucket = writable(walrus, call, Action::PutObject).await?;
@@ -78,11 +83,7 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
 }
 
 fn malformed() -> Error {
-    refuse::coded(
-        "MalformedPOSTRequest",
-        400,
-        "The body of your POST request is not well-formed multipart/form-data.",
-    )
+    refuse::coded("MalformedPOSTRequest", 400, "The body of your POST request is not well-formed multipart/form-data.")
 }
 
 /// Everything before the file, and the file's beginning.
@@ -151,7 +152,9 @@ fn as_headers(form: &Form, call: &Call) -> Result<HeaderMap, Error> {
     for (name, value) in form.iter() {
         let name = match name {
             "acl" => "x-amz-acl",
-            "x-amz-signature" | "x-amz-credential" | "x-amz-date" | "x-amz-algorithm" | "x-amz-security-token" => continue,
+            "x-amz-signature" | "x-amz-credential" | "x-amz-date" | "x-amz-algorithm" | "x-amz-security-token" => {
+                continue;
+            }
             name if meta::is_kept(name) || name.starts_with("x-amz-") || name == "content-md5" => name,
             _ => continue,
         };
@@ -174,12 +177,22 @@ async fn receive(
     while let Some(bytes) = file.chunk().await.map_err(cut)? {
         intake.push(bytes).await?;
         if intake.size() > most {
-            return Err(size_refused("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size", intake.size(), most));
+            return Err(size_refused(
+                "EntityTooLarge",
+                "Your proposed upload exceeds the maximum allowed size",
+                intake.size(),
+                most,
+            ));
         }
     }
     if intake.size() < *length.start() {
         let (size, least) = (intake.size(), *length.start());
-        return Err(size_refused("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size", size, least));
+        return Err(size_refused(
+            "EntityTooSmall",
+            "Your proposed upload is smaller than the minimum allowed size",
+            size,
+            least,
+        ));
     }
     let received = intake.finish().await?;
     promised.check(&received.md5, &received.checksums, &mallee_aws::chunked::Trailers::default())?;
@@ -209,9 +222,10 @@ fn answer(call: &Call, form: &Form, etag: &str) -> Result<Response<Body>, Error>
     let (bucket, key) = (call.target.bucket.clone(), call.target.key.clone());
     let encoded = encoded(&key);
     let location = format!("{}/{bucket}/{encoded}", call.origin);
-    let redirect = form.get("success_action_redirect").or_else(|| form.get("redirect")).filter(|url| {
-        url.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_some())
-    });
+    let redirect = form
+        .get("success_action_redirect")
+        .or_else(|| form.get("redirect"))
+        .filter(|url| url.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_some()));
     let mut response = match (redirect, form.get("success_action_status")) {
         (Some(url), _) => {
             let glue = if url.contains('?') { '&' } else { '?' };

@@ -74,7 +74,11 @@ pub fn acl_of_new(walrus: &Walrus, call: &Call, bucket: &Bucket, owner: &str) ->
 
 /// Who may put an object may not thereby say who else has it, or what policies take it for.
 pub fn check_also(call: &Call, bucket: &Bucket, action: Action) -> Result<(), Error> {
-    if allow(&call.principal, action, bucket.key(&call.target.key, None)) { Ok(()) } else { Err(refuse::access_denied()) }
+    if allow(&call.principal, action, bucket.key(&call.target.key, None)) {
+        Ok(())
+    } else {
+        Err(refuse::access_denied())
+    }
 }
 
 /// What the request says about the object before its bytes have come.

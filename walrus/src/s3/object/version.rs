@@ -11,7 +11,11 @@
 
 use mallee_store::{FromValue, ToValue, Tx, Value, params};
 
-use super::{COLUMNS, Object, let_go, lock::{Bypass, Lock}, raw, to_json};
+use super::{
+    COLUMNS, Object, let_go,
+    lock::{Bypass, Lock},
+    raw, to_json,
+};
 use crate::{
     Error,
     blob::{BlobId, Place},
@@ -192,7 +196,12 @@ pub fn there(tx: &mut Tx<'_>, bucket: BucketId, key: &str) -> Result<Option<Ther
 
 /// Puts a version in place of what the key shows, unless the conditions say no: the one way an object comes to be. Its
 /// content must be kept in the same transaction. The object gets its version; it is none where the bucket never had any.
-pub fn replace(tx: &mut Tx<'_>, bucket: &Bucket, object: &mut Object, conditions: &Conditions) -> Result<Versioning, Error> {
+pub fn replace(
+    tx: &mut Tx<'_>,
+    bucket: &Bucket,
+    object: &mut Object,
+    conditions: &Conditions,
+) -> Result<Versioning, Error> {
     let versioning = versioning::now(tx, bucket)?;
     let there = there(tx, bucket.id, &object.key)?;
     conditions.check_write(&object.key, there.as_ref().map(|there| there.etag.as_str()))?;
@@ -285,7 +294,12 @@ fn promote(tx: &mut Tx<'_>, bucket: BucketId, key: &str) -> Result<(), Error> {
 }
 
 /// Takes an old version or marker away; its content is to be let go.
-fn remove_old(tx: &mut Tx<'_>, bucket: BucketId, key: &str, version: &VersionId) -> Result<Option<(BlobId, Place)>, Error> {
+fn remove_old(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    key: &str,
+    version: &VersionId,
+) -> Result<Option<(BlobId, Place)>, Error> {
     let row = tx.query_opt(
         "SELECT content, place FROM old_version WHERE bucket = ?1 AND key = ?2 AND version = ?3",
         params![bucket, key, version],

@@ -54,9 +54,11 @@ fn shown(row: &Row<'_>) -> Result<Shown, mallee_store::Error> {
     })
 }
 
-const CURRENT: &str = "SELECT key, rank, version, 0, place, modified, size, etag, storage_class, owner, checksum FROM object
+const CURRENT: &str =
+    "SELECT key, rank, version, 0, place, modified, size, etag, storage_class, owner, checksum FROM object
     WHERE bucket = ?1 AND (key, rank) > (?2, ?3) ORDER BY key, rank LIMIT ?4";
-const OLD: &str = "SELECT key, rank, version, since, place, modified, size, etag, storage_class, owner, checksum FROM old_version
+const OLD: &str =
+    "SELECT key, rank, version, since, place, modified, size, etag, storage_class, owner, checksum FROM old_version
     WHERE bucket = ?1 AND (key, rank) > (?2, ?3) ORDER BY key, rank LIMIT ?4";
 
 /// `after` is the version of the key `asked.after` that was shown last; without one the whole key was.

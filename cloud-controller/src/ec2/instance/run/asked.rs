@@ -175,7 +175,9 @@ impl MetadataOptionsAsked {
         let choice = |name: &str, value: &str, yes: &str, no: &str| match value {
             v if v == yes => Ok(true),
             v if v == no => Ok(false),
-            other => Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid."))),
+            other => {
+                Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid.")))
+            }
         };
         if let Some(tokens) = &self.http_tokens {
             options.tokens_required = choice("HttpTokens", tokens, "required", "optional")?;
@@ -192,7 +194,9 @@ impl MetadataOptionsAsked {
         }
         if let Some(limit) = self.http_put_response_hop_limit {
             options.hop_limit = u8::try_from(limit).ok().filter(|l| (1..=64).contains(l)).ok_or_else(|| {
-                AwsError::invalid_parameter_value(format!("Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."))
+                AwsError::invalid_parameter_value(format!(
+                    "Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."
+                ))
             })?;
         }
         Ok(options)
@@ -238,14 +242,22 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
         ("Monitoring.Enabled=true", on(&input.monitoring)),
         ("EnclaveOptions.Enabled=true", on(&input.enclave_options)),
         ("HibernationOptions.Configured=true", input.hibernation_options.as_ref().is_some_and(|h| h.configured)),
-        ("CreditSpecification.CpuCredits=unlimited", input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard")),
+        (
+            "CreditSpecification.CpuCredits=unlimited",
+            input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard"),
+        ),
     ] {
         if sent {
             return Err(AwsError::unsupported(format!("{name} is not supported by this cloud")).into());
         }
     }
-    if let Some(recovery) = input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled") {
-        return Err(AwsError::unsupported(format!("MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud")).into());
+    if let Some(recovery) =
+        input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled")
+    {
+        return Err(AwsError::unsupported(format!(
+            "MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud"
+        ))
+        .into());
     }
     if let Some(p) = &input.placement {
         unsupported::refuse(&[
@@ -259,7 +271,9 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
             ("Placement.SpreadDomain", p.spread_domain),
         ])?;
         if let Some(tenancy) = p.tenancy.as_deref().filter(|t| !t.is_empty() && *t != "default") {
-            return Err(AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into());
+            return Err(
+                AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into()
+            );
         }
     }
     input.block_device_mapping.iter().try_for_each(check_mapping)
@@ -278,8 +292,13 @@ fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
     match (mapping.virtual_name.as_deref(), &mapping.no_device) {
         (_, Some(_)) => Ok(()),
         // AWS ignores ephemeral disks that the instance type does not have.
-        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => Ok(()),
-        _ => Err(Refusal::new("InvalidBlockDeviceMapping", format!("The block device mapping of '{device}' is not valid"))),
+        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => {
+            Ok(())
+        }
+        _ => Err(Refusal::new(
+            "InvalidBlockDeviceMapping",
+            format!("The block device mapping of '{device}' is not valid"),
+        )),
     }
 }
 
@@ -300,7 +319,10 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
         };
         return Ok((vec![interface], None));
     }
-    if !input.security_group_id.is_empty() || !input.security_group.is_empty() || input.subnet_id.is_some() || input.private_ip_address.is_some()
+    if !input.security_group_id.is_empty()
+        || !input.security_group.is_empty()
+        || input.subnet_id.is_some()
+        || input.private_ip_address.is_some()
     {
         return Err(AwsError::invalid_parameter_combination(
             "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
@@ -308,16 +330,21 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
         .into());
     }
     if input.network_interface.len() > MOST_INTERFACES {
-        let message = format!("Interface count {} exceeds the limit of {MOST_INTERFACES}", input.network_interface.len());
+        let message =
+            format!("Interface count {} exceeds the limit of {MOST_INTERFACES}", input.network_interface.len());
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
-    let mut plans = input.network_interface.iter().map(|asked| plan_of(asked, input.max_count)).collect::<Outcome<Vec<_>>>()?;
+    let mut plans =
+        input.network_interface.iter().map(|asked| plan_of(asked, input.max_count)).collect::<Outcome<Vec<_>>>()?;
     plans.sort_by_key(|plan| plan.device_index);
     if plans.windows(2).any(|pair| pair[0].device_index == pair[1].device_index) {
         return Err(AwsError::invalid_parameter_value("Each network interface requires a unique device index.").into());
     }
     if plans.first().is_none_or(|first| first.device_index != 0) {
-        return Err(AwsError::invalid_parameter_value("The first network interface must have device index 0 on network card 0").into());
+        return Err(AwsError::invalid_parameter_value(
+            "The first network interface must have device index 0 on network card 0",
+        )
+        .into());
     }
     if plans.len() > 1 && plans.iter().any(|plan| plan.public == Some(true)) {
         let message = "The associatePublicIPAddress parameter cannot be specified when launching with multiple network interfaces.";
@@ -342,7 +369,10 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
         return Err(AwsError::invalid_parameter_value("Instances have one network card, whose index is 0").into());
     }
     if let Some(kind) = asked.interface_type.as_deref().filter(|k| *k != "interface") {
-        return Err(AwsError::unsupported(format!("NetworkInterface.InterfaceType={kind} is not supported by this cloud")).into());
+        return Err(AwsError::unsupported(format!(
+            "NetworkInterface.InterfaceType={kind} is not supported by this cloud"
+        ))
+        .into());
     }
     let (address, secondary) =
         addresses(asked.private_ip_address, &asked.private_ip_addresses, asked.secondary_private_ip_address_count)?;
@@ -358,7 +388,9 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
         }
     }
     if !secondary.named.is_empty() && count > 1 {
-        return Err(AwsError::invalid_parameter_combination("A private address can be given to one instance only").into());
+        return Err(
+            AwsError::invalid_parameter_combination("A private address can be given to one instance only").into()
+        );
     }
     Ok(InterfacePlan {
         existing: asked.network_interface_id.clone(),

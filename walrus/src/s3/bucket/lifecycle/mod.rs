@@ -70,7 +70,9 @@ pub async fn show_expiration(
     if !bucket.settings.lifecycle {
         return Ok(());
     }
-    let Some(configuration) = settings::document::<Configuration>(walrus, bucket.id, KIND).await? else { return Ok(()) };
+    let Some(configuration) = settings::document::<Configuration>(walrus, bucket.id, KIND).await? else {
+        return Ok(());
+    };
     match configuration.expiration(object) {
         Some((at, rule)) => {
             set(response, "x-amz-expiration", &format!("expiry-date=\"{}\", rule-id=\"{rule}\"", http_time(at)))

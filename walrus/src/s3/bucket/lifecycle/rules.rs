@@ -194,7 +194,11 @@ impl Rule {
             if let Some(n) = noncurrent.newer_noncurrent_versions
                 && !(1..=100).contains(&n)
             {
-                return Err(refuse::argument("NewerNoncurrentVersions", &n.to_string(), "'NewerNoncurrentVersions' must be between 1 and 100"));
+                return Err(refuse::argument(
+                    "NewerNoncurrentVersions",
+                    &n.to_string(),
+                    "'NewerNoncurrentVersions' must be between 1 and 100",
+                ));
             }
         }
         if let Some(abort) = &self.abort_incomplete_multipart_upload {
@@ -250,9 +254,17 @@ impl Configuration {
         let mut ids = std::collections::HashSet::new();
         for rule in &mut self.rules {
             rule.check()?;
-            let id = rule.id.take().filter(|id| !id.is_empty()).unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+            let id = rule
+                .id
+                .take()
+                .filter(|id| !id.is_empty())
+                .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
             if !ids.insert(id.clone()) {
-                return Err(refuse::argument("ID", &id, "Rule ID must be unique. Found same ID for more than one rule"));
+                return Err(refuse::argument(
+                    "ID",
+                    &id,
+                    "Rule ID must be unique. Found same ID for more than one rule",
+                ));
             }
             rule.id = Some(id);
         }
@@ -320,7 +332,10 @@ mod tests {
     #[test]
     fn a_rule_acts_on_what_its_filter_names() {
         let rule = |filter: &str| {
-            parse(&format!("<Rule><ID>r</ID>{filter}<Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>")).unwrap()
+            parse(&format!(
+                "<Rule><ID>r</ID>{filter}<Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>"
+            ))
+            .unwrap()
         };
         let (plain, tagged) = (object("logs/a", 5, 10, &[]), object("logs/a", 5, 100, &[("k", "v"), ("l", "w")]));
         let table = [
@@ -331,7 +346,11 @@ mod tests {
             ("<Filter><Tag><Key>k</Key><Value>v</Value></Tag></Filter>", false, true),
             ("<Filter><ObjectSizeGreaterThan>10</ObjectSizeGreaterThan></Filter>", false, true),
             ("<Filter><ObjectSizeLessThan>11</ObjectSizeLessThan></Filter>", true, false),
-            ("<Filter><And><Prefix>logs</Prefix><Tag><Key>k</Key><Value>v</Value></Tag><Tag><Key>l</Key><Value>w</Value></Tag></And></Filter>", false, true),
+            (
+                "<Filter><And><Prefix>logs</Prefix><Tag><Key>k</Key><Value>v</Value></Tag><Tag><Key>l</Key><Value>w</Value></Tag></And></Filter>",
+                false,
+                true,
+            ),
             ("<Filter><And><Prefix>logs</Prefix><Tag><Key>k</Key><Value>x</Value></Tag></And></Filter>", false, false),
         ];
         for (filter, for_plain, for_tagged) in table {
@@ -352,7 +371,8 @@ mod tests {
         assert!(!rules.ends_marker(&old, 10 * DAY_MS));
         let rules = parse("<Rule><Filter/><Status>Enabled</Status><Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker></Expiration></Rule>").unwrap();
         assert!(rules.ends_marker(&old, 0));
-        let rules = parse("<Rule><Filter/><Status>Disabled</Status><Expiration><Days>1</Days></Expiration></Rule>").unwrap();
+        let rules =
+            parse("<Rule><Filter/><Status>Disabled</Status><Expiration><Days>1</Days></Expiration></Rule>").unwrap();
         assert_eq!(rules.expiration(&old), None);
     }
 
@@ -363,11 +383,26 @@ mod tests {
             ("<Rule><Filter/><Status>Enabled</Status></Rule>", "InvalidRequest"),
             ("<Rule><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>", "MalformedXML"),
             ("<Rule><Filter/><Status>enabled</Status><Expiration><Days>1</Days></Expiration></Rule>", "MalformedXML"),
-            ("<Rule><Filter/><Status>Enabled</Status><Expiration><Days>0</Days></Expiration></Rule>", "InvalidArgument"),
-            ("<Rule><Filter/><Status>Enabled</Status><Expiration><Date>2026-01-01T01:00:00Z</Date></Expiration></Rule>", "InvalidArgument"),
-            ("<Rule><Filter/><Status>Enabled</Status><Expiration><Days>1</Days><Date>2026-01-01</Date></Expiration></Rule>", "MalformedXML"),
-            ("<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>", "NotImplemented"),
-            ("<Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule><Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>", "InvalidArgument"),
+            (
+                "<Rule><Filter/><Status>Enabled</Status><Expiration><Days>0</Days></Expiration></Rule>",
+                "InvalidArgument",
+            ),
+            (
+                "<Rule><Filter/><Status>Enabled</Status><Expiration><Date>2026-01-01T01:00:00Z</Date></Expiration></Rule>",
+                "InvalidArgument",
+            ),
+            (
+                "<Rule><Filter/><Status>Enabled</Status><Expiration><Days>1</Days><Date>2026-01-01</Date></Expiration></Rule>",
+                "MalformedXML",
+            ),
+            (
+                "<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
+                "NotImplemented",
+            ),
+            (
+                "<Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule><Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
+                "InvalidArgument",
+            ),
         ];
         for (rules, code) in table {
             assert_eq!(parse(rules).unwrap_err(), code, "{rules}");

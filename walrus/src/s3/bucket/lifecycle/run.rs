@@ -52,7 +52,11 @@ impl Reconciler for Lifecycle {
                 report.changed = changed;
             }
             Err(e) => {
-                self.faults.raise("lifecycle", format!("objects that are due could not be taken away: {e}"), "see the log, and is the disk writable?");
+                self.faults.raise(
+                    "lifecycle",
+                    format!("objects that are due could not be taken away: {e}"),
+                    "see the log, and is the disk writable?",
+                );
                 report.error(e);
             }
         }
@@ -87,7 +91,9 @@ impl Lifecycle {
                 .store
                 .read("read a lifecycle", move |tx| {
                     let Some(bucket) = find_by_id(tx, id)? else { return Ok(None) };
-                    Ok::<_, Error>(settings::kept::<Configuration>(tx, id, KIND)?.map(|rules| (bucket, Arc::new(rules))))
+                    Ok::<_, Error>(
+                        settings::kept::<Configuration>(tx, id, KIND)?.map(|rules| (bucket, Arc::new(rules))),
+                    )
                 })
                 .await?;
             if let Some((bucket, rules)) = found {
@@ -126,8 +132,11 @@ impl Lifecycle {
         let mut newer = 0;
         loop {
             let (id, from) = (bucket.id, after.clone());
-            let page = self.store.read("find versions that are due", move |tx| version::old_page(tx, id, &from, PAGE)).await?;
-            let Some(last) = page.last().map(|old| (old.object.key.clone(), old.object.rank)) else { return Ok(changed) };
+            let page =
+                self.store.read("find versions that are due", move |tx| version::old_page(tx, id, &from, PAGE)).await?;
+            let Some(last) = page.last().map(|old| (old.object.key.clone(), old.object.rank)) else {
+                return Ok(changed);
+            };
             let mut due = Vec::new();
             for OldVersion { object, since } in page {
                 if object.key != after.0 {
@@ -151,7 +160,10 @@ impl Lifecycle {
         let (mut after, mut changed) = ((String::new(), String::new()), 0);
         loop {
             let (id, from) = (bucket.id, after.clone());
-            let page = self.store.read("find uploads that are due", move |tx| multipart::open_page(tx, id, &from, PAGE)).await?;
+            let page = self
+                .store
+                .read("find uploads that are due", move |tx| multipart::open_page(tx, id, &from, PAGE))
+                .await?;
             let Some(last) = page.last().map(|upload| (upload.key.clone(), upload.id.as_str().to_owned())) else {
                 return Ok(changed);
             };
