@@ -226,7 +226,8 @@ async fn encrypted_bytes_are_nowhere_on_the_disk_as_they_were() {
     ];
     let own = [("x-amz-server-side-encryption", "AES256")];
     let marker = b"a marker that must not be found in any file ";
-    let table: [(&str, usize, &[(&str, &str)], &[(&str, &str)]); 4] = [
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let table: [(&str, usize, Headers, Headers); 4] = [
         ("small", 3, &own, &[]),
         ("large", 20_000, &own, &[]),
         ("customers-small", 3, &customer, &customer),
