@@ -312,7 +312,7 @@ mod tests {
             (lock(Governance, 10), No, true),
             (lock(Compliance, 11), Yes, false),
             (lock(Compliance, 9), No, true),
-            (held.clone(), Yes, false),
+            (held, Yes, false),
         ];
         for (lock, bypass, may) in table {
             assert_eq!(lock.check_removal(10, bypass).is_ok(), may, "{lock:?} {bypass:?}");
