@@ -90,11 +90,14 @@ impl New {
     pub fn named(name: &str, sealing: &SealingKey, now: i64) -> Result<Self, TierError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
-            return Err(TierError::refused("an account's name has 1 to 64 letters, digits, dashes, dots and underscores"));
+            return Err(TierError::refused(
+                "an account's name has 1 to 64 letters, digits, dashes, dots and underscores",
+            ));
         }
         let access_key = new_access_key();
         let secret = new_secret();
-        let sealed_secret = sealing.seal(&access_key, secret.expose().as_bytes()).map_err(|e| TierError::internal(e.to_string()))?;
+        let sealed_secret =
+            sealing.seal(&access_key, secret.expose().as_bytes()).map_err(|e| TierError::internal(e.to_string()))?;
         let account = Account {
             // Never starts with zero: some tools read it as a number.
             id: rand::random_range(100_000_000_000u64..1_000_000_000_000).to_string(),
@@ -140,7 +143,13 @@ pub fn first_key(tx: &mut Tx<'_>, account: &str) -> Result<Option<(String, Vec<u
 }
 
 /// Registers a certificate image manifests may be signed with.
-pub fn add_certificate(tx: &mut Tx<'_>, account: &str, fingerprint: &str, pem: &str, now: i64) -> Result<(), StoreError> {
+pub fn add_certificate(
+    tx: &mut Tx<'_>,
+    account: &str,
+    fingerprint: &str,
+    pem: &str,
+    now: i64,
+) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO signing_certificate (fingerprint, account, pem, created) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
         params![fingerprint, account, pem, now],
@@ -150,17 +159,23 @@ pub fn add_certificate(tx: &mut Tx<'_>, account: &str, fingerprint: &str, pem: &
 
 /// The signing certificates of an account, PEM.
 pub fn certificates(tx: &mut Tx<'_>, account: &str) -> Result<Vec<String>, StoreError> {
-    tx.query("SELECT pem FROM signing_certificate WHERE account = ?1 ORDER BY created", params![account], |row| row.get(0))
+    tx.query("SELECT pem FROM signing_certificate WHERE account = ?1 ORDER BY created", params![account], |row| {
+        row.get(0)
+    })
 }
 
 /// Every identity of the cloud, for walrus, when it is newer than `since`.
-pub async fn identities(cloud: &Cloud, since: Option<Generation>) -> Result<(Generation, Option<Vec<Identity>>), TierError> {
+pub async fn identities(
+    cloud: &Cloud,
+    since: Option<Generation>,
+) -> Result<(Generation, Option<Vec<Identity>>), TierError> {
     type Raw = (String, Vec<u8>, i64, String, String, String);
     let (generation, rows): (Generation, Option<Vec<Raw>>) = cloud
         .store
         .read("read the identities", move |tx| {
             let epoch = tx.epoch()?;
-            let counter = tx.query_one("SELECT counter FROM identity_generation WHERE one = 1", params![], |row| row.get(0))?;
+            let counter =
+                tx.query_one("SELECT counter FROM identity_generation WHERE one = 1", params![], |row| row.get(0))?;
             let generation = Generation { epoch, counter };
             if since == Some(generation) {
                 return Ok::<_, StoreError>((generation, None));

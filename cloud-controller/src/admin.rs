@@ -6,8 +6,9 @@ use http::{Request, Response};
 use mallee_service::{Body, Connection, Handler, tiers::TierOnly};
 use mallee_store::Error as StoreError;
 use mallee_tiers::{
-    AccountAsked, AccountCreate, AccountKeys, AccountRow, Accounts, Admin, AdminServer, CertificateAdd, CloudStatus, Done, Peer,
-    Role, Secret, StatusAsked, TierError, TierRow, Token, TokenAsked, WhyAnswer, WhyAsked, ZoneAsked, ZoneNode,
+    AccountAsked, AccountCreate, AccountKeys, AccountRow, Accounts, Admin, AdminServer, CertificateAdd, CloudStatus,
+    Done, Peer, Role, Secret, StatusAsked, TierError, TierRow, Token, TokenAsked, WhyAnswer, WhyAsked, ZoneAsked,
+    ZoneNode,
 };
 
 use crate::{
@@ -52,9 +53,10 @@ impl Operator {
             })
             .await
             .map_err(internal)?;
-        let (account, key, signing_certificates) =
-            found.ok_or_else(|| TierError::not_found(format!("no account {name:?}: `mallee account list` shows them")))?;
-        let (access_key, sealed) = key.ok_or_else(|| TierError::not_found(format!("account {name:?} has no active key")))?;
+        let (account, key, signing_certificates) = found
+            .ok_or_else(|| TierError::not_found(format!("no account {name:?}: `mallee account list` shows them")))?;
+        let (access_key, sealed) =
+            key.ok_or_else(|| TierError::not_found(format!("account {name:?} has no active key")))?;
         let secret = self.cloud.sealing.open(&access_key, &sealed).map_err(|e| TierError::internal(e.to_string()))?;
         Ok(AccountKeys {
             account: account.id,
@@ -138,7 +140,12 @@ impl Admin for Operator {
                 let mut rows = Vec::new();
                 for account in account::all(tx)? {
                     let instances = ec2::instance::count(tx, &account.id)?;
-                    rows.push(AccountRow { account: account.id, name: account.name, created: account.created, instances });
+                    rows.push(AccountRow {
+                        account: account.id,
+                        name: account.name,
+                        created: account.created,
+                        instances,
+                    });
                 }
                 Ok::<_, StoreError>(rows)
             })
@@ -155,9 +162,12 @@ impl Admin for Operator {
         let bad = |e: openssl::error::ErrorStack| TierError::refused(format!("this is no X.509 certificate: {e}"));
         let certificate = openssl::x509::X509::from_pem(asked.pem.as_bytes()).map_err(bad)?;
         if certificate.public_key().and_then(|k| k.rsa()).is_err() {
-            return Err(TierError::refused("image bundles are signed with RSA: this certificate has another kind of key"));
+            return Err(TierError::refused(
+                "image bundles are signed with RSA: this certificate has another kind of key",
+            ));
         }
-        let fingerprint = mallee_service::pki::fingerprint(&asked.pem).map_err(|e| TierError::refused(e.to_string()))?;
+        let fingerprint =
+            mallee_service::pki::fingerprint(&asked.pem).map_err(|e| TierError::refused(e.to_string()))?;
         let now = self.cloud.now();
         let (name, pem) = (asked.account.clone(), asked.pem.clone());
         let found = self
@@ -174,7 +184,8 @@ impl Admin for Operator {
     }
 
     async fn join_token(&self, _: &Peer, asked: TokenAsked) -> Result<Token, TierError> {
-        let (token, expires) = join::issue(&self.cloud, Peer::new(asked.role, asked.zone, asked.name), asked.seconds).await?;
+        let (token, expires) =
+            join::issue(&self.cloud, Peer::new(asked.role, asked.zone, asked.name), asked.seconds).await?;
         Ok(Token { token, expires })
     }
 
@@ -197,7 +208,9 @@ impl Admin for Operator {
             trouble: String::new(),
         }];
         let mut nodes = Vec::new();
-        for (row, its_nodes, its_orphans) in futures_util::future::join_all(registered.into_iter().map(|r| self.tier_row(r))).await {
+        for (row, its_nodes, its_orphans) in
+            futures_util::future::join_all(registered.into_iter().map(|r| self.tier_row(r))).await
+        {
             tiers.push(row);
             nodes.extend(its_nodes);
             orphans.extend(its_orphans);

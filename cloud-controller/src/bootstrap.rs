@@ -42,11 +42,17 @@ async fn describe(call: &Call, input: DescribeServiceCertificates) -> Outcome<Se
     let algorithm = match digest.to_ascii_uppercase().as_str() {
         "SHA-256" => openssl::hash::MessageDigest::sha256(),
         "SHA-1" => openssl::hash::MessageDigest::sha1(),
-        _ => return Err(Refusal::new("InvalidParameterValue", format!("FingerprintDigest '{digest}': use SHA-256 or SHA-1"))),
+        _ => {
+            return Err(Refusal::new(
+                "InvalidParameterValue",
+                format!("FingerprintDigest '{digest}': use SHA-256 or SHA-1"),
+            ));
+        }
     };
     let pem = call.cloud.bundling.certificate_pem();
     let certificate = openssl::x509::X509::from_pem(pem.as_bytes()).map_err(failed)?;
-    let fingerprint: Vec<String> = certificate.digest(algorithm).map_err(failed)?.iter().map(|b| format!("{b:02x}")).collect();
+    let fingerprint: Vec<String> =
+        certificate.digest(algorithm).map_err(failed)?.iter().map(|b| format!("{b:02x}")).collect();
     let format = input.format.unwrap_or_else(|| "pem".into());
     let text = match format.as_str() {
         "pem" => pem.to_owned(),

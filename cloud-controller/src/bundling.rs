@@ -22,7 +22,8 @@ impl Bundling {
     /// The pair in `dir` (`bundling.pem`, `bundling.key`); made when there is none.
     pub fn open_or_create(dir: &Path) -> Result<Self, PkiError> {
         let (cert_path, key_path) = (dir.join("bundling.pem"), dir.join("bundling.key"));
-        let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| PkiError::File(path.display().to_string(), e));
+        let read =
+            |path: &Path| std::fs::read_to_string(path).map_err(|e| PkiError::File(path.display().to_string(), e));
         if !key_path.exists() {
             pki::write_secret(&key_path, pki::new_key_pem()?.as_bytes())?;
         }

@@ -73,4 +73,3 @@ impl Cloud {
         format!("arn:aws:{service}:{}:{account}:{rest}", self.config.region)
     }
 }
-

@@ -54,7 +54,8 @@ impl Handler for Front {
         let form = match body::collect_within(PATIENCE, incoming, FORM_LIMIT).await {
             Ok(Some(form)) => form,
             Ok(None) => {
-                let refused = AwsError::new("RequestEntityTooLarge", 413, format!("A request may have {FORM_LIMIT} bytes"));
+                let refused =
+                    AwsError::new("RequestEntityTooLarge", 413, format!("A request may have {FORM_LIMIT} bytes"));
                 return error(&refused, &Protocol::Ec2, &request_id, parts.uri.path());
             }
             Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
@@ -62,7 +63,9 @@ impl Handler for Front {
                 return closing(error(&refused, &Protocol::Ec2, &request_id, parts.uri.path()));
             }
             // The client went away while it sent.
-            Err(e) => return error(&AwsError::bad_request("IncompleteBody", e.to_string()), &Protocol::Ec2, &request_id, ""),
+            Err(e) => {
+                return error(&AwsError::bad_request("IncompleteBody", e.to_string()), &Protocol::Ec2, &request_id, "");
+            }
         };
         let answered = self.answer(&parts, &form, &request_id).await;
         let took = begun.elapsed().as_millis() as u64;
@@ -75,7 +78,13 @@ impl Handler for Front {
                 if let Some(cause) = &refusal.cause {
                     tracing::error!(request.id = request_id, action, cause, duration_ms = took, "failed");
                 } else {
-                    tracing::info!(request.id = request_id, action, code = refusal.code(), duration_ms = took, "refused");
+                    tracing::info!(
+                        request.id = request_id,
+                        action,
+                        code = refusal.code(),
+                        duration_ms = took,
+                        "refused"
+                    );
                 }
                 error(&refusal.answer, &protocol, &request_id, parts.uri.path())
             }
@@ -144,14 +153,23 @@ impl Front {
             Route::Served(service) => service,
             Route::NotServed { name, .. } => {
                 let action = params.action().unwrap_or_default();
-                return Err(AwsError::bad_request("InvalidAction", format!("Mallee does not have {name} yet, so no {action}")).into());
+                return Err(AwsError::bad_request(
+                    "InvalidAction",
+                    format!("Mallee does not have {name} yet, so no {action}"),
+                )
+                .into());
             }
         };
         if route::scope_contradicts(served, scope.as_deref()) {
             return Err(signature_route(&Route::Served(served)).wrong_service().into());
         }
-        let call =
-            Call { cloud: self.cloud.clone(), principal, params, request_id: request_id.to_owned(), now: self.cloud.now() };
+        let call = Call {
+            cloud: self.cloud.clone(),
+            principal,
+            params,
+            request_id: request_id.to_owned(),
+            now: self.cloud.now(),
+        };
         service::run(served, &call).await
     }
 
@@ -163,8 +181,8 @@ impl Front {
         }
         // A signature in the URL and one in the form are two.
         let in_form = if parts.method == Method::POST { Some(Params::parse(form)?) } else { None };
-        let presented = Presented::from_request(parts, in_form.as_ref(), &rules)?
-            .ok_or_else(|| route.missing_credentials())?;
+        let presented =
+            Presented::from_request(parts, in_form.as_ref(), &rules)?.ok_or_else(|| route.missing_credentials())?;
         let signer = self
             .cloud
             .keyring
@@ -194,11 +212,22 @@ fn signature_route(route: &Route) -> SignatureRoute {
 fn not_query(parts: &Parts, cloud: &Cloud) -> Option<(AwsError, Protocol)> {
     if let Some(target) = parts.headers.get("x-amz-target") {
         let target = String::from_utf8_lossy(target.as_bytes()).into_owned();
-        return Some((AwsError::new("UnknownOperationException", 404, format!("Mallee does not have {target}")), Protocol::Json));
+        return Some((
+            AwsError::new("UnknownOperationException", 404, format!("Mallee does not have {target}")),
+            Protocol::Json,
+        ));
     }
-    let content_type = parts.headers.get(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default();
-    if parts.headers.contains_key("smithy-protocol") || content_type.starts_with("application/cbor") || content_type.starts_with("application/json") {
-        let refused = AwsError::new("UnknownOperationException", 404, format!("Mallee has nothing at {}", parts.uri.path()));
+    let content_type = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+        .unwrap_or_default();
+    if parts.headers.contains_key("smithy-protocol")
+        || content_type.starts_with("application/cbor")
+        || content_type.starts_with("application/json")
+    {
+        let refused =
+            AwsError::new("UnknownOperationException", 404, format!("Mallee has nothing at {}", parts.uri.path()));
         return Some((refused, Protocol::Json));
     }
     if parts.headers.contains_key("soapaction") || content_type.starts_with("application/soap+xml") {
@@ -207,11 +236,16 @@ fn not_query(parts: &Parts, cloud: &Cloud) -> Option<(AwsError, Protocol)> {
     }
     let is_query = parts.uri.query().is_some_and(|q| q.split('&').any(|p| p.starts_with("Action=")));
     let is_form = parts.method == Method::POST && !content_type.starts_with("multipart/");
-    if is_query || is_form || (parts.uri.path() == "/" && parts.method == Method::GET && scope_service(parts).as_deref() != Some("s3")) {
+    if is_query
+        || is_form
+        || (parts.uri.path() == "/" && parts.method == Method::GET && scope_service(parts).as_deref() != Some("s3"))
+    {
         return None;
     }
-    let place = if cloud.config.s3_url.is_empty() { "walrus, on port 8777".to_owned() } else { cloud.config.s3_url.clone() };
-    let refused = AwsError::new("NotImplemented", 501, format!("S3 is not served here but at {place}: set AWS_ENDPOINT_URL_S3"));
+    let place =
+        if cloud.config.s3_url.is_empty() { "walrus, on port 8777".to_owned() } else { cloud.config.s3_url.clone() };
+    let refused =
+        AwsError::new("NotImplemented", 501, format!("S3 is not served here but at {place}: set AWS_ENDPOINT_URL_S3"));
     Some((refused, Protocol::S3))
 }
 

@@ -11,7 +11,10 @@ use crate::{bootstrap, ec2, service::Service, sts};
 pub enum Route {
     Served(&'static Service),
     /// A service of AWS that Mallee knows by name and does not have (yet): its name, and its namespace for the error.
-    NotServed { name: &'static str, xmlns: &'static str },
+    NotServed {
+        name: &'static str,
+        xmlns: &'static str,
+    },
 }
 
 struct Known {
@@ -34,7 +37,13 @@ const KNOWN: &[Known] = &[
         served: Some(&sts::SERVICE),
         xmlns: "https://sts.amazonaws.com/doc/2011-06-15/",
     },
-    Known { scope: "bootstrap", paths: &["empyrean", "bootstrap"], versions: &["eucalyptus"], served: Some(&bootstrap::SERVICE), xmlns: "" },
+    Known {
+        scope: "bootstrap",
+        paths: &["empyrean", "bootstrap"],
+        versions: &["eucalyptus"],
+        served: Some(&bootstrap::SERVICE),
+        xmlns: "",
+    },
     Known {
         scope: "iam",
         paths: &["euare"],
@@ -93,11 +102,13 @@ pub fn not_served() -> impl Iterator<Item = &'static str> {
 pub fn query(path: &str, scope: Option<&str>, params: &Params) -> Route {
     let action = params.action().unwrap_or_default();
     let version = params.version().unwrap_or_default();
-    let segment = path.strip_prefix("/services/").map(|rest| rest.split('/').next().unwrap_or_default().to_ascii_lowercase());
+    let segment =
+        path.strip_prefix("/services/").map(|rest| rest.split('/').next().unwrap_or_default().to_ascii_lowercase());
     let by_path = segment.and_then(|s| KNOWN.iter().find(|k| k.paths.contains(&s.as_str())));
     let by_scope = || KNOWN.iter().find(|k| Some(k.scope) == scope);
     // `2011-01-01` is a version of both EC2 and Auto Scaling: an action EC2 has is EC2's.
-    let by_version = || KNOWN.iter().find(|k| k.versions.contains(&version)).filter(|k| k.served.is_some() || !ec2_has(action));
+    let by_version =
+        || KNOWN.iter().find(|k| k.versions.contains(&version)).filter(|k| k.served.is_some() || !ec2_has(action));
     let by_action = || KNOWN.iter().find(|k| k.has(action));
     by_path.or_else(by_scope).or_else(by_version).or_else(by_action).unwrap_or(&KNOWN[0]).route()
 }

@@ -7,7 +7,9 @@ use mallee_service::{Clock, Faults, Server, pki::Ca, process::About, seal::Seali
 use mallee_store::Store;
 use mallee_tiers::TierError;
 
-use crate::{Cloud, Config, Pokes, admin, bundling::Bundling, front::Front, join, keyring::Keyring, schema, zone::Tiers};
+use crate::{
+    Cloud, Config, Pokes, admin, bundling::Bundling, front::Front, join, keyring::Keyring, schema, zone::Tiers,
+};
 
 /// A cloud-controller that answers.
 pub struct Running {
@@ -62,7 +64,8 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
     crate::network::drive(&cloud);
     crate::ec2::image::drive(&cloud);
     crate::ec2::snapshot::drive(&cloud);
-    server::serve_admin(&cloud.config.daemon.admin_socket(), Arc::new(admin::Front::new(cloud.clone()))).map_err(|e| failed(&e))?;
+    server::serve_admin(&cloud.config.daemon.admin_socket(), Arc::new(admin::Front::new(cloud.clone())))
+        .map_err(|e| failed(&e))?;
     server.serve(Arc::new(Front::new(cloud.clone())));
     Ok(Running { addresses, cloud })
 }

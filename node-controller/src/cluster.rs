@@ -64,8 +64,13 @@ pub fn keep_registered(cloud: Arc<Cloud>, standing: Standing) {
                     place = None;
                     // Tiers come up in any order: what lasts is a fault, what passes is not.
                     if pause >= Duration::from_secs(1) {
-                        let what = format!("this node cannot register at the cluster-controller of {}: {e}", cloud.zone);
-                        standing.faults.raise(FAULT, what, "is that cluster-controller up and registered? (`mallee status`)");
+                        let what =
+                            format!("this node cannot register at the cluster-controller of {}: {e}", cloud.zone);
+                        standing.faults.raise(
+                            FAULT,
+                            what,
+                            "is that cluster-controller up and registered? (`mallee status`)",
+                        );
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));

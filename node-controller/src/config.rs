@@ -134,6 +134,10 @@ mod tests {
         let same = Config::new(config.daemon.clone(), HypervisorChoice::Libvirt, config.engines.clone());
         let text = toml::to_string(&same).unwrap();
         assert_eq!(toml::to_string(&config).unwrap(), text);
-        assert_eq!(toml::to_string(&toml::from_str::<Config>(&text).unwrap()).unwrap(), text, "what is written can be read");
+        assert_eq!(
+            toml::to_string(&toml::from_str::<Config>(&text).unwrap()).unwrap(),
+            text,
+            "what is written can be read"
+        );
     }
 }

@@ -29,7 +29,10 @@ use std::{
 };
 
 use mallee_engines::{Engines, Plan, kvm};
-use mallee_service::{Clock, Driven, Faults, Identity, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join, process::About, tiers::TierOnly};
+use mallee_service::{
+    Clock, Driven, Faults, Identity, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join,
+    process::About, tiers::TierOnly,
+};
 use mallee_store::{Migration, Store};
 use mallee_tiers::{InstanceReport, NodeServer, Peer, Reports, Role, TierError};
 use tokio::sync::{Semaphore, mpsc};
@@ -107,7 +110,9 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     // Disks, consoles and images are their users' business; QEMU and libvirt run as root.
     for dir in [&daemon.state, &config.instances_dir(), &config.images_dir()] {
         let mut private = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(private.recursive(true), 0o700).create(dir).map_err(io(dir.display().to_string()))?;
+        std::os::unix::fs::DirBuilderExt::mode(private.recursive(true), 0o700)
+            .create(dir)
+            .map_err(io(dir.display().to_string()))?;
     }
     let store = open_store(&config)?;
     let faults = Faults::new(parts.clock.clone());
@@ -187,7 +192,9 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
         looked,
     };
     server.serve(Arc::new(TierOnly(Arc::new(NodeServer(Arc::new(node))))));
-    let capacity = config.capacity.unwrap_or_else(|| cluster::capacity(&config.instances_dir(), &config.images_dir(), config.reserve_mib));
+    let capacity = config
+        .capacity
+        .unwrap_or_else(|| cluster::capacity(&config.instances_dir(), &config.images_dir(), config.reserve_mib));
     let standing = Standing {
         node: daemon.name.clone(),
         address: address.clone(),
@@ -211,12 +218,19 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
 fn open_store(config: &Config) -> Result<Store, StartError> {
     let where_it_is = match &config.daemon.store {
         mallee_service::config::Store::Sqlite => mallee_store::Config::Sqlite { path: config.daemon.store_path() },
-        mallee_service::config::Store::Postgres { url, schema } => mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() },
+        mallee_service::config::Store::Postgres { url, schema } => {
+            mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() }
+        }
     };
     Ok(Store::open(&where_it_is, &MIGRATIONS)?)
 }
 
-async fn ground(config: &Config, store: &Store, events: hypervisor::Events, simulated: Option<Simulated>) -> Result<Ground, StartError> {
+async fn ground(
+    config: &Config,
+    store: &Store,
+    events: hypervisor::Events,
+    simulated: Option<Simulated>,
+) -> Result<Ground, StartError> {
     if config.hypervisor == HypervisorChoice::Simulated {
         let machine = simulated.unwrap_or_else(|| Simulated::new(config.simulated.clone()));
         machine.listen(events);
@@ -247,7 +261,8 @@ async fn ground(config: &Config, store: &Store, events: hypervisor::Events, simu
         _ => (Accelerator::Tcg, "KVM was not tried: the configuration names no engines".to_owned()),
     };
     let uri = config.libvirt_uri.clone().or_else(|| engines.as_ref().map(|e| e.layout().libvirt_uri()));
-    let uri = uri.ok_or_else(|| StartError::Config("neither `engines` nor `libvirt_uri` says where libvirt is".into()))?;
+    let uri =
+        uri.ok_or_else(|| StartError::Config("neither `engines` nor `libvirt_uri` says where libvirt is".into()))?;
     let kind = if accelerator == Accelerator::Kvm { "kvm" } else { "tcg" };
     let sockets: Arc<dyn MetadataSockets> = match &engines {
         Some(engines) => Arc::new(Links::new(store.clone(), engines.netns().clone(), engines.layout().ovs_socket())),

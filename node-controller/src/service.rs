@@ -11,8 +11,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_engines::{Phase, Plan};
 use mallee_service::process;
 use mallee_tiers::{
-    Console, ConsoleAsked, Desired, EngineStatus, Instance, InstanceReport, Intent, IntentAnswer, NodeController, NodeStatus, Observation,
-    Observe, Peer, Reports, StatusAsked, TierError, TierErrorKind, WhyAnswer, WhyAsked, WhyLine,
+    Console, ConsoleAsked, Desired, EngineStatus, Instance, InstanceReport, Intent, IntentAnswer, NodeController,
+    NodeStatus, Observation, Observe, Peer, Reports, StatusAsked, TierError, TierErrorKind, WhyAnswer, WhyAsked,
+    WhyLine,
 };
 
 use tokio::sync::watch;
@@ -40,7 +41,8 @@ impl Node {
         if from.zone.is_empty() || from.zone == self.zone {
             return Ok(());
         }
-        let why = format!("this node belongs to {}, and the cluster-controller {} to {}", self.zone, from.name, from.zone);
+        let why =
+            format!("this node belongs to {}, and the cluster-controller {} to {}", self.zone, from.name, from.zone);
         Err(TierError::new(TierErrorKind::Forbidden, why))
     }
 
@@ -65,7 +67,10 @@ impl Node {
             return known.clone();
         }
         let said = tokio::process::Command::new(program).arg("--version").output().await;
-        let line = said.ok().and_then(|o| String::from_utf8_lossy(&o.stdout).lines().next().map(str::to_owned)).unwrap_or_default();
+        let line = said
+            .ok()
+            .and_then(|o| String::from_utf8_lossy(&o.stdout).lines().next().map(str::to_owned))
+            .unwrap_or_default();
         self.versions.lock().unwrap_or_else(PoisonError::into_inner).insert(program.clone(), line.clone());
         line
     }
@@ -86,9 +91,13 @@ impl NodeController for Node {
         // Right after its start the node has seen nothing yet; saying so would look as if nothing were here.
         let wait = Duration::from_millis(ask.wait_ms.clamp(1_000, 30_000));
         let mut looked = self.looked.clone();
-        let looked = tokio::time::timeout(wait, looked.wait_for(|looked| *looked)).await.is_ok_and(|looked| looked.is_ok());
+        let looked =
+            tokio::time::timeout(wait, looked.wait_for(|looked| *looked)).await.is_ok_and(|looked| looked.is_ok());
         if !looked {
-            return Err(TierError::unreachable(format!("node {} has just started and its hypervisor has not answered yet", self.machine.node)));
+            return Err(TierError::unreachable(format!(
+                "node {} has just started and its hypervisor has not answered yet",
+                self.machine.node
+            )));
         }
         Ok(self.reports.observe(&ask).await)
     }
@@ -108,7 +117,8 @@ impl NodeController for Node {
             return Ok(Console { data, at });
         }
         let bytes = asked.bytes.min(CONSOLE_LIMIT);
-        let text = self.machine.console(&id, bytes).map_err(|e| TierError::internal(format!("the console of {id}: {e}")))?;
+        let text =
+            self.machine.console(&id, bytes).map_err(|e| TierError::internal(format!("the console of {id}: {e}")))?;
         Ok(Console { data: STANDARD.encode(text), at })
     }
 
@@ -128,13 +138,21 @@ impl NodeController for Node {
                 Desired::Terminated => "terminated",
                 Desired::Unknown => "in a way this release does not know",
             };
-            lines.push(line("asked", at, format!("wanted {wanted} (generation {}.{}){listed}", generation.epoch, generation.counter)));
+            lines.push(line(
+                "asked",
+                at,
+                format!("wanted {wanted} (generation {}.{}){listed}", generation.epoch, generation.counter),
+            ));
         }
         for (when, text) in machine.rows.history(&asked.id).await.map_err(internal)? {
             lines.push(line("happened", when, text));
         }
         match machine.hypervisor.look(&asked.id).await {
-            Ok(Some(seen)) => lines.push(line("observed", at, format!("its domain is {:?} on {}", seen.power, machine.hypervisor.kind()))),
+            Ok(Some(seen)) => lines.push(line(
+                "observed",
+                at,
+                format!("its domain is {:?} on {}", seen.power, machine.hypervisor.kind()),
+            )),
             Ok(None) => {}
             Err(e) => lines.push(line("observed", at, e.to_string())),
         }

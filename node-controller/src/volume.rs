@@ -27,7 +27,12 @@ pub fn target(device: &str) -> Result<String, String> {
 
 pub fn disk(wanted: &VolumeAttachment) -> Result<VolumeDisk, String> {
     let Export { name, address, .. } = &wanted.export;
-    Ok(VolumeDisk { serial: serial(&wanted.volume), target: target(&wanted.device)?, export: name.clone(), address: address.clone() })
+    Ok(VolumeDisk {
+        serial: serial(&wanted.volume),
+        target: target(&wanted.device)?,
+        export: name.clone(),
+        address: address.clone(),
+    })
 }
 
 /// The disks a domain begins with. A wish that cannot be met is left out, and is reported when the instance runs.
@@ -86,7 +91,9 @@ mod tests {
 
     #[test]
     fn device_names_of_all_kinds_ask_for_one_disk() {
-        for (device, want) in [("/dev/sdf", "vdf"), ("/dev/xvdf", "vdf"), ("vdg", "vdg"), ("/dev/sdf1", "vdf"), ("/dev/xvdba", "vdba")] {
+        for (device, want) in
+            [("/dev/sdf", "vdf"), ("/dev/xvdf", "vdf"), ("vdg", "vdg"), ("/dev/sdf1", "vdf"), ("/dev/xvdba", "vdba")]
+        {
             assert_eq!(target(device).as_deref(), Ok(want));
         }
         for device in ["/dev/sda", "/dev/xvda", "/dev/sda1", "/dev/nvme1n1", "", "/dev/sdfff", "/dev/sdé"] {

@@ -17,7 +17,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use harness::{NodeProcess, PATIENCE, World, Zone, blob};
 use mallee_engines::{Engines, EnginesConfig, NamespaceConfig, Supervisor, process};
 use mallee_tiers::{
-    Blob, Boot, ConsoleAsked, Desired, DiskFormat, Export, ExportAddress, Instance, InstanceReport, Interface, Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
+    Blob, Boot, ConsoleAsked, Desired, DiskFormat, Export, ExportAddress, Instance, InstanceReport, Interface,
+    Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
 };
 use uuid::Uuid;
 
@@ -98,7 +99,11 @@ fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance)
             device_index: 0,
             mac: MAC.into(),
             address: "10.0.1.10".parse().unwrap(),
-            vpc: VpcLink { id: "vpc-1".into(), metadata_port: "md-vpc".into(), metadata_mac: "0e:00:01:a9:fe:fe".into() },
+            vpc: VpcLink {
+                id: "vpc-1".into(),
+                metadata_port: "md-vpc".into(),
+                metadata_mac: "0e:00:01:a9:fe:fe".into(),
+            },
         }];
         let tree = [
             ("meta-data/instance-id", w.id.clone()),
@@ -151,7 +156,16 @@ impl Stage {
         let done = Command::new("ssh")
             .arg("-i")
             .arg(&self.key)
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=3"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+                "-o",
+                "LogLevel=ERROR",
+                "-o",
+                "ConnectTimeout=3",
+            ])
             .args(["-o", "BatchMode=yes", &format!("root@{NET}.130"), command])
             .output()
             .unwrap();
@@ -189,7 +203,8 @@ fn find_qemu(id: &str) -> Option<(u32, f64)> {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if line.starts_with("/usr/bin/qemu") && line.contains(&format!("guest={id},")) {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let fields: Vec<f64> = stat.rsplit(") ").next().unwrap().split(' ').filter_map(|f| f.parse().ok()).collect();
+            let fields: Vec<f64> =
+                stat.rsplit(") ").next().unwrap().split(' ').filter_map(|f| f.parse().ok()).collect();
             return Some((pid, (fields[10] + fields[11]) / 100.0));
         }
     }
@@ -241,15 +256,28 @@ fn a_real_guest_lives_its_life() {
         std::os::unix::fs::symlink(from.join(name), mini.join(name)).unwrap();
     }
     let (raw, qcow2) = (from.join("mini-disk.raw"), mini.join("mini-disk.qcow2"));
-    assert!(Command::new("qemu-img").args(["convert", "-c", "-f", "raw", "-O", "qcow2"]).args([&raw, &qcow2]).status().unwrap().success());
+    assert!(
+        Command::new("qemu-img")
+            .args(["convert", "-c", "-f", "raw", "-O", "qcow2"])
+            .args([&raw, &qcow2])
+            .status()
+            .unwrap()
+            .success()
+    );
     let names = ["mini-disk.qcow2", "mini.root", "mini.vmlinux", "mini.initrd"];
     let blobs: BTreeMap<String, PathBuf> = names.iter().map(|n| (blob(&mini.join(n)).digest, mini.join(n))).collect();
     let walrus = world.walrus(blobs);
     let key = dir.path().join("key");
-    assert!(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap().success());
+    assert!(
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap().success()
+    );
     let config = format!(
         "patience_s = 20\nwalrus = {{ address = '{walrus}', name = 'walrus' }}\n[engines]\n{}",
-        toml::to_string(&engines_config()).unwrap().replace("[namespace]", "[engines.namespace]").replace("[central]", "[engines.central]").replace("[node]", "[engines.node]")
+        toml::to_string(&engines_config())
+            .unwrap()
+            .replace("[namespace]", "[engines.namespace]")
+            .replace("[central]", "[engines.central]")
+            .replace("[node]", "[engines.node]")
     );
     let node = world.node(&config, None);
     let zone = world.zone();
@@ -312,13 +340,18 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
     while !socket.exists() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let export = Export { attachment: "a".into(), name: "x1".into(), address: ExportAddress::Unix(socket.display().to_string()) };
+    let export = Export {
+        attachment: "a".into(),
+        name: "x1".into(),
+        address: ExportAddress::Unix(socket.display().to_string()),
+    };
     let wanted = VolumeAttachment { volume: "vol-0123456789abcdef0".into(), device: "/dev/sdf".into(), export };
     begun = Instant::now();
     s.want(id, |w| w.volumes = vec![wanted.clone()]);
     s.until(id, "attached", |r| r.attachments.iter().any(|a| a.attached));
     step(&mut begun, "volume attached");
-    let find = "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = vol0123456789abcdef0 ] && echo ${d##*/}; done; true";
+    let find =
+        "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = vol0123456789abcdef0 ] && echo ${d##*/}; done; true";
     let deadline = Instant::now() + PATIENCE;
     let name = loop {
         let name = s.ssh(find).unwrap();
@@ -328,7 +361,8 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
         assert!(Instant::now() < deadline, "the guest sees no disk");
     };
     step(&mut begun, &format!("the guest sees it as {name}"));
-    s.ssh(&format!("mke2fs -q /dev/{name} && mount -t ext2 /dev/{name} /mnt && echo kept > /mnt/file && sync")).unwrap();
+    s.ssh(&format!("mke2fs -q /dev/{name} && mount -t ext2 /dev/{name} /mnt && echo kept > /mnt/file && sync"))
+        .unwrap();
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     let _ = std::fs::remove_file(&socket);
@@ -440,8 +474,15 @@ fn killed_at_any_moment(mut s: Stage, mini: &Path, public: &str) {
     s.wait_ssh();
     assert_eq!(s.ssh("imds meta-data/instance-id").as_deref(), Ok(id), "{}", s.console(id));
     let status = s.world.runtime.block_on(s.zone.client(s.node()).status(&StatusAsked {})).unwrap();
-    step(&mut begun, &format!("killed ten times on the way up: SSH answers; {} on {}", status.hypervisor, status.hypervisor_reason));
-    println!("            node-controller: {} KiB; engines: {:?}", status.tier.rss_kib, status.engines.iter().map(|e| (&e.name, e.rss_kib, &e.version)).collect::<Vec<_>>());
+    step(
+        &mut begun,
+        &format!("killed ten times on the way up: SSH answers; {} on {}", status.hypervisor, status.hypervisor_reason),
+    );
+    println!(
+        "            node-controller: {} KiB; engines: {:?}",
+        status.tier.rss_kib,
+        status.engines.iter().map(|e| (&e.name, e.rss_kib, &e.version)).collect::<Vec<_>>()
+    );
     s.want(id, |w| w.desired = Desired::Terminated);
     for ms in [0, 5, 20, 300, 1000, 5] {
         std::thread::sleep(Duration::from_millis(ms));

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use harness::{NodeProcess, World, Zone};
 use mallee_node_controller::hypervisor::{Hypervisor, Simulated, SimulatedConfig};
-use mallee_tiers::{ConsoleAsked, Desired, Export, ExportAddress, Observe, Observed, StatusAsked, TierErrorKind, VolumeAttachment, WhyAsked};
+use mallee_tiers::{
+    ConsoleAsked, Desired, Export, ExportAddress, Observe, Observed, StatusAsked, TierErrorKind, VolumeAttachment,
+    WhyAsked,
+};
 
 const CONFIG: &str = "hypervisor = 'simulated'\npatience_s = 1\n[simulated]\npower_off_ms = 5\n";
 
@@ -50,7 +53,8 @@ impl Stage {
 }
 
 fn volume(id: &str, export: &str) -> VolumeAttachment {
-    let export = Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/nowhere".into()) };
+    let export =
+        Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/nowhere".into()) };
     VolumeAttachment { volume: id.into(), device: "/dev/sdf".into(), export }
 }
 

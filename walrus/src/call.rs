@@ -16,6 +16,7 @@ use openssl::hash::{MessageDigest, hash};
 use crate::{
     Error,
     checksum::{Algorithm, Running},
+    circumstances::Wire,
     error::refuse,
     principal::Principal,
 };
@@ -120,7 +121,8 @@ impl Target {
 
 /// The bucket a `Host` header names, for one of the cloud's suffixes.
 pub fn bucket_in_host<'h>(host: &'h str, suffixes: &[String]) -> Option<&'h str> {
-    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(n, _)| n);
+    let name =
+        host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(n, _)| n);
     suffixes.iter().find_map(|suffix| {
         let cut = name.len().checked_sub(suffix.len() + 1)?;
         let (bucket, rest) = name.split_at_checked(cut)?;
@@ -135,6 +137,7 @@ pub struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub principal: Principal,
+    pub wire: Wire,
     pub payload: Payload,
     pub request_id: String,
     /// When it came, in milliseconds.
@@ -172,7 +175,8 @@ impl Call {
             running.update(&bytes);
             (algorithm, running.finish())
         });
-        let sha256: [u8; 32] = sha2::Digest::finalize(sha2::Digest::chain_update(sha2::Sha256::default(), &bytes)).into();
+        let sha256: [u8; 32] =
+            sha2::Digest::finalize(sha2::Digest::chain_update(sha2::Sha256::default(), &bytes)).into();
         self.payload.check_sha256(Some(sha256))?;
         promised.check(&md5, sum.as_slice(), &self.payload.trailers)?;
         Ok(bytes)
@@ -194,7 +198,8 @@ pub struct Payload {
 
 impl Payload {
     pub fn new(body: Incoming, verified: Option<Verified>, headers: &HeaderMap) -> Result<Self, Error> {
-        let number = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<u64>().ok());
+        let number =
+            |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<u64>().ok());
         let decoder = match &verified {
             Some(verified) => Decoder::for_request(verified, headers)?,
             None => None,
@@ -329,8 +334,7 @@ impl Promised {
         for algorithm in Algorithm::ALL {
             if let Some(text) = call.header(algorithm.header())? {
                 promised.set(algorithm)?;
-                let invalid =
-                    || refuse::request(format!("Value for {} header is invalid.", algorithm.header()));
+                let invalid = || refuse::request(format!("Value for {} header is invalid.", algorithm.header()));
                 promised.value = Some(algorithm.parse(text).ok_or_else(invalid)?);
             }
         }
@@ -344,7 +348,11 @@ impl Promised {
         }
         for name in ["x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm"] {
             if let Some(text) = call.header(name)? {
-                let unknown = || refuse::request("Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]");
+                let unknown = || {
+                    refuse::request(
+                        "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]",
+                    )
+                };
                 let algorithm = Algorithm::by_name(text).ok_or_else(unknown)?;
                 if promised.algorithm.is_some_and(|known| known != algorithm) {
                     return Err(refuse::request(format!("Value for {name} header is invalid.")));
@@ -373,10 +381,11 @@ impl Promised {
         let Some(algorithm) = self.algorithm else { return Ok(()) };
         let promised = match (&self.value, self.in_trailer) {
             (Some(value), _) => value.clone(),
-            (None, true) => trailers
-                .get(algorithm.header())
-                .and_then(|text| algorithm.parse(text))
-                .ok_or_else(|| refuse::request(format!("Value for {} trailing header is invalid.", algorithm.header())))?,
+            (None, true) => {
+                trailers.get(algorithm.header()).and_then(|text| algorithm.parse(text)).ok_or_else(|| {
+                    refuse::request(format!("Value for {} trailing header is invalid.", algorithm.header()))
+                })?
+            }
             (None, false) => return Ok(()),
         };
         let came = sums.iter().find(|(known, _)| *known == algorithm).map(|(_, sum)| sum);

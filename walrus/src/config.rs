@@ -1,7 +1,9 @@
 //! What walrus is told, in one TOML file.
 //!
 //! Beside what every daemon has (`name`, `state`, `listen`, `announce`, `cloud_controller`, `join_token`, `store`):
-//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`, and `[[identities]]` for a walrus that stands alone.
+//! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`,
+//! `master_key`, `lifecycle_every_ms`, `scrub_mib_per_second`, and `[[identities]]` for a walrus that stands alone.
+//! For what buckets can be set to do: `website_suffixes`, `[webhooks]`, `log_delivery_ms`.
 
 use std::path::PathBuf;
 
@@ -32,6 +34,25 @@ pub struct Config {
     /// MiB of the blobs' file system that no object may take: the store needs room to write down what may go.
     #[serde(default = "reserve_mib")]
     pub reserve_mib: u64,
+    /// `BUCKET.SUFFIX` as the host names a bucket's website, for each of these suffixes.
+    #[serde(default)]
+    pub website_suffixes: Vec<String>,
+    /// Where buckets may send events, by the name their owners know it under.
+    #[serde(default)]
+    pub webhooks: std::collections::BTreeMap<String, String>,
+    /// How long lines of access logs wait for others before they become an object.
+    #[serde(default = "five_minutes")]
+    pub log_delivery_ms: i64,
+    /// The key that the keys of encrypted objects are under; `STATE/master.key` unless said. Made when there is none. Walruses
+    /// of one store need the same.
+    #[serde(default)]
+    pub master_key: Option<PathBuf>,
+    /// How often lifecycles are looked through.
+    #[serde(default = "an_hour")]
+    pub lifecycle_every_ms: u64,
+    /// How many MiB a second are read to find damage; 0: none are.
+    #[serde(default = "scrub_mib")]
+    pub scrub_mib_per_second: u64,
     /// Accounts and keys of a walrus without a cloud: it then asks no cloud-controller for anything.
     #[serde(default)]
     pub identities: Vec<StaticIdentity>,
@@ -50,6 +71,19 @@ pub struct StaticIdentity {
 }
 
 impl Config {
+    pub fn master_key(&self) -> PathBuf {
+        self.master_key.clone().unwrap_or_else(|| self.daemon.state.join("master.key"))
+    }
+    /// The webhooks' addresses; one that is none is a mistake in the file.
+    pub fn webhooks(&self) -> Result<crate::s3::bucket::notification::Webhooks, String> {
+        let read = |(name, url): (&String, &String)| {
+            let wrong = || format!("webhooks.{name}: {url:?} is no http or https address");
+            let uri: http::Uri = url.parse().map_err(|_| wrong())?;
+            let good = uri.authority().is_some() && matches!(uri.scheme_str(), Some("http" | "https"));
+            if good { Ok((name.clone(), uri)) } else { Err(wrong()) }
+        };
+        self.webhooks.iter().map(read).collect()
+    }
     pub fn blobs_dir(&self) -> PathBuf {
         self.blobs.clone().unwrap_or_else(|| self.daemon.state.join("blobs"))
     }
@@ -67,6 +101,14 @@ impl Config {
     }
 }
 
+fn an_hour() -> u64 {
+    3_600_000
+}
+
+fn scrub_mib() -> u64 {
+    4
+}
+
 fn region() -> String {
     "mallee-1".into()
 }
@@ -77,6 +119,10 @@ fn reserve_mib() -> u64 {
 
 fn yes() -> bool {
     true
+}
+
+fn five_minutes() -> i64 {
+    300_000
 }
 
 fn ten_seconds() -> i64 {

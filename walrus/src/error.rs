@@ -9,6 +9,9 @@ pub enum Error {
     /// A refusal, as the client is told it.
     #[error("{0}")]
     Refused(#[from] AwsError),
+    /// A refusal about a delete marker, which the answer's headers name. `modified` is shown when it was asked for itself.
+    #[error("{refusal}")]
+    Hidden { refusal: AwsError, version: String, modified: Option<i64> },
     #[error("store: {0}")]
     Store(#[from] mallee_store::Error),
     #[error("blobs: {0}")]
@@ -39,9 +42,10 @@ impl Error {
     /// What the client is told. The rest is for the log, under the request's id.
     pub fn told(&self) -> AwsError {
         use mallee_store::Error as Store;
-        let full = || AwsError::new("InsufficientStorage", 507, "There is no space left to store this; nothing was kept.");
+        let full =
+            || AwsError::new("InsufficientStorage", 507, "There is no space left to store this; nothing was kept.");
         match self {
-            Error::Refused(refusal) => refusal.clone(),
+            Error::Refused(refusal) | Error::Hidden { refusal, .. } => refusal.clone(),
             Error::Store(Store::Full { .. }) => full(),
             Error::Store(Store::Busy { .. }) => AwsError::new("SlowDown", 503, "Please reduce your request rate."),
             Error::Store(Store::Connection { .. }) => AwsError::new("ServiceUnavailable", 503, "Please try again."),
@@ -56,7 +60,7 @@ impl Error {
 
     /// Whether a person should look at it.
     pub fn is_ours(&self) -> bool {
-        !matches!(self, Error::Refused(_) | Error::Cut(_))
+        !matches!(self, Error::Refused(_) | Error::Hidden { .. } | Error::Cut(_))
     }
 }
 

@@ -20,10 +20,14 @@ use time::OffsetDateTime;
 use crate::{
     Error, Walrus,
     call::{Call, Payload, Query, Target, bucket_in_host},
+    circumstances::{self, Wire},
     error::refuse,
-    operation::{self, Does, On, Op},
+    operation::{self, Does, Op},
     principal::Principal,
-    s3::{bucket, done, http_time, multipart, object, set, xml_text},
+    s3::{
+        bucket::{self, cors, logging, website},
+        done, http_time, multipart, object, set, xml_text,
+    },
     tier,
 };
 
@@ -52,7 +56,13 @@ impl Handler for Front {
         if path.starts_with(mallee_tiers::CALL_PREFIX) {
             return tier::handle(&self.walrus, request, &connection).await;
         }
+        // hyper takes `Transfer-Encoding` for a request's length and forgets a `Content-Length` beside it. A proxy that took
+        // the other one must not have what follows read as a request: it would be somebody else's.
+        let ambiguous = request.headers().contains_key(header::TRANSFER_ENCODING) && !connection.tls;
         let (mut response, operation) = self.s3(request, &connection, &request_id).await;
+        if ambiguous {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Err(e) = sign_off(&mut response, &request_id, self.walrus.clock.now_ms()) {
             tracing::error!(error = %e, "an answer without its headers");
         }
@@ -78,10 +88,54 @@ fn sign_off(response: &mut Response<Body>, request_id: &str, now: i64) -> Result
 }
 
 impl Front {
-    async fn s3(&self, request: Request<Incoming>, connection: &Connection, request_id: &str) -> (Response<Body>, &'static str) {
+    /// What is asked for by browsers, which sign nothing: pages of websites, and leave to use the API from a page.
+    async fn for_browsers(
+        &self,
+        request: &Request<Incoming>,
+        connection: &Connection,
+        request_id: &str,
+    ) -> Option<(Response<Body>, &'static str)> {
         let walrus = &*self.walrus;
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        if let Some(bucket) = bucket_in_host(host, &walrus.website_suffixes) {
+            let visit = website::Visit {
+                bucket,
+                method: request.method().clone(),
+                path: request.uri().path(),
+                headers: request.headers(),
+                host,
+                wire: wire(connection),
+                request_id,
+                now: walrus.clock.now_ms(),
+            };
+            return Some((website::serve(walrus, &visit).await, "website"));
+        }
+        if request.method() != Method::OPTIONS {
+            return None;
+        }
+        let target = Target::of(request.uri().path(), bucket_in_host(host, &walrus.host_suffixes));
+        let answer = match &target {
+            Ok(target) => cors::preflight(walrus, &target.bucket, &target.key, request.headers()).await,
+            Err(_) => Err(refuse::coded("InvalidURI", 400, "Couldn't parse the specified URI.")),
+        };
+        let answer = answer.unwrap_or_else(|e| refusal(walrus, &e, request_id, request.uri().path(), false));
+        Some((answer, "preflight"))
+    }
+
+    async fn s3(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+        request_id: &str,
+    ) -> (Response<Body>, &'static str) {
+        let walrus = &*self.walrus;
+        let begun = Instant::now();
+        if let Some(answered) = self.for_browsers(&request, connection, request_id).await {
+            return answered;
+        }
         let (parts, incoming) = request.into_parts();
         let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
+        let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
         let expects = parts.headers.contains_key(header::EXPECT);
         let mut call = match prepare(walrus, parts, incoming, connection, request_id) {
             Ok(call) => call,
@@ -91,24 +145,69 @@ impl Front {
                     let mut payload = Payload::undecoded(body);
                     payload.drain().await;
                 }
-                return (refusal(walrus, &e, request_id, &resource, head), "-");
+                let mut response = refusal(walrus, &e, request_id, &resource, head);
+                if expects {
+                    close(&mut response);
+                }
+                return (response, "-");
             }
         };
         let (operation, outcome) = match operation::pick(&call) {
             Ok(row) => (row.name, perform(walrus, &mut call, row).await),
             Err(e) => ("-", Err(e)),
         };
-        match outcome {
-            Ok(response) => (response, operation),
+        let told = outcome.as_ref().err().map(Error::told);
+        let mut response = match outcome {
+            Ok(response) => response,
             Err(e) => {
                 // A client that waits for "100 Continue" has sent nothing, and now will not.
                 if !expects {
                     call.payload.drain().await;
                 }
-                (refusal(walrus, &e, request_id, &call.target.resource(), head), operation)
+                refusal(walrus, &e, request_id, &call.target.resource(), head)
             }
+        };
+        if expects && told.is_some() {
+            close(&mut response);
         }
+        if operation == "HeadBucket" && told.is_some() {
+            // There is one region, and clients that ask in the wrong one are told.
+            let _ = set(&mut response, "x-amz-bucket-region", &walrus.region());
+        }
+        if call.headers.contains_key(header::ORIGIN)
+            && let Err(e) = cors::tell(walrus, &call.target.bucket, &call.method, &call.headers, &mut response).await
+        {
+            tracing::error!(request.id = request_id, error = %e, "an answer without its CORS headers");
+        }
+        if let Some(owner) = walrus.access_logs.owner(&call.target.bucket) {
+            let logged = logging::Logged {
+                bucket: &call.target.bucket,
+                key: &call.target.key,
+                operation,
+                method: &call.method,
+                target: &target,
+                headers: &call.headers,
+                principal: &call.principal,
+                wire: call.wire,
+                request_id,
+                response: &response,
+                error: told.as_ref().map(|told| told.code.as_ref()),
+                now: call.now,
+                begun,
+            };
+            walrus.access_logs.take(logged.bucket, call.now, logging::line(&owner, &logged));
+        }
+        (response, operation)
     }
+}
+
+/// Nobody knows whether a client that waited to be told to go on will still send its body, so nothing can come after it.
+fn close(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+fn wire(connection: &Connection) -> Wire {
+    Wire { remote: connection.remote.map(|remote| remote.ip()), tls: connection.tls }
 }
 
 /// A refusal, with the body that has not been read.
@@ -128,13 +227,16 @@ fn prepare(
     match settle(walrus, &mut parts, now) {
         Err(e) => Err(Box::new((e, Some(incoming)))),
         Ok(Settled { target, query, principal, verified, host }) => {
+            let wire = wire(connection);
+            let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
             let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
             Ok(Call {
                 method: parts.method,
                 target,
                 query,
                 headers: parts.headers,
-                principal,
+                principal: principal.with_context(context),
+                wire,
                 payload,
                 request_id: request_id.to_owned(),
                 now,
@@ -162,7 +264,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
             let (principal, verified) = verify(walrus, &presented, now)?;
             (principal, Some(verified))
         }
-        None => (Principal::Anonymous, unsigned(parts)?),
+        None => (Principal::anonymous(), unsigned(parts)?),
     };
     let target = Target::of(parts.uri.path(), bucket)?;
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
@@ -227,7 +329,7 @@ pub fn verify(walrus: &Walrus, presented: &Presented, now: i64) -> Result<(Princ
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(now) * 1_000_000)
         .map_err(|e| Error::Internal(format!("the clock: {e}")))?;
     let verified = presented.verify(&holder.secret, None, at)?;
-    Ok((Principal::Account(holder.account.clone()), verified))
+    Ok((Principal::of_account(holder.account.clone()), verified))
 }
 
 /// What nobody signed may still say how its body comes, and what it is: SDKs without credentials do.
@@ -242,16 +344,16 @@ async fn perform(walrus: &Walrus, call: &mut Call, row: &operation::Operation) -
         Does::This(op) => run(walrus, call, op).await,
         Does::Refused => Err(refuse::not_implemented(row.name)),
         Does::Absent { code, status, message } => {
-            let bucket = bucket::configuration(walrus, call, row.on == On::Object).await?;
+            let bucket = bucket::configuration(walrus, call, row.action()).await?;
             Err(Error::Refused(AwsError::new(code, status, message).with_field("BucketName", bucket.name)))
         }
         Does::Document { root, inner } => {
-            bucket::configuration(walrus, call, false).await?;
+            bucket::configuration(walrus, call, row.action()).await?;
             let text = document::render_text(root, "");
             Ok(xml_text(text.replace("></", &format!(">{inner}</"))))
         }
         Does::NothingThere => {
-            bucket::configuration(walrus, call, false).await?;
+            bucket::configuration(walrus, call, row.action()).await?;
             Ok(done(StatusCode::NO_CONTENT))
         }
     }
@@ -263,12 +365,51 @@ async fn run(walrus: &Walrus, call: &mut Call, op: Op) -> Result<Response<Body>,
         Op::CreateBucket => bucket::create(walrus, call).await,
         Op::HeadBucket => bucket::head(walrus, call).await,
         Op::DeleteBucket => bucket::delete(walrus, call).await,
+        Op::GetBucketVersioning => bucket::versioning::get(walrus, call).await,
+        Op::PutBucketVersioning => bucket::versioning::put(walrus, call).await,
+        Op::GetObjectLockConfiguration => bucket::object_lock::get(walrus, call).await,
+        Op::PutObjectLockConfiguration => bucket::object_lock::put(walrus, call).await,
+        Op::GetBucketLifecycle => bucket::lifecycle::get(walrus, call).await,
+        Op::PutBucketLifecycle => bucket::lifecycle::put(walrus, call).await,
+        Op::DeleteBucketLifecycle => bucket::lifecycle::delete(walrus, call).await,
+        Op::GetObjectRetention => object::lock::get_retention(walrus, call).await,
+        Op::PutObjectRetention => object::lock::put_retention(walrus, call).await,
+        Op::GetObjectLegalHold => object::lock::get_hold(walrus, call).await,
+        Op::PutObjectLegalHold => object::lock::put_hold(walrus, call).await,
         Op::GetBucketLocation => bucket::location(walrus, call).await,
         Op::GetBucketAcl => bucket::get_acl(walrus, call).await,
         Op::PutBucketAcl => bucket::put_acl(walrus, call).await,
+        Op::GetBucketTagging => bucket::tagging::get(walrus, call).await,
+        Op::PutBucketTagging => bucket::tagging::put(walrus, call).await,
+        Op::DeleteBucketTagging => bucket::tagging::delete(walrus, call).await,
+        Op::GetBucketCors => bucket::cors::get(walrus, call).await,
+        Op::PutBucketCors => bucket::cors::put(walrus, call).await,
+        Op::DeleteBucketCors => bucket::cors::delete(walrus, call).await,
+        Op::GetBucketPolicy => bucket::policy::get(walrus, call).await,
+        Op::GetBucketPolicyStatus => bucket::policy::status(walrus, call).await,
+        Op::PutBucketPolicy => bucket::policy::put(walrus, call).await,
+        Op::DeleteBucketPolicy => bucket::policy::delete(walrus, call).await,
+        Op::GetPublicAccessBlock => bucket::public_access::get(walrus, call).await,
+        Op::PutPublicAccessBlock => bucket::public_access::put(walrus, call).await,
+        Op::DeletePublicAccessBlock => bucket::public_access::delete(walrus, call).await,
+        Op::GetBucketOwnershipControls => bucket::ownership::get(walrus, call).await,
+        Op::PutBucketOwnershipControls => bucket::ownership::put(walrus, call).await,
+        Op::DeleteBucketOwnershipControls => bucket::ownership::delete(walrus, call).await,
+        Op::GetBucketWebsite => bucket::website::get(walrus, call).await,
+        Op::PutBucketWebsite => bucket::website::put(walrus, call).await,
+        Op::DeleteBucketWebsite => bucket::website::delete(walrus, call).await,
+        Op::GetBucketEncryption => bucket::encryption::get(walrus, call).await,
+        Op::PutBucketEncryption => bucket::encryption::put(walrus, call).await,
+        Op::DeleteBucketEncryption => bucket::encryption::delete(walrus, call).await,
+        Op::GetBucketLogging => bucket::logging::get(walrus, call).await,
+        Op::PutBucketLogging => bucket::logging::put(walrus, call).await,
+        Op::GetBucketNotificationConfiguration => bucket::notification::get(walrus, call).await,
+        Op::PutBucketNotificationConfiguration => bucket::notification::put(walrus, call).await,
+        Op::GetBucketRequestPayment => bucket::request_payment::get(walrus, call).await,
+        Op::PutBucketRequestPayment => bucket::request_payment::put(walrus, call).await,
         Op::ListObjects => object::list::v1(walrus, call).await,
         Op::ListObjectsV2 => object::list::v2(walrus, call).await,
-        Op::ListObjectVersions => object::list::versions(walrus, call).await,
+        Op::ListObjectVersions => object::versions::list(walrus, call).await,
         Op::ListMultipartUploads => multipart::list_uploads(walrus, call).await,
         Op::DeleteObjects => object::delete::delete_many(walrus, call).await,
         Op::PostObject => object::post::post(walrus, call).await,
@@ -310,6 +451,15 @@ fn refusal(walrus: &Walrus, e: &Error, request_id: &str, resource: &str, head: b
         response
     };
     *response.status_mut() = StatusCode::from_u16(told.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Error::Hidden { version, modified, .. } = e {
+        let shown = [("x-amz-delete-marker", "true".to_owned()), ("x-amz-version-id", version.clone())];
+        let last = modified.map(|at| ("last-modified", http_time(at)));
+        for (name, value) in shown.into_iter().chain(last) {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+    }
     let size = told.fields.iter().find(|(name, _)| name == "ActualObjectSize").map(|(_, size)| size);
     if let (416, Some(size)) = (told.status, size)
         && let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}"))

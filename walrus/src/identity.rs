@@ -81,8 +81,7 @@ impl Holders {
             };
             held.by_canonical_id.insert(account.canonical_id.clone(), account.clone());
             held.by_account.insert(account.account.clone(), account.clone());
-            let holder =
-                Holder { secret: SecretKey::new(identity.secret.0.clone()), active: identity.active, account };
+            let holder = Holder { secret: SecretKey::new(identity.secret.0.clone()), active: identity.active, account };
             held.by_key.insert(identity.access_key.clone(), Arc::new(holder));
         }
         *self.0.write().unwrap_or_else(|p| p.into_inner()) = Arc::new(held);
@@ -142,9 +141,8 @@ impl SealedCopy {
 
     /// What was kept; nothing in a new store.
     pub async fn load(&self) -> Result<Option<(Generation, Vec<Identity>)>, Error> {
-        let read = |row: &Row<'_>| {
-            Ok((Generation { epoch: row.get(0)?, counter: row.get(1)? }, row.get::<Vec<u8>>(2)?))
-        };
+        let read =
+            |row: &Row<'_>| Ok((Generation { epoch: row.get(0)?, counter: row.get(1)? }, row.get::<Vec<u8>>(2)?));
         let row = self
             .store
             .read("load the identities", move |tx| {

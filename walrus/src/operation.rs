@@ -4,7 +4,7 @@
 
 use http::Method;
 
-use crate::{Error, call::Call, error::refuse};
+use crate::{Error, access::Action, call::Call, error::refuse};
 
 /// What an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +35,16 @@ pub enum By {
 pub enum Does {
     This(Op),
     /// There is none, and here there never is: the error AWS answers with.
-    Absent { code: &'static str, status: u16, message: &'static str },
+    Absent {
+        code: &'static str,
+        status: u16,
+        message: &'static str,
+    },
     /// There is none: an empty document, or one that says the default.
-    Document { root: &'static str, inner: &'static str },
+    Document {
+        root: &'static str,
+        inner: &'static str,
+    },
     /// Nothing to take away, which is what was asked for.
     NothingThere,
     Refused,
@@ -53,6 +60,45 @@ pub enum Op {
     GetBucketLocation,
     GetBucketAcl,
     PutBucketAcl,
+    GetBucketTagging,
+    PutBucketTagging,
+    DeleteBucketTagging,
+    GetBucketCors,
+    PutBucketCors,
+    DeleteBucketCors,
+    GetBucketPolicy,
+    GetBucketPolicyStatus,
+    PutBucketPolicy,
+    DeleteBucketPolicy,
+    GetPublicAccessBlock,
+    PutPublicAccessBlock,
+    DeletePublicAccessBlock,
+    GetBucketOwnershipControls,
+    PutBucketOwnershipControls,
+    DeleteBucketOwnershipControls,
+    GetBucketWebsite,
+    PutBucketWebsite,
+    DeleteBucketWebsite,
+    GetBucketEncryption,
+    PutBucketEncryption,
+    DeleteBucketEncryption,
+    GetBucketLogging,
+    PutBucketLogging,
+    GetBucketNotificationConfiguration,
+    PutBucketNotificationConfiguration,
+    GetBucketRequestPayment,
+    PutBucketRequestPayment,
+    GetBucketVersioning,
+    PutBucketVersioning,
+    GetObjectLockConfiguration,
+    PutObjectLockConfiguration,
+    GetBucketLifecycle,
+    PutBucketLifecycle,
+    DeleteBucketLifecycle,
+    GetObjectRetention,
+    PutObjectRetention,
+    GetObjectLegalHold,
+    PutObjectLegalHold,
     ListObjects,
     ListObjectsV2,
     ListObjectVersions,
@@ -100,11 +146,6 @@ const fn document(root: &'static str) -> Does {
     Does::Document { root, inner: "" }
 }
 
-const NO_LOCK: Does = Does::Absent {
-    code: "InvalidRequest",
-    status: 400,
-    message: "Bucket is missing Object Lock Configuration",
-};
 const NO_CONFIGURATION: Does = absent("NoSuchConfiguration", "The specified configuration does not exist.");
 
 use By::{Form, Header, Nothing, Query, QueryAndHeader, QueryAndId, Value};
@@ -122,46 +163,46 @@ pub const OPERATIONS: &[Operation] = &[
     row("ListMultipartUploads", Bucket, "GET", Query("uploads"), This(Op::ListMultipartUploads)),
     row("ListObjectVersions", Bucket, "GET", Query("versions"), This(Op::ListObjectVersions)),
     row("DeleteObjects", Bucket, "POST", Query("delete"), This(Op::DeleteObjects)),
-    row("GetBucketVersioning", Bucket, "GET", Query("versioning"), document("VersioningConfiguration")),
-    row("PutBucketVersioning", Bucket, "PUT", Query("versioning"), Refused),
-    row("GetBucketTagging", Bucket, "GET", Query("tagging"), absent("NoSuchTagSet", "The TagSet does not exist")),
-    row("PutBucketTagging", Bucket, "PUT", Query("tagging"), Refused),
-    row("DeleteBucketTagging", Bucket, "DELETE", Query("tagging"), NothingThere),
-    row("GetBucketCors", Bucket, "GET", Query("cors"), absent("NoSuchCORSConfiguration", "The CORS configuration does not exist")),
-    row("PutBucketCors", Bucket, "PUT", Query("cors"), Refused),
-    row("DeleteBucketCors", Bucket, "DELETE", Query("cors"), NothingThere),
-    row("GetBucketLifecycleConfiguration", Bucket, "GET", Query("lifecycle"), absent("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist")),
-    row("PutBucketLifecycleConfiguration", Bucket, "PUT", Query("lifecycle"), Refused),
-    row("DeleteBucketLifecycle", Bucket, "DELETE", Query("lifecycle"), NothingThere),
-    row("GetBucketPolicyStatus", Bucket, "GET", Query("policyStatus"), absent("NoSuchBucketPolicy", "The bucket policy does not exist")),
-    row("GetBucketPolicy", Bucket, "GET", Query("policy"), absent("NoSuchBucketPolicy", "The bucket policy does not exist")),
-    row("PutBucketPolicy", Bucket, "PUT", Query("policy"), Refused),
-    row("DeleteBucketPolicy", Bucket, "DELETE", Query("policy"), NothingThere),
-    row("GetPublicAccessBlock", Bucket, "GET", Query("publicAccessBlock"), absent("NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found")),
-    row("PutPublicAccessBlock", Bucket, "PUT", Query("publicAccessBlock"), Refused),
-    row("DeletePublicAccessBlock", Bucket, "DELETE", Query("publicAccessBlock"), NothingThere),
-    row("GetBucketOwnershipControls", Bucket, "GET", Query("ownershipControls"), absent("OwnershipControlsNotFoundError", "The bucket ownership controls were not found")),
-    row("PutBucketOwnershipControls", Bucket, "PUT", Query("ownershipControls"), Refused),
-    row("DeleteBucketOwnershipControls", Bucket, "DELETE", Query("ownershipControls"), NothingThere),
-    row("GetBucketWebsite", Bucket, "GET", Query("website"), absent("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration")),
-    row("PutBucketWebsite", Bucket, "PUT", Query("website"), Refused),
-    row("DeleteBucketWebsite", Bucket, "DELETE", Query("website"), NothingThere),
-    row("GetBucketEncryption", Bucket, "GET", Query("encryption"), absent("ServerSideEncryptionConfigurationNotFoundError", "The server side encryption configuration was not found")),
-    row("PutBucketEncryption", Bucket, "PUT", Query("encryption"), Refused),
-    row("DeleteBucketEncryption", Bucket, "DELETE", Query("encryption"), NothingThere),
-    row("GetObjectLockConfiguration", Bucket, "GET", Query("object-lock"), absent("ObjectLockConfigurationNotFoundError", "Object Lock configuration does not exist for this bucket")),
-    row("PutObjectLockConfiguration", Bucket, "PUT", Query("object-lock"), Refused),
+    row("GetBucketVersioning", Bucket, "GET", Query("versioning"), This(Op::GetBucketVersioning)),
+    row("PutBucketVersioning", Bucket, "PUT", Query("versioning"), This(Op::PutBucketVersioning)),
+    row("GetBucketTagging", Bucket, "GET", Query("tagging"), This(Op::GetBucketTagging)),
+    row("PutBucketTagging", Bucket, "PUT", Query("tagging"), This(Op::PutBucketTagging)),
+    row("DeleteBucketTagging", Bucket, "DELETE", Query("tagging"), This(Op::DeleteBucketTagging)),
+    row("GetBucketCors", Bucket, "GET", Query("cors"), This(Op::GetBucketCors)),
+    row("PutBucketCors", Bucket, "PUT", Query("cors"), This(Op::PutBucketCors)),
+    row("DeleteBucketCors", Bucket, "DELETE", Query("cors"), This(Op::DeleteBucketCors)),
+    row("GetBucketLifecycleConfiguration", Bucket, "GET", Query("lifecycle"), This(Op::GetBucketLifecycle)),
+    row("PutBucketLifecycleConfiguration", Bucket, "PUT", Query("lifecycle"), This(Op::PutBucketLifecycle)),
+    row("DeleteBucketLifecycle", Bucket, "DELETE", Query("lifecycle"), This(Op::DeleteBucketLifecycle)),
+    row("GetBucketPolicyStatus", Bucket, "GET", Query("policyStatus"), This(Op::GetBucketPolicyStatus)),
+    row("GetBucketPolicy", Bucket, "GET", Query("policy"), This(Op::GetBucketPolicy)),
+    row("PutBucketPolicy", Bucket, "PUT", Query("policy"), This(Op::PutBucketPolicy)),
+    row("DeleteBucketPolicy", Bucket, "DELETE", Query("policy"), This(Op::DeleteBucketPolicy)),
+    row("GetPublicAccessBlock", Bucket, "GET", Query("publicAccessBlock"), This(Op::GetPublicAccessBlock)),
+    row("PutPublicAccessBlock", Bucket, "PUT", Query("publicAccessBlock"), This(Op::PutPublicAccessBlock)),
+    row("DeletePublicAccessBlock", Bucket, "DELETE", Query("publicAccessBlock"), This(Op::DeletePublicAccessBlock)),
+    row("GetBucketOwnershipControls", Bucket, "GET", Query("ownershipControls"), This(Op::GetBucketOwnershipControls)),
+    row("PutBucketOwnershipControls", Bucket, "PUT", Query("ownershipControls"), This(Op::PutBucketOwnershipControls)),
+    row("DeleteBucketOwnershipControls", Bucket, "DELETE", Query("ownershipControls"), This(Op::DeleteBucketOwnershipControls)),
+    row("GetBucketWebsite", Bucket, "GET", Query("website"), This(Op::GetBucketWebsite)),
+    row("PutBucketWebsite", Bucket, "PUT", Query("website"), This(Op::PutBucketWebsite)),
+    row("DeleteBucketWebsite", Bucket, "DELETE", Query("website"), This(Op::DeleteBucketWebsite)),
+    row("GetBucketEncryption", Bucket, "GET", Query("encryption"), This(Op::GetBucketEncryption)),
+    row("PutBucketEncryption", Bucket, "PUT", Query("encryption"), This(Op::PutBucketEncryption)),
+    row("DeleteBucketEncryption", Bucket, "DELETE", Query("encryption"), This(Op::DeleteBucketEncryption)),
+    row("GetObjectLockConfiguration", Bucket, "GET", Query("object-lock"), This(Op::GetObjectLockConfiguration)),
+    row("PutObjectLockConfiguration", Bucket, "PUT", Query("object-lock"), This(Op::PutObjectLockConfiguration)),
     row("GetBucketReplication", Bucket, "GET", Query("replication"), absent("ReplicationConfigurationNotFoundError", "The replication configuration was not found")),
     row("PutBucketReplication", Bucket, "PUT", Query("replication"), Refused),
     row("DeleteBucketReplication", Bucket, "DELETE", Query("replication"), NothingThere),
-    row("GetBucketLogging", Bucket, "GET", Query("logging"), document("BucketLoggingStatus")),
-    row("PutBucketLogging", Bucket, "PUT", Query("logging"), Refused),
-    row("GetBucketNotificationConfiguration", Bucket, "GET", Query("notification"), document("NotificationConfiguration")),
-    row("PutBucketNotificationConfiguration", Bucket, "PUT", Query("notification"), Refused),
+    row("GetBucketLogging", Bucket, "GET", Query("logging"), This(Op::GetBucketLogging)),
+    row("PutBucketLogging", Bucket, "PUT", Query("logging"), This(Op::PutBucketLogging)),
+    row("GetBucketNotificationConfiguration", Bucket, "GET", Query("notification"), This(Op::GetBucketNotificationConfiguration)),
+    row("PutBucketNotificationConfiguration", Bucket, "PUT", Query("notification"), This(Op::PutBucketNotificationConfiguration)),
     row("GetBucketAccelerateConfiguration", Bucket, "GET", Query("accelerate"), document("AccelerateConfiguration")),
     row("PutBucketAccelerateConfiguration", Bucket, "PUT", Query("accelerate"), Refused),
-    row("GetBucketRequestPayment", Bucket, "GET", Query("requestPayment"), Does::Document { root: "RequestPaymentConfiguration", inner: "<Payer>BucketOwner</Payer>" }),
-    row("PutBucketRequestPayment", Bucket, "PUT", Query("requestPayment"), Refused),
+    row("GetBucketRequestPayment", Bucket, "GET", Query("requestPayment"), This(Op::GetBucketRequestPayment)),
+    row("PutBucketRequestPayment", Bucket, "PUT", Query("requestPayment"), This(Op::PutBucketRequestPayment)),
     row("GetBucketInventoryConfiguration", Bucket, "GET", QueryAndId("inventory"), NO_CONFIGURATION),
     row("ListBucketInventoryConfigurations", Bucket, "GET", Query("inventory"), Does::Document { root: "ListInventoryConfigurationsResult", inner: "<IsTruncated>false</IsTruncated>" }),
     row("PutBucketInventoryConfiguration", Bucket, "PUT", Query("inventory"), Refused),
@@ -194,10 +235,10 @@ pub const OPERATIONS: &[Operation] = &[
     row("PutObjectTagging", Object, "PUT", Query("tagging"), This(Op::PutObjectTagging)),
     row("DeleteObjectTagging", Object, "DELETE", Query("tagging"), This(Op::DeleteObjectTagging)),
     row("GetObjectAttributes", Object, "GET", Query("attributes"), This(Op::GetObjectAttributes)),
-    row("GetObjectRetention", Object, "GET", Query("retention"), NO_LOCK),
-    row("PutObjectRetention", Object, "PUT", Query("retention"), Refused),
-    row("GetObjectLegalHold", Object, "GET", Query("legal-hold"), NO_LOCK),
-    row("PutObjectLegalHold", Object, "PUT", Query("legal-hold"), Refused),
+    row("GetObjectRetention", Object, "GET", Query("retention"), This(Op::GetObjectRetention)),
+    row("PutObjectRetention", Object, "PUT", Query("retention"), This(Op::PutObjectRetention)),
+    row("GetObjectLegalHold", Object, "GET", Query("legal-hold"), This(Op::GetObjectLegalHold)),
+    row("PutObjectLegalHold", Object, "PUT", Query("legal-hold"), This(Op::PutObjectLegalHold)),
     row("GetObjectTorrent", Object, "GET", Query("torrent"), Refused),
     row("RestoreObject", Object, "POST", Query("restore"), Refused),
     row("SelectObjectContent", Object, "POST", Query("select"), Refused),
@@ -240,6 +281,23 @@ impl Operation {
     }
 }
 
+impl Operation {
+    /// What a policy calls it, for the rows that need no more than the right to a configuration.
+    pub fn action(&self) -> Action {
+        use Action::*;
+        let (get, put) = match self.sub_resource().unwrap_or_default() {
+            "accelerate" => (GetAccelerateConfiguration, PutAccelerateConfiguration),
+            "replication" => (GetReplicationConfiguration, PutReplicationConfiguration),
+            "inventory" => (GetInventoryConfiguration, PutInventoryConfiguration),
+            "analytics" => (GetAnalyticsConfiguration, PutAnalyticsConfiguration),
+            "metrics" => (GetMetricsConfiguration, PutMetricsConfiguration),
+            "intelligent-tiering" => (GetIntelligentTieringConfiguration, PutIntelligentTieringConfiguration),
+            _ => (ListBucket, PutBucketPolicy),
+        };
+        if self.method == "GET" { get } else { put }
+    }
+}
+
 /// The operation a request asks for.
 pub fn pick(call: &Call) -> Result<&'static Operation, Error> {
     let on = match (call.target.bucket.as_str(), call.target.key.as_str()) {
@@ -264,10 +322,13 @@ pub fn pick(call: &Call) -> Result<&'static Operation, Error> {
     }
     match (known, &call.method) {
         (None, &Method::POST) => Err(refuse::not_implemented("POST to this address, as a form of another service,")),
-        (None, &Method::OPTIONS) => Err(refuse::not_implemented("CORS preflight")),
         _ => Err(Error::Refused(
-            mallee_aws::AwsError::new("MethodNotAllowed", 405, "The specified method is not allowed against this resource.")
-                .with_field("Method", call.method.as_str()),
+            mallee_aws::AwsError::new(
+                "MethodNotAllowed",
+                405,
+                "The specified method is not allowed against this resource.",
+            )
+            .with_field("Method", call.method.as_str()),
         )),
     }
 }
@@ -289,9 +350,7 @@ mod tests {
     fn a_narrow_row_stands_before_the_wide_one() {
         for (at, row) in OPERATIONS.iter().enumerate() {
             let hidden = OPERATIONS[..at].iter().find(|before| {
-                before.on == row.on
-                    && before.method == row.method
-                    && (before.by == By::Nothing || before.by == row.by)
+                before.on == row.on && before.method == row.method && (before.by == By::Nothing || before.by == row.by)
             });
             assert!(hidden.is_none(), "{} hides {}", hidden.unwrap().name, row.name);
         }

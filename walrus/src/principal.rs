@@ -1,15 +1,31 @@
-//! Who asks, and the one place that says whether they may.
+//! Who asks, and access control lists. Whether they may says [`crate::access`].
 
+use std::sync::Arc;
+
+use mallee_policy::{Context, Who};
 use serde::{Deserialize, Serialize};
 
-/// Who a request speaks for, once its signature is verified.
+use crate::s3::bucket::settings::Block;
+
+/// Who a request speaks for, once its signature is verified, and what else policies may ask about it.
+#[derive(Debug, Clone)]
+pub struct Principal {
+    who: Whose,
+    /// As policies name it; empty for nobody.
+    arn: String,
+    /// What conditions of policies know about the request.
+    pub context: Arc<Context>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Principal {
+enum Whose {
     /// No signature.
     Anonymous,
     Account(Account),
     /// The cloud's own image import, reading as this account would; `aws-exec-read` is for it.
     Importer(Account),
+    /// walrus itself, delivering access logs for this account.
+    LogDelivery(Account),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +38,59 @@ pub struct Account {
 }
 
 impl Principal {
+    fn new(who: Whose) -> Self {
+        let mut principal = Self { who, arn: String::new(), context: Arc::default() };
+        if let Some(account) = principal.account() {
+            principal.arn = format!("arn:aws:iam::{}:root", account.account);
+        }
+        principal
+    }
+    pub fn anonymous() -> Self {
+        Self::new(Whose::Anonymous)
+    }
+    pub fn of_account(account: Account) -> Self {
+        Self::new(Whose::Account(account))
+    }
+    pub fn importer(account: Account) -> Self {
+        Self::new(Whose::Importer(account))
+    }
+    pub fn log_delivery(account: Account) -> Self {
+        Self::new(Whose::LogDelivery(account))
+    }
+    #[must_use]
+    pub fn with_context(self, context: Context) -> Self {
+        Self { context: Arc::new(context), ..self }
+    }
+
     pub fn account(&self) -> Option<&Account> {
-        match self {
-            Principal::Anonymous => None,
-            Principal::Account(account) | Principal::Importer(account) => Some(account),
+        match &self.who {
+            Whose::Anonymous => None,
+            Whose::Account(account) | Whose::Importer(account) | Whose::LogDelivery(account) => Some(account),
         }
     }
+    pub fn is_anonymous(&self) -> bool {
+        self.who == Whose::Anonymous
+    }
+    /// Whether it is an account, asking for itself.
+    pub fn may_own_buckets(&self) -> bool {
+        matches!(self.who, Whose::Account(_))
+    }
     pub fn is(&self, canonical_id: &str) -> bool {
-        self.account().is_some_and(|account| account.canonical_id == canonical_id)
+        let owner = match &self.who {
+            Whose::Account(account) | Whose::Importer(account) => &account.canonical_id,
+            Whose::Anonymous | Whose::LogDelivery(_) => return false,
+        };
+        owner == canonical_id
+    }
+    /// As policies name it.
+    pub fn who(&self) -> Who<'_> {
+        match &self.who {
+            Whose::Anonymous => Who::Anonymous,
+            Whose::LogDelivery(_) => Who::Service("logging.s3.amazonaws.com"),
+            Whose::Account(account) | Whose::Importer(account) => {
+                Who::Account { account: &account.account, arn: &self.arn, canonical_id: &account.canonical_id }
+            }
+        }
     }
 }
 
@@ -121,140 +182,25 @@ impl Acl {
         Some(Acl(grants))
     }
 
-    fn gives(&self, principal: &Principal, wanted: Permission) -> bool {
+    /// Whether the list gives this, where the public may be kept out.
+    pub(crate) fn gives(&self, principal: &Principal, wanted: Permission, block: Block) -> bool {
         self.0.iter().any(|grant| {
-            let meant = match (&grant.grantee, principal) {
-                (Grantee::Id(id), Principal::Importer(_)) if id == EXEC_READER => true,
-                (Grantee::Id(id), principal) => principal.is(id),
-                (Grantee::Group(uri), principal) => {
+            let meant = match (&grant.grantee, &principal.who) {
+                (Grantee::Id(id), Whose::Importer(_)) if id == EXEC_READER => true,
+                (Grantee::Id(id), _) => principal.is(id),
+                (Grantee::Group(uri), Whose::LogDelivery(_)) => uri == LOG_DELIVERY,
+                (Grantee::Group(_), _) if block.ignore_public_acls => false,
+                (Grantee::Group(uri), _) => {
                     uri == ALL_USERS || (uri == AUTHENTICATED_USERS && principal.account().is_some())
                 }
             };
             meant && (grant.permission == wanted || grant.permission == Permission::FullControl)
         })
     }
-}
 
-/// What is about to be done; policies of a later release will know these by their AWS names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    CreateBucket,
-    ListAllMyBuckets,
-    DeleteBucket,
-    ListBucket,
-    ListUploads,
-    GetBucketConfiguration,
-    PutBucketConfiguration,
-    GetBucketAcl,
-    PutBucketAcl,
-    GetObject,
-    PutObject,
-    DeleteObject,
-    GetObjectAcl,
-    PutObjectAcl,
-    GetObjectTagging,
-    PutObjectTagging,
-}
-
-/// What it is done to.
-#[derive(Debug, Clone, Copy)]
-pub enum Resource<'a> {
-    Service,
-    Bucket { owner: &'a str, acl: &'a Acl },
-    /// A key in a bucket, whether or not there is an object.
-    Key { bucket_owner: &'a str, bucket_acl: &'a Acl, object: Option<(&'a str, &'a Acl)> },
-}
-
-/// The one function every request passes.
-pub fn allow(principal: &Principal, action: Action, resource: Resource<'_>) -> bool {
-    use Action::{
-        CreateBucket, DeleteBucket, DeleteObject, GetBucketAcl, GetBucketConfiguration, GetObject, GetObjectAcl,
-        GetObjectTagging, ListAllMyBuckets, ListBucket, ListUploads, PutBucketAcl, PutBucketConfiguration, PutObject,
-        PutObjectAcl, PutObjectTagging,
-    };
-    match (action, resource) {
-        (CreateBucket | ListAllMyBuckets, Resource::Service) => matches!(principal, Principal::Account(_)),
-        (action, Resource::Bucket { owner, acl }) => {
-            let by_acl = |permission| principal.is(owner) || acl.gives(principal, permission);
-            match action {
-                ListBucket | ListUploads => by_acl(Permission::Read),
-                GetBucketAcl => by_acl(Permission::ReadAcp),
-                PutBucketAcl => by_acl(Permission::WriteAcp),
-                DeleteBucket | GetBucketConfiguration | PutBucketConfiguration => principal.is(owner),
-                _ => false,
-            }
-        }
-        (action, Resource::Key { bucket_owner, bucket_acl, object }) => {
-            // Who owns the object may not read it merely by owning the bucket: AWS with ACLs enabled is the same.
-            let owns = object.is_some_and(|(owner, _)| principal.is(owner));
-            let by_acl = |permission| owns || object.is_some_and(|(_, acl)| acl.gives(principal, permission));
-            match action {
-                PutObject | DeleteObject => principal.is(bucket_owner) || bucket_acl.gives(principal, Permission::Write),
-                GetObject => by_acl(Permission::Read),
-                GetObjectAcl => by_acl(Permission::ReadAcp),
-                PutObjectAcl => by_acl(Permission::WriteAcp),
-                GetObjectTagging | PutObjectTagging => owns || (object.is_some() && principal.is(bucket_owner)),
-                _ => false,
-            }
-        }
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn account(id: &str) -> Account {
-        Account { account: "000000000001".into(), name: "a".into(), canonical_id: id.into() }
-    }
-
-    /// What each canned list lets a stranger's account, nobody, and the image import do with an object.
-    #[test]
-    fn canned_lists_let_in_whom_they_name() {
-        let (owner, bucket_owner) = ("owner", "bucket");
-        let stranger = Principal::Account(account("stranger"));
-        let importer = Principal::Importer(account("stranger"));
-        let may = |who: &Principal, acl: &Acl| {
-            let resource =
-                Resource::Key { bucket_owner, bucket_acl: &Acl::private(bucket_owner), object: Some((owner, acl)) };
-            allow(who, Action::GetObject, resource)
-        };
-        let table = [
-            ("private", [false, false, false, false]),
-            ("public-read", [true, true, true, true]),
-            ("public-read-write", [true, true, true, true]),
-            ("authenticated-read", [false, true, true, true]),
-            ("aws-exec-read", [false, false, true, false]),
-            ("bucket-owner-read", [false, false, false, true]),
-            ("bucket-owner-full-control", [false, false, false, true]),
-        ];
-        for (name, [anonymous, account_may, import, bucket_may]) in table {
-            let acl = Acl::canned(name, owner, bucket_owner).unwrap();
-            assert_eq!(may(&Principal::Anonymous, &acl), anonymous, "{name}");
-            assert_eq!(may(&stranger, &acl), account_may, "{name}");
-            assert_eq!(may(&importer, &acl), import, "{name}");
-            assert_eq!(may(&Principal::Account(account(bucket_owner)), &acl), bucket_may, "{name}");
-            assert!(may(&Principal::Account(account(owner)), &acl), "{name}");
-        }
-        assert_eq!(Acl::canned("public", owner, bucket_owner), None);
-    }
-
-    #[test]
-    fn a_stranger_may_do_nothing_to_a_private_bucket() {
-        use Action::*;
-        let acl = Acl::private("owner");
-        let all = [
-            CreateBucket, ListAllMyBuckets, DeleteBucket, ListBucket, ListUploads, GetBucketConfiguration,
-            PutBucketConfiguration, GetBucketAcl, PutBucketAcl, GetObject, PutObject, DeleteObject, GetObjectAcl,
-            PutObjectAcl, GetObjectTagging, PutObjectTagging,
-        ];
-        for who in [Principal::Anonymous, Principal::Account(account("stranger")), Principal::Importer(account("x"))] {
-            for action in all {
-                let bucket = Resource::Bucket { owner: "owner", acl: &acl };
-                let key = Resource::Key { bucket_owner: "owner", bucket_acl: &acl, object: Some(("owner", &acl)) };
-                assert!(!allow(&who, action, bucket) && !allow(&who, action, key), "{action:?}");
-            }
-        }
+    /// Whether anybody gets anything by this list who is not named in it.
+    pub fn is_public(&self) -> bool {
+        let public = |grantee: &Grantee| matches!(grantee, Grantee::Group(uri) if uri != LOG_DELIVERY);
+        self.0.iter().any(|grant| public(&grant.grantee))
     }
 }

@@ -15,11 +15,16 @@ use mallee_tiers::{
 
 use crate::{
     Error, Walrus,
+    access::Action,
     blob::{self, BlobId, Content, Piece, Place, Source, fetch, outflow},
     call::{Payload, Plus, decode},
     principal::Principal,
     s3::{
-        object::get::{Reading, WithBytes, open},
+        encryption::Keys,
+        object::{
+            Wanted,
+            get::{Reading, WithBytes, open},
+        },
         quoted,
         range::{self, Ranged, Span},
     },
@@ -98,7 +103,7 @@ fn only(peer: &Peer, roles: &[Role]) -> Result<(), TierError> {
 /// A refusal of S3's, as tiers say it.
 fn told(e: Error) -> TierError {
     match e {
-        Error::Refused(refusal) => {
+        Error::Refused(refusal) | Error::Hidden { refusal, .. } => {
             let kind = match refusal.status {
                 403 => TierErrorKind::Forbidden,
                 404 => TierErrorKind::NotFound,
@@ -125,7 +130,11 @@ async fn of_digest(
     }
     match *request.method() {
         Method::PUT => {
-            only(peer, &[Role::CloudController, Role::StorageController])?;
+            if let Err(e) = only(peer, &[Role::CloudController, Role::StorageController]) {
+                // Else it is still sending when the connection closes, and never reads why.
+                Payload::undecoded(request.into_body()).drain().await;
+                return Err(e);
+            }
             store(walrus, request, digest).await
         }
         Method::GET | Method::HEAD => {
@@ -187,7 +196,7 @@ async fn read(walrus: &Walrus, request: &Request<Incoming>, digest: &str) -> Res
             let pin = pins.pin(&blob.content);
             let piece = match blob.place {
                 Place::Row => Piece::Bytes(fetch(tx, &blob.content)?),
-                _ => Piece::Blob { id: blob.content.clone(), size: blob.size },
+                _ => Piece::blob(&blob.content, blob.size, None)?,
             };
             Ok::<_, Error>(Some((blob, piece, pin)))
         })
@@ -227,8 +236,10 @@ async fn of_object(walrus: &Walrus, request: Request<Incoming>, peer: &Peer) -> 
     let account = query.split('&').find_map(|pair| pair.strip_prefix("account=")).unwrap_or_default();
     let account =
         walrus.holders.by_account(account).ok_or_else(|| TierError::not_found(format!("no account {account:?}")))?;
-    let principal = Principal::Importer(account);
-    let (_, object, reading) = open(walrus, &principal, &bucket, &key, WithBytes::Yes).await.map_err(told)?;
+    let principal = Principal::importer(account);
+    let wanted = Wanted { bucket: bucket.clone(), key: key.clone(), version: None };
+    let opened = open(walrus, &principal, Action::GetObject, wanted, Keys::own(walrus), WithBytes::Yes).await;
+    let (_, object, reading) = opened.map_err(told)?;
     let Some(Reading { pieces, pin, .. }) = reading else { return Err(TierError::internal("nothing to read")) };
     let span = spanned(&request, object.size)?;
     let source = Source::cut(walrus.blobs.clone(), pieces, span.begin, span.length, Some(pin));

@@ -93,7 +93,15 @@ pub fn sweep(tx: &mut Tx<'_>, before: i64) -> Result<u64, mallee_store::Error> {
 
 /// Parameters of the request's envelope, which differ between two tries of the same request.
 fn is_envelope(name: &str) -> bool {
-    const NAMES: [&str; 8] =
-        ["Version", "SignatureVersion", "SignatureMethod", "Signature", "AWSAccessKeyId", "Timestamp", "Expires", "SecurityToken"];
+    const NAMES: [&str; 8] = [
+        "Version",
+        "SignatureVersion",
+        "SignatureMethod",
+        "Signature",
+        "AWSAccessKeyId",
+        "Timestamp",
+        "Expires",
+        "SecurityToken",
+    ];
     NAMES.contains(&name) || name.starts_with("X-Amz-")
 }

@@ -123,7 +123,9 @@ impl InstanceType {
 
     /// The type a request names; AWS refuses an unknown one with `InvalidParameterValue`.
     pub fn required(name: &str) -> Outcome<&'static InstanceType> {
-        Self::named(name).ok_or_else(|| AwsError::invalid_parameter_value(format!("Invalid value '{name}' for InstanceType.")).into())
+        Self::named(name).ok_or_else(|| {
+            AwsError::invalid_parameter_value(format!("Invalid value '{name}' for InstanceType.")).into()
+        })
     }
 
     pub fn family(&self) -> &'static str {
@@ -385,7 +387,9 @@ const ATTRIBUTES: &[Attribute<InstanceTypeInfo>] = &[
     ("memory-info.size-in-mib", |t| vec![t.memory_info.size_in_mi_b.to_string().into()]),
     ("network-info.efa-supported", |t| vec![yes_no(t.network_info.efa_supported)]),
     ("network-info.ena-support", |t| vec![t.network_info.ena_support.into()]),
-    ("network-info.ipv4-addresses-per-interface", |t| vec![t.network_info.ipv4_addresses_per_interface.to_string().into()]),
+    ("network-info.ipv4-addresses-per-interface", |t| {
+        vec![t.network_info.ipv4_addresses_per_interface.to_string().into()]
+    }),
     ("network-info.ipv6-supported", |t| vec![yes_no(t.network_info.ipv6_supported)]),
     ("network-info.maximum-network-interfaces", |t| vec![t.network_info.maximum_network_interfaces.to_string().into()]),
     ("network-info.network-performance", |t| vec![t.network_info.network_performance.into()]),
@@ -405,7 +409,10 @@ async fn describe(call: &Call, input: DescribeInstanceTypes) -> Outcome<Describe
     let filters = Filters::compile(&input.filter, ATTRIBUTES)?;
     for name in &input.instance_type {
         if InstanceType::named(name).is_none() {
-            return Err(Refusal::new("InvalidInstanceType", format!("The following supplied instance types do not exist: [{name}]")));
+            return Err(Refusal::new(
+                "InvalidInstanceType",
+                format!("The following supplied instance types do not exist: [{name}]"),
+            ));
         }
     }
     let context = super::paging_context(call, &input.filter);
@@ -475,7 +482,9 @@ async fn describe_offerings(call: &Call, input: DescribeInstanceTypeOfferings) -
         "region" => vec![config.region.clone()],
         "availability-zone" => config.zones.clone(),
         "availability-zone-id" => (1..=config.zones.len()).map(|n| super::region::zone_id(&config.region, n)).collect(),
-        other => return Err(AwsError::invalid_parameter_value(format!("Invalid value '{other}' for LocationType.")).into()),
+        other => {
+            return Err(AwsError::invalid_parameter_value(format!("Invalid value '{other}' for LocationType.")).into());
+        }
     };
     let context = super::paging_context(call, &input.filter);
     let asked = Asked { max_results: input.max_results, next_token: input.next_token.as_deref(), explicit_ids: 0 };

@@ -235,7 +235,8 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
 fn load(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<Vec<InterfaceRow>> {
     let sql = format!("SELECT {COLUMNS} FROM network_interface WHERE {} ORDER BY id", listing::whose(account));
     let mut rows = tx.query(&sql, params![account], read)?;
-    let links: BTreeMap<VpcId, VpcLink> = vpc::all(tx, account)?.into_iter().map(|v| (v.id.clone(), v.link())).collect();
+    let links: BTreeMap<VpcId, VpcLink> =
+        vpc::all(tx, account)?.into_iter().map(|v| (v.id.clone(), v.link())).collect();
     let names = security_group::names(tx, account)?;
     let mut groups: BTreeMap<String, Vec<GroupIdentifier>> = BTreeMap::new();
     for (interface, group_id) in members(tx, account)? {
@@ -433,8 +434,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     address::take(tx, new.subnet, &new.secondary, &id)?;
     let mac = mac::take(tx, id.as_str())?;
     let public_wanted = new.public.unwrap_or(new.attached.is_some() && new.subnet.public_on_launch);
-    let automatic_ip =
-        if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
+    let automatic_ip = if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
     let attachment = new.attached.map(|_| InterfaceAttachmentId::from_random(rand::random()));
     tx.execute(
         &format!(
@@ -551,10 +551,7 @@ pub fn set_groups(tx: &mut Tx<'_>, instance: &InstanceId, groups: &[SecurityGrou
 /// `ModifyInstanceAttribute SourceDestCheck`.
 pub fn set_source_dest_check(tx: &mut Tx<'_>, instance: &InstanceId, check: bool) -> Outcome<()> {
     let row = only_of(tx, instance)?;
-    tx.execute(
-        "UPDATE network_interface SET source_dest_check = ?2 WHERE id = ?1",
-        params![row.id.as_str(), check],
-    )?;
+    tx.execute("UPDATE network_interface SET source_dest_check = ?2 WHERE id = ?1", params![row.id.as_str(), check])?;
     Ok(())
 }
 
@@ -642,3 +639,6 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

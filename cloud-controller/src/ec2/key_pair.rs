@@ -69,8 +69,12 @@ fn read(row: &mallee_store::Row<'_>) -> Result<KeyPair, StoreError> {
 
 /// The key pair of this name, for a launch.
 pub fn named(tx: &mut Tx<'_>, account: &str, name: &str) -> Outcome<KeyPair> {
-    tx.query_opt(&format!("SELECT {COLUMNS} FROM key_pair WHERE account = ?1 AND name = ?2"), params![account, name], read)?
-        .ok_or_else(|| not_found(name))
+    tx.query_opt(
+        &format!("SELECT {COLUMNS} FROM key_pair WHERE account = ?1 AND name = ?2"),
+        params![account, name],
+        read,
+    )?
+    .ok_or_else(|| not_found(name))
 }
 
 fn not_found(name: &str) -> Refusal {
@@ -146,10 +150,20 @@ async fn insert(
             tx.execute(
                 "INSERT INTO key_pair (id, account, name, fingerprint, kind, public_key, created)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![pair.id.as_str(), account, pair.name, pair.fingerprint, pair.kind, pair.public_key, pair.created],
+                params![
+                    pair.id.as_str(),
+                    account,
+                    pair.name,
+                    pair.fingerprint,
+                    pair.kind,
+                    pair.public_key,
+                    pair.created
+                ],
             )
             .map_err(|e| {
-                unique_is(e, || Refusal::new("InvalidKeyPair.Duplicate", format!("The keypair '{}' already exists.", pair.name)))
+                unique_is(e, || {
+                    Refusal::new("InvalidKeyPair.Duplicate", format!("The keypair '{}' already exists.", pair.name))
+                })
             })?;
             tag::put(tx, &account, pair.id.as_str(), &tags)?;
             unless_dry_run(dry_run)?;
@@ -205,7 +219,10 @@ fn new_ed25519() -> Outcome<Made> {
         STANDARD.encode(whole).as_bytes().chunks(70).map(|l| String::from_utf8_lossy(l).into_owned()).collect();
     Ok(Made {
         public_key: format!("ssh-ed25519 {}", STANDARD.encode(&blob)),
-        private_key: format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{}\n-----END OPENSSH PRIVATE KEY-----\n", lines.join("\n")),
+        private_key: format!(
+            "-----BEGIN OPENSSH PRIVATE KEY-----\n{}\n-----END OPENSSH PRIVATE KEY-----\n",
+            lines.join("\n")
+        ),
         fingerprint: STANDARD.encode(Sha256::digest(&blob)),
     })
 }
@@ -388,8 +405,11 @@ async fn describe(call: &Call, input: DescribeKeyPairs) -> Outcome<DescribedKeyP
         .cloud
         .store
         .read("describe key pairs", move |tx| {
-            let pairs =
-                tx.query(&format!("SELECT {COLUMNS} FROM key_pair WHERE account = ?1 ORDER BY name"), params![account], read)?;
+            let pairs = tx.query(
+                &format!("SELECT {COLUMNS} FROM key_pair WHERE account = ?1 ORDER BY name"),
+                params![account],
+                read,
+            )?;
             Ok::<_, StoreError>((pairs, tag::of_kind(tx, &account, KeyPairId::PREFIX)?))
         })
         .await?;

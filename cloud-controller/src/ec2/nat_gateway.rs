@@ -12,7 +12,7 @@ use mallee_aws::{
     AwsError,
     answer::timestamp,
     filter::{Attribute, Filter, Tagged},
-    id::{AllocationId, AddressAssociationId, NatGatewayId, NetworkInterfaceId, SubnetId, VpcId},
+    id::{AddressAssociationId, AllocationId, NatGatewayId, NetworkInterfaceId, SubnetId, VpcId},
 };
 use mallee_store::{Error as StoreError, Row, Tx, params};
 use serde::{Deserialize, Serialize};
@@ -295,7 +295,8 @@ pub fn make(
         in_zone += usize::from(subnet::get(tx, account, &other.subnet)?.zone == subnet.zone);
     }
     if in_zone >= MAX_PER_ZONE {
-        let message = format!("The maximum number of NAT gateways in {} has been reached ({MAX_PER_ZONE}).", subnet.zone);
+        let message =
+            format!("The maximum number of NAT gateways in {} has been reached ({MAX_PER_ZONE}).", subnet.zone);
         return Err(Refusal::new("NatGatewayLimitExceeded", message));
     }
     let id = NatGatewayId::from_random(rand::random());

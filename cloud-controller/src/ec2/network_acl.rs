@@ -342,11 +342,8 @@ fn info(acl: NetworkAclRow, tag_set: Vec<Tag>) -> AclInfo {
         egress: e.egress,
         cidr_block: e.cidr,
     };
-    let association = |(id, subnet_id)| AssociationInfo {
-        network_acl_association_id: id,
-        network_acl_id: acl.id.clone(),
-        subnet_id,
-    };
+    let association =
+        |(id, subnet_id)| AssociationInfo { network_acl_association_id: id, network_acl_id: acl.id.clone(), subnet_id };
     AclInfo {
         entry_set: entries.into_iter().map(entry).collect(),
         association_set: acl.associations.into_iter().map(association).collect(),

@@ -257,7 +257,9 @@ pub fn insert(tx: &mut Tx<'_>, vpc: &VpcRow, peer: &VpcRow, now: i64) -> Outcome
     let id = VpcPeeringConnectionId::from_random(rand::random());
     let overlap = vpc.blocks().any(|mine| peer.blocks().any(|other| other.overlaps(&mine)));
     let (state, message, link) = match overlap {
-        true => (State::Failed, "Failed due to incorrect VPC-ID, Account ID, or overlapping CIDR range".to_owned(), None),
+        true => {
+            (State::Failed, "Failed due to incorrect VPC-ID, Account ID, or overlapping CIDR range".to_owned(), None)
+        }
         false => {
             let message = format!("Pending Acceptance by {}", peer.account);
             (State::PendingAcceptance, message, Some(free_link(tx)?))
@@ -392,8 +394,10 @@ async fn delete(call: &Call, input: DeleteVpcPeeringConnection) -> Outcome<Done>
             if row.state.is_alive() {
                 set(tx, &row, State::Deleted, &format!("Deleted by {account}"), Some(now))?;
             } else if row.state != State::Deleted {
-                let message =
-                    format!("Invalid state transition for {id}, attempted to transition from {} to deleting", row.state.as_str());
+                let message = format!(
+                    "Invalid state transition for {id}, attempted to transition from {} to deleting",
+                    row.state.as_str()
+                );
                 return Err(Refusal::new("InvalidStateTransition", message));
             }
             unless_dry_run(input.dry_run)

@@ -60,8 +60,11 @@ async fn describe(call: &Call, input: DescribeRegions) -> Outcome<DescribedRegio
     }
     let port = config.daemon.listen.first().map_or(8773, std::net::SocketAddr::port);
     let host = config.public_names.first().map_or("127.0.0.1", String::as_str);
-    let region =
-        Region { region_name: config.region.clone(), region_endpoint: format!("{host}:{port}"), opt_in_status: "opt-in-not-required" };
+    let region = Region {
+        region_name: config.region.clone(),
+        region_endpoint: format!("{host}:{port}"),
+        opt_in_status: "opt-in-not-required",
+    };
     Ok(DescribedRegions { region_info: Some(region).into_iter().filter(|r| filters.matches(r)).collect() })
 }
 
@@ -148,5 +151,7 @@ async fn describe_zones(call: &Call, input: DescribeAvailabilityZones) -> Outcom
             || input.zone_name.contains(&z.zone_name)
             || input.zone_id.contains(&z.zone_id)
     };
-    Ok(DescribedZones { availability_zone_info: all.into_iter().filter(|z| asked_for(z) && filters.matches(z)).collect() })
+    Ok(DescribedZones {
+        availability_zone_info: all.into_iter().filter(|z| asked_for(z) && filters.matches(z)).collect(),
+    })
 }

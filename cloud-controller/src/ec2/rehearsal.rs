@@ -7,15 +7,17 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
-use mallee_aws::{id::MachineImageId, params::Params, paging::TokenKey};
+use mallee_aws::{id::MachineImageId, paging::TokenKey, params::Params};
 use mallee_service::{Clock, Faults, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::{Error as StoreError, Store};
-use mallee_tiers::{Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, VolumeObserved, VolumeReport};
+use mallee_tiers::{
+    Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, VolumeObserved, VolumeReport,
+};
 
 use super::{SERVICE, image, instance, volume};
 use crate::{
-    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, keyring::Keyring, network, schema, service,
-    service::Call, zone::Tiers,
+    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, keyring::Keyring, network, schema,
+    service, service::Call, zone::Tiers,
 };
 
 pub struct Rehearsal {
@@ -33,15 +35,21 @@ impl Rehearsal {
 
     pub async fn with(configure: impl Fn(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut config: Config =
-            toml::from_str(&format!("name = \"test\"\nstate = {:?}\nlisten = []\nzones = [\"z-1a\", \"z-1b\"]", dir.path())).unwrap();
+        let mut config: Config = toml::from_str(&format!(
+            "name = \"test\"\nstate = {:?}\nlisten = []\nzones = [\"z-1a\", \"z-1b\"]",
+            dir.path()
+        ))
+        .unwrap();
         configure(&mut config);
         let engine = match std::env::var("MALLEE_TEST_POSTGRES") {
-            Ok(url) => mallee_store::Config::Postgres { url, schema: format!("rehearsal_{}", uuid::Uuid::new_v4().simple()) },
+            Ok(url) => {
+                mallee_store::Config::Postgres { url, schema: format!("rehearsal_{}", uuid::Uuid::new_v4().simple()) }
+            }
             Err(_) => mallee_store::Config::Sqlite { path: dir.path().join("store.db") },
         };
         // PostgreSQL's client has a runtime of its own, which cannot be started inside another.
-        let store = tokio::task::spawn_blocking(move || Store::open(&engine, schema::MIGRATIONS)).await.unwrap().unwrap();
+        let store =
+            tokio::task::spawn_blocking(move || Store::open(&engine, schema::MIGRATIONS)).await.unwrap().unwrap();
         let now = Arc::new(AtomicI64::new(1_795_136_523_000));
         let clock = Clock::Manual(now.clone());
         let faults = Faults::new(clock.clone());
@@ -82,7 +90,8 @@ impl Rehearsal {
     }
 
     pub async fn ask_as(&self, account: &str, request: &str) -> Result<String, String> {
-        let params = Params::parse(format!("Version=2016-11-15&Action={request}").as_bytes()).map_err(|e| e.code.to_string())?;
+        let params =
+            Params::parse(format!("Version=2016-11-15&Action={request}").as_bytes()).map_err(|e| e.code.to_string())?;
         let principal = Principal {
             account: account.to_owned(),
             account_name: "test".into(),
@@ -98,7 +107,8 @@ impl Rehearsal {
     }
 
     pub async fn launch(&self, more: &str) -> String {
-        let answer = self.ask(&format!("RunInstances&ImageId={}&MinCount=1&MaxCount=1&{more}", self.image)).await.unwrap();
+        let answer =
+            self.ask(&format!("RunInstances&ImageId={}&MinCount=1&MaxCount=1&{more}", self.image)).await.unwrap();
         first(&answer, "instanceId")
     }
 
@@ -114,13 +124,19 @@ impl Rehearsal {
 
     pub async fn row(&self, instance: &str) -> instance::Instance {
         let id = instance.to_owned();
-        self.cloud.store.read("read", move |tx| instance::any(tx, &id)).await.unwrap_or_else(|e: StoreError| panic!("{e}")).unwrap()
+        self.cloud
+            .store
+            .read("read", move |tx| instance::any(tx, &id))
+            .await
+            .unwrap_or_else(|e: StoreError| panic!("{e}"))
+            .unwrap()
     }
 
     /// The zone reports this of an instance, having acted on its newest wish.
     pub async fn seen(&self, instance: &str, observed: Observed, change: impl Fn(&mut InstanceReport)) {
         let generation = self.row(instance).await.generation;
-        let mut report = InstanceReport { generation, node: Some("n1".into()), ..InstanceReport::new(instance, observed) };
+        let mut report =
+            InstanceReport { generation, node: Some("n1".into()), ..InstanceReport::new(instance, observed) };
         report.started = (observed == Observed::Running).then_some(self.cloud.now());
         change(&mut report);
         self.report(report).await;
@@ -134,7 +150,8 @@ impl Rehearsal {
     /// A zone's report, which need not be about an instance of its own.
     pub async fn report_of(&self, zone: &str, report: InstanceReport) -> instance::Consequences {
         let (zone, now) = (zone.to_owned(), self.cloud.now());
-        let taken: Outcome<_> = self.cloud.store.write("report", move |tx| instance::take_report(tx, &zone, &report, now)).await;
+        let taken: Outcome<_> =
+            self.cloud.store.write("report", move |tx| instance::take_report(tx, &zone, &report, now)).await;
         taken.unwrap()
     }
 
@@ -173,8 +190,15 @@ impl Rehearsal {
             mallee_tiers::VolumeDesired::Deleted => VolumeObserved::Gone,
             _ => VolumeObserved::Ready,
         };
-        let report =
-            VolumeReport { id: id.to_owned(), generation: wanted.generation, observed, reason: String::new(), export, allocated: 0, size_gib: wanted.size_gib };
+        let report = VolumeReport {
+            id: id.to_owned(),
+            generation: wanted.generation,
+            observed,
+            reason: String::new(),
+            export,
+            allocated: 0,
+            size_gib: wanted.size_gib,
+        };
         let now = self.cloud.now();
         let taken: Result<_, StoreError> = self
             .cloud

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mallee_aws::{
     filter::{Attribute, Filter, Tagged},
     id::{
-        InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId, RouteTableAssociationId, RouteTableId, SubnetId,
-        VpcId, VpcPeeringConnectionId,
+        InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId, RouteTableAssociationId, RouteTableId,
+        SubnetId, VpcId, VpcPeeringConnectionId,
     },
 };
 use mallee_store::{Error as StoreError, FromValue, Row, ToValue, Tx, Value, params};
@@ -364,7 +364,9 @@ const ATTRIBUTES: &[Attribute<TableInfo>] = &[
     ("route.destination-ipv6-cidr-block", |_| vec![]),
     ("route.destination-prefix-list-id", |_| vec![]),
     ("route.egress-only-internet-gateway-id", |_| vec![]),
-    ("route.gateway-id", |table| table.route_set.iter().filter_map(|r| r.gateway_id.as_ref()).map(Into::into).collect()),
+    ("route.gateway-id", |table| {
+        table.route_set.iter().filter_map(|r| r.gateway_id.as_ref()).map(Into::into).collect()
+    }),
     ("route.instance-id", |table| {
         table.route_set.iter().filter_map(|r| r.instance_id.as_ref().map(|i| i.as_str().into())).collect()
     }),

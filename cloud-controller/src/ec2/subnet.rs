@@ -186,10 +186,9 @@ pub fn for_launch(tx: &mut Tx<'_>, account: &str, place: &Place) -> Outcome<Subn
         _ => true,
     };
     defaults.into_iter().find(wanted).ok_or_else(|| match place {
-        Place::Zone(zone) => Refusal::new(
-            "MissingInput",
-            format!("No default subnet for availability zone: '{zone}'. Name a subnet."),
-        ),
+        Place::Zone(zone) => {
+            Refusal::new("MissingInput", format!("No default subnet for availability zone: '{zone}'. Name a subnet."))
+        }
         _ => Refusal::new("MissingInput", "No subnets found for the default VPC. Name a subnet."),
     })
 }

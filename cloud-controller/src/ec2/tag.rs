@@ -50,7 +50,10 @@ pub struct TagSpecification {
 
 /// The tags asked for each kind in `kinds` (`instance`, `volume`, ...); any other kind is refused, as the request makes
 /// none of it.
-pub fn specified(specifications: &[TagSpecification], kinds: &[&'static str]) -> Outcome<BTreeMap<&'static str, Vec<Tag>>> {
+pub fn specified(
+    specifications: &[TagSpecification],
+    kinds: &[&'static str],
+) -> Outcome<BTreeMap<&'static str, Vec<Tag>>> {
     let mut by_kind: BTreeMap<&'static str, Vec<Tag>> = BTreeMap::new();
     for specification in specifications {
         let kind = kinds.iter().find(|k| **k == specification.resource_type).ok_or_else(|| {
@@ -64,7 +67,9 @@ pub fn specified(specifications: &[TagSpecification], kinds: &[&'static str]) ->
         for tag in &specification.tag {
             // The answer would show two, and the store keeps one.
             if tags.iter().any(|other| other.key == tag.key) {
-                return Err(AwsError::invalid_parameter_value(format!("Duplicate tag key '{}' specified.", tag.key)).into());
+                return Err(
+                    AwsError::invalid_parameter_value(format!("Duplicate tag key '{}' specified.", tag.key)).into()
+                );
             }
             tags.push(tag.clone());
         }
@@ -75,13 +80,21 @@ pub fn specified(specifications: &[TagSpecification], kinds: &[&'static str]) ->
 fn check(tags: &[Tag]) -> Outcome<()> {
     for Tag { key, value } in tags {
         if key.is_empty() || key.chars().count() > MAX_KEY {
-            return Err(AwsError::invalid_parameter_value(format!("Tag key must have 1 to {MAX_KEY} characters")).into());
+            return Err(
+                AwsError::invalid_parameter_value(format!("Tag key must have 1 to {MAX_KEY} characters")).into()
+            );
         }
         if value.chars().count() > MAX_VALUE {
-            return Err(AwsError::invalid_parameter_value(format!("Tag value exceeds the maximum length of {MAX_VALUE} characters")).into());
+            return Err(AwsError::invalid_parameter_value(format!(
+                "Tag value exceeds the maximum length of {MAX_VALUE} characters"
+            ))
+            .into());
         }
         if key.to_ascii_lowercase().starts_with("aws:") {
-            return Err(AwsError::invalid_parameter_value("Tag keys starting with 'aws:' are reserved for internal use").into());
+            return Err(AwsError::invalid_parameter_value(
+                "Tag keys starting with 'aws:' are reserved for internal use",
+            )
+            .into());
         }
     }
     Ok(())
@@ -96,7 +109,8 @@ pub fn put(tx: &mut Tx<'_>, account: &str, resource: &str, tags: &[Tag]) -> Outc
             params![account, resource, tag.key, tag.value],
         )?;
     }
-    let count: i64 = tx.query_one("SELECT COUNT(*) FROM tag WHERE resource = ?1", params![resource], |row| row.get(0))?;
+    let count: i64 =
+        tx.query_one("SELECT COUNT(*) FROM tag WHERE resource = ?1", params![resource], |row| row.get(0))?;
     if count as usize > MAX_TAGS {
         return Err(Refusal::new("TagLimitExceeded", format!("{resource} may have at most {MAX_TAGS} tags")));
     }

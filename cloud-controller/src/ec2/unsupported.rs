@@ -37,7 +37,9 @@ impl<'de> Deserialize<'de> for Unsupported {
 /// Refuses the first of these that was sent with something in it.
 pub fn refuse(parameters: &[(&str, Option<Unsupported>)]) -> Outcome<()> {
     match parameters.iter().find(|(_, sent)| sent.is_some_and(|s| !s.empty)) {
-        Some((name, _)) => Err(AwsError::unsupported(format!("The parameter {name} is not supported by this cloud")).into()),
+        Some((name, _)) => {
+            Err(AwsError::unsupported(format!("The parameter {name} is not supported by this cloud")).into())
+        }
         None => Ok(()),
     }
 }
@@ -73,7 +75,11 @@ mod tests {
             let input: Input = from_params(&Params::parse(sent.as_bytes()).unwrap(), Flavor::Ec2).unwrap();
             let outcome = refuse(&[("LaunchTemplate", input.launch_template), ("License", input.license)]);
             let message = outcome.err().map(|e| e.answer.message);
-            assert_eq!(message, refused.map(|name| format!("The parameter {name} is not supported by this cloud")), "{sent}");
+            assert_eq!(
+                message,
+                refused.map(|name| format!("The parameter {name} is not supported by this cloud")),
+                "{sent}"
+            );
         }
     }
 }

@@ -12,8 +12,7 @@ use mallee_tiers::VpcLink;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Outcome, Refusal, actions,
-    config,
+    Outcome, Refusal, actions, config,
     ec2::{
         Id,
         listing::{self, Wanted},
@@ -187,7 +186,8 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<VpcRow>, StoreE
 }
 
 pub fn set_dhcp_options(tx: &mut Tx<'_>, id: &VpcId, options: Option<&DhcpOptionsId>) -> Result<(), StoreError> {
-    tx.execute("UPDATE vpc SET dhcp_options = ?2 WHERE id = ?1", params![id.as_str(), options_text(options)]).map(|_| ())
+    tx.execute("UPDATE vpc SET dhcp_options = ?2 WHERE id = ?1", params![id.as_str(), options_text(options)])
+        .map(|_| ())
 }
 
 fn options_text(options: Option<&DhcpOptionsId>) -> &str {
@@ -396,7 +396,10 @@ async fn describe_attribute(call: &Call, input: DescribeVpcAttribute) -> Outcome
             described.enable_network_address_usage_metrics = Some(Flag { value: false });
         }
         other => {
-            return Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter attribute is invalid.")).into());
+            return Err(AwsError::invalid_parameter_value(format!(
+                "Value ({other}) for parameter attribute is invalid."
+            ))
+            .into());
         }
     }
     Ok(described)

@@ -41,15 +41,16 @@ pub fn create_default_vpc(tx: &mut Tx<'_>, config: &Config, account: &str, now: 
     Ok(vpc)
 }
 
-fn default_subnet(tx: &mut Tx<'_>, vpc: &VpcRow, zone: &str, cidr: Cidr, acl: &NetworkAclId, now: i64) -> Outcome<SubnetRow> {
-    let new = subnet::New {
-        vpc: vpc.id.clone(),
-        zone: zone.to_owned(),
-        cidr,
-        is_default: true,
-        public_on_launch: true,
-        now,
-    };
+fn default_subnet(
+    tx: &mut Tx<'_>,
+    vpc: &VpcRow,
+    zone: &str,
+    cidr: Cidr,
+    acl: &NetworkAclId,
+    now: i64,
+) -> Outcome<SubnetRow> {
+    let new =
+        subnet::New { vpc: vpc.id.clone(), zone: zone.to_owned(), cidr, is_default: true, public_on_launch: true, now };
     let subnet = subnet::insert(tx, &vpc.account, new)?;
     network_acl::associate(tx, acl, &subnet.id)?;
     Ok(subnet)

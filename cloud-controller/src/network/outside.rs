@@ -124,6 +124,9 @@ mod tests {
         assert!(routers.is_disjoint(&elastic));
         let overlapping = config::Network { routers: ([172, 29, 0, 1].into(), [172, 29, 0, 200].into()), ..network };
         let routers = Part::of(&overlapping, Pool::Routers).unwrap().addresses();
-        assert!(!routers.contains(&overlapping.gateway) && routers.is_disjoint(&Part::of(&overlapping, Pool::Elastic).unwrap().addresses()));
+        assert!(
+            !routers.contains(&overlapping.gateway)
+                && routers.is_disjoint(&Part::of(&overlapping, Pool::Elastic).unwrap().addresses())
+        );
     }
 }

@@ -116,11 +116,16 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
     }
     nacl::render(&mut out, wanted);
     for group in &wanted.groups {
-        out.add(Table::PortGroup, port_group(&group.id), &[("group", group.id.as_str())], [
-            ("name", Column::text(port_group(&group.id))),
-            ("ports", none(Table::SwitchPort)),
-            ("acls", none(Table::Acl)),
-        ]);
+        out.add(
+            Table::PortGroup,
+            port_group(&group.id),
+            &[("group", group.id.as_str())],
+            [
+                ("name", Column::text(port_group(&group.id))),
+                ("ports", none(Table::SwitchPort)),
+                ("acls", none(Table::Acl)),
+            ],
+        );
     }
     for rule in &wanted.rules {
         group_rule(&mut out, rule);
@@ -155,26 +160,36 @@ fn service_switch(vpc: &VpcId) -> String {
 /// What all VPCs share: the switch to the outside and the rules that hold for every port.
 fn shared(out: &mut Content, outside: &Outside) {
     let localnet = format!("{EXT}-localnet");
-    out.add(Table::Switch, EXT, &[], [
-        ("name", Column::text(EXT)),
-        ("ports", Column::rows(Table::SwitchPort, [localnet.as_str()])),
-        ("acls", none(Table::Acl)),
-        ("other_config", Column::map::<&str, &str>([])),
-    ]);
+    out.add(
+        Table::Switch,
+        EXT,
+        &[],
+        [
+            ("name", Column::text(EXT)),
+            ("ports", Column::rows(Table::SwitchPort, [localnet.as_str()])),
+            ("acls", none(Table::Acl)),
+            ("other_config", Column::map::<&str, &str>([])),
+        ],
+    );
     let (network, elastic) = (outside.network, outside.elastic);
     let elsewhere = |side: &str| {
-        let elastic = (!network.covers(&elastic)).then(|| format!(" && ip4.{side} != {elastic}")).unwrap_or_default();
+        let elastic = if network.covers(&elastic) { String::new() } else { format!(" && ip4.{side} != {elastic}") };
         format!("ip4 && ip4.{side} != {network}{elastic}")
     };
     let (leaving, entering) =
         (format!("inport == @{OUTER} && {}", elsewhere("src")), format!("outport == @{OUTER} && {}", elsewhere("dst")));
     acl(out, UNTRANSLATED[0], "from-lport", PRIORITY_DROP, leaving, "drop");
     acl(out, UNTRANSLATED[1], "to-lport", PRIORITY_DROP, entering, "drop");
-    out.add(Table::PortGroup, OUTER, &[], [
-        ("name", Column::text(OUTER)),
-        ("ports", none(Table::SwitchPort)),
-        ("acls", Column::rows(Table::Acl, UNTRANSLATED)),
-    ]);
+    out.add(
+        Table::PortGroup,
+        OUTER,
+        &[],
+        [
+            ("name", Column::text(OUTER)),
+            ("ports", none(Table::SwitchPort)),
+            ("acls", Column::rows(Table::Acl, UNTRANSLATED)),
+        ],
+    );
     switch_port(out, &localnet, "localnet", ["unknown".to_owned()], [("network_name", outside.physical.as_str())]);
     let rules = [
         ("base-drop-out", "from-lport", PRIORITY_DROP, format!("inport == @{DROP} && ip"), "drop"),
@@ -194,23 +209,33 @@ fn shared(out: &mut Content, outside: &Outside) {
             "allow-related",
         ),
     ];
-    out.add(Table::PortGroup, DROP, &[], [
-        ("name", Column::text(DROP)),
-        ("ports", none(Table::SwitchPort)),
-        ("acls", Column::rows(Table::Acl, rules.iter().map(|r| r.0))),
-    ]);
+    out.add(
+        Table::PortGroup,
+        DROP,
+        &[],
+        [
+            ("name", Column::text(DROP)),
+            ("ports", none(Table::SwitchPort)),
+            ("acls", Column::rows(Table::Acl, rules.iter().map(|r| r.0))),
+        ],
+    );
     for (key, direction, priority, expression, action) in rules {
         acl(out, key, direction, priority, expression, action);
     }
 }
 
 fn acl(out: &mut Content, key: &str, direction: &str, priority: i64, expression: String, action: &str) {
-    out.add(Table::Acl, key, &[], [
-        ("direction", Column::text(direction)),
-        ("priority", Column::Number(priority)),
-        ("match", Column::Text(expression)),
-        ("action", Column::text(action)),
-    ]);
+    out.add(
+        Table::Acl,
+        key,
+        &[],
+        [
+            ("direction", Column::text(direction)),
+            ("priority", Column::Number(priority)),
+            ("match", Column::Text(expression)),
+            ("action", Column::text(action)),
+        ],
+    );
 }
 
 /// A port of a switch that is no interface of an instance.
@@ -221,15 +246,20 @@ fn switch_port<const A: usize, const O: usize>(
     addresses: [String; A],
     options: [(&str, &str); O],
 ) {
-    out.add(Table::SwitchPort, name, &[], [
-        ("name", Column::text(name)),
-        ("type", Column::text(kind)),
-        ("addresses", Column::set(addresses)),
-        ("port_security", Column::set([""; 0])),
-        ("enabled", Column::set([""; 0])),
-        ("options", Column::map(options)),
-        ("dhcpv4_options", none(Table::DhcpOptions)),
-    ]);
+    out.add(
+        Table::SwitchPort,
+        name,
+        &[],
+        [
+            ("name", Column::text(name)),
+            ("type", Column::text(kind)),
+            ("addresses", Column::set(addresses)),
+            ("port_security", Column::set([""; 0])),
+            ("enabled", Column::set([""; 0])),
+            ("options", Column::map(options)),
+            ("dhcpv4_options", none(Table::DhcpOptions)),
+        ],
+    );
 }
 
 /// Both ends of a link between a router and a switch.
@@ -246,25 +276,35 @@ struct Link<'a> {
 
 /// Adds both ends; the answer is the name of the switch's, for its `ports`.
 fn link(out: &mut Content, router: &VpcId, link: Link<'_>) -> String {
-    out.add(Table::RouterPort, link.port.clone(), &[], [
-        ("name", Column::text(link.port.clone())),
-        ("mac", Column::text(link.mac)),
-        ("networks", Column::set([link.network])),
-        ("gateway_chassis", Column::rows(Table::GatewayChassis, link.chassis)),
-        ("options", Column::Map(link.options)),
-    ]);
+    out.add(
+        Table::RouterPort,
+        link.port.clone(),
+        &[],
+        [
+            ("name", Column::text(link.port.clone())),
+            ("mac", Column::text(link.mac)),
+            ("networks", Column::set([link.network])),
+            ("gateway_chassis", Column::rows(Table::GatewayChassis, link.chassis)),
+            ("options", Column::Map(link.options)),
+        ],
+    );
     out.refer(Table::Router, router.as_str(), "ports", link.port.clone());
     let peer = format!("{}-peer", link.port);
     let options = link.switch_options.into_iter().chain([("router-port", link.port.as_str())]);
-    out.add(Table::SwitchPort, peer.clone(), &[], [
-        ("name", Column::text(peer.clone())),
-        ("type", Column::text("router")),
-        ("addresses", Column::set(["router"])),
-        ("port_security", Column::set([""; 0])),
-        ("enabled", Column::set([""; 0])),
-        ("options", Column::map(options)),
-        ("dhcpv4_options", none(Table::DhcpOptions)),
-    ]);
+    out.add(
+        Table::SwitchPort,
+        peer.clone(),
+        &[],
+        [
+            ("name", Column::text(peer.clone())),
+            ("type", Column::text("router")),
+            ("addresses", Column::set(["router"])),
+            ("port_security", Column::set([""; 0])),
+            ("enabled", Column::set([""; 0])),
+            ("options", Column::map(options)),
+            ("dhcpv4_options", none(Table::DhcpOptions)),
+        ],
+    );
     peer
 }
 
@@ -277,95 +317,133 @@ fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
             translated.push(key);
         }
     }
-    out.add(Table::Router, vpc.id.as_str(), &[("account", &vpc.account)], [
-        ("name", Column::text(vpc.id.as_str())),
-        ("ports", none(Table::RouterPort)),
-        ("static_routes", none(Table::StaticRoute)),
-        ("policies", none(Table::Policy)),
-        ("nat", Column::rows(Table::Nat, translated)),
-        ("options", Column::map::<&str, &str>([])),
-    ]);
+    out.add(
+        Table::Router,
+        vpc.id.as_str(),
+        &[("account", &vpc.account)],
+        [
+            ("name", Column::text(vpc.id.as_str())),
+            ("ports", none(Table::RouterPort)),
+            ("static_routes", none(Table::StaticRoute)),
+            ("policies", none(Table::Policy)),
+            ("nat", Column::rows(Table::Nat, translated)),
+            ("options", Column::map::<&str, &str>([])),
+        ],
+    );
     let port = outer_port(&vpc.id);
     let mut chassis = Vec::new();
     for (name, priority) in outside.chassis.iter().zip((1..=i64::try_from(outside.chassis.len()).unwrap_or(1)).rev()) {
         let key = format!("{port}-{name}");
-        out.add(Table::GatewayChassis, key.clone(), &[], [
-            ("name", Column::text(key.clone())),
-            ("chassis_name", Column::text(name)),
-            ("priority", Column::Number(priority)),
-        ]);
+        out.add(
+            Table::GatewayChassis,
+            key.clone(),
+            &[],
+            [
+                ("name", Column::text(key.clone())),
+                ("chassis_name", Column::text(name)),
+                ("priority", Column::Number(priority)),
+            ],
+        );
         chassis.push(key);
     }
-    let peer = link(out, &vpc.id, Link {
-        port,
-        mac: &vpc.outer_mac,
-        network: format!("{}/{}", vpc.outer_address, outside.network.length()),
-        options: BTreeMap::new(),
-        // The router's own and its NAT addresses are announced when they move to another chassis.
-        switch_options: vec![("nat-addresses", "router")],
-        chassis,
-    });
+    let peer = link(
+        out,
+        &vpc.id,
+        Link {
+            port,
+            mac: &vpc.outer_mac,
+            network: format!("{}/{}", vpc.outer_address, outside.network.length()),
+            options: BTreeMap::new(),
+            // The router's own and its NAT addresses are announced when they move to another chassis.
+            switch_options: vec![("nat-addresses", "router")],
+            chassis,
+        },
+    );
     out.refer(Table::PortGroup, OUTER, "ports", peer.clone());
     out.refer(Table::Switch, EXT, "ports", peer);
 }
 
 fn nat(out: &mut Content, key: String, kind: &str, outer: Ipv4Addr, inner: String) {
-    out.add(Table::Nat, key, &[], [
-        ("type", Column::text(kind)),
-        ("external_ip", Column::text(outer.to_string())),
-        ("logical_ip", Column::Text(inner)),
-    ]);
+    out.add(
+        Table::Nat,
+        key,
+        &[],
+        [
+            ("type", Column::text(kind)),
+            ("external_ip", Column::text(outer.to_string())),
+            ("logical_ip", Column::Text(inner)),
+        ],
+    );
 }
 
 /// The network of 169.254.169.254.
 fn service(out: &mut Content, vpc: &VpcRow) {
     let switch = service_switch(&vpc.id);
     let metadata = vpc::metadata_port(&vpc.id);
-    let peer = link(out, &vpc.id, Link {
-        port: format!("{switch}-router"),
-        mac: &vpc.service_mac,
-        network: format!("{SERVICE_ROUTER}/24"),
-        options: BTreeMap::new(),
-        switch_options: Vec::new(),
-        chassis: Vec::new(),
-    });
+    let peer = link(
+        out,
+        &vpc.id,
+        Link {
+            port: format!("{switch}-router"),
+            mac: &vpc.service_mac,
+            network: format!("{SERVICE_ROUTER}/24"),
+            options: BTreeMap::new(),
+            switch_options: Vec::new(),
+            chassis: Vec::new(),
+        },
+    );
     // Network ACLs do not come between an instance and its metadata.
     let port = format!("{switch}-router");
     let between = format!("inport == \"{port}\" || outport == \"{port}\"");
     policy(out, &vpc.id, format!("service-{}", vpc.id), POLICY_SERVICE, between, "allow");
     switch_port(out, &metadata, "localport", [format!("{} {METADATA}", vpc.metadata_mac)], []);
-    out.add(Table::Switch, switch.clone(), &[("vpc", vpc.id.as_str())], [
-        ("name", Column::text(switch)),
-        ("ports", Column::rows(Table::SwitchPort, [peer, metadata])),
-        ("acls", none(Table::Acl)),
-        ("other_config", Column::map::<&str, &str>([])),
-    ]);
+    out.add(
+        Table::Switch,
+        switch.clone(),
+        &[("vpc", vpc.id.as_str())],
+        [
+            ("name", Column::text(switch)),
+            ("ports", Column::rows(Table::SwitchPort, [peer, metadata])),
+            ("acls", none(Table::Acl)),
+            ("other_config", Column::map::<&str, &str>([])),
+        ],
+    );
 }
 
 fn policy(out: &mut Content, router: &VpcId, key: String, priority: i64, expression: String, action: &str) {
-    out.add(Table::Policy, key.clone(), &[], [
-        ("priority", Column::Number(priority)),
-        ("match", Column::Text(expression)),
-        ("action", Column::text(action)),
-    ]);
+    out.add(
+        Table::Policy,
+        key.clone(),
+        &[],
+        [("priority", Column::Number(priority)), ("match", Column::Text(expression)), ("action", Column::text(action))],
+    );
     out.refer(Table::Router, router.as_str(), "policies", key);
 }
 
 fn switch(out: &mut Content, subnet: &SubnetRow, table: Option<&RouteTableRow>) {
-    let peer = link(out, &subnet.vpc, Link {
-        port: inner_port(&subnet.id),
-        mac: &subnet.router_mac,
-        network: format!("{}/{}", subnet.router(), subnet.cidr.length()),
-        options: table.map(|t| ("route_table".to_owned(), t.id.to_string())).into_iter().collect(),
-        switch_options: Vec::new(),
-        chassis: Vec::new(),
-    });
-    out.add(Table::Switch, subnet.id.as_str(), &[("vpc", subnet.vpc.as_str())], [
-        ("name", Column::text(subnet.id.as_str())),
-        ("ports", Column::rows(Table::SwitchPort, [peer])),
-        ("acls", none(Table::Acl)),
-        ("other_config", Column::map::<&str, &str>([])),
-    ]);
+    let peer = link(
+        out,
+        &subnet.vpc,
+        Link {
+            port: inner_port(&subnet.id),
+            mac: &subnet.router_mac,
+            network: format!("{}/{}", subnet.router(), subnet.cidr.length()),
+            options: table.map(|t| ("route_table".to_owned(), t.id.to_string())).into_iter().collect(),
+            switch_options: Vec::new(),
+            chassis: Vec::new(),
+        },
+    );
+    out.add(
+        Table::Switch,
+        subnet.id.as_str(),
+        &[("vpc", subnet.vpc.as_str())],
+        [
+            ("name", Column::text(subnet.id.as_str())),
+            ("ports", Column::rows(Table::SwitchPort, [peer])),
+            ("acls", none(Table::Acl)),
+            ("other_config", Column::map::<&str, &str>([])),
+        ],
+    );
 }
 
 /// What instances of a subnet are told with their address. `own_dns`: what AmazonProvidedDNS stands for.
@@ -386,7 +464,9 @@ fn dhcp(out: &mut Content, subnet: &SubnetRow, set: Option<&DhcpOptionsRow>, own
         let first = values.first().cloned().unwrap_or_default();
         match name.as_str() {
             "domain-name" => options.push(("domain_name", format!("\"{first}\""))),
-            "domain-name-servers" if first == OWN_DNS => options.extend(own_dns.map(|dns| ("dns_server", dns.to_string()))),
+            "domain-name-servers" if first == OWN_DNS => {
+                options.extend(own_dns.map(|dns| ("dns_server", dns.to_string())))
+            }
             "domain-name-servers" => options.push(("dns_server", list(values))),
             "ntp-servers" => options.push(("ntp_server", list(values))),
             "netbios-name-servers" => options.push(("netbios_name_server", list(values))),
@@ -394,10 +474,12 @@ fn dhcp(out: &mut Content, subnet: &SubnetRow, set: Option<&DhcpOptionsRow>, own
             _ => {}
         }
     }
-    out.add(Table::DhcpOptions, subnet.id.as_str(), &[], [
-        ("cidr", Column::text(subnet.cidr.to_string())),
-        ("options", Column::map(options)),
-    ]);
+    out.add(
+        Table::DhcpOptions,
+        subnet.id.as_str(),
+        &[],
+        [("cidr", Column::text(subnet.cidr.to_string())), ("options", Column::map(options))],
+    );
 }
 
 fn closed(out: &mut Content, subnet: &SubnetRow, outside: &Outside) {
@@ -462,15 +544,20 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
     // Without the check an instance may forward for others, but is still held to its own MAC.
     let security = if interface.source_dest_check { address.clone() } else { interface.mac.clone() };
     let instance = interface.instance.as_ref().map(|i| i.as_str()).unwrap_or_default();
-    out.add(Table::SwitchPort, name.clone(), &[("interface", interface.id.as_str()), ("instance", instance)], [
-        ("name", Column::text(name.clone())),
-        ("type", Column::text("")),
-        ("addresses", Column::set([address])),
-        ("port_security", Column::set([security])),
-        ("enabled", Column::Flag(!interface.released)),
-        ("options", Column::map::<&str, &str>([])),
-        ("dhcpv4_options", Column::rows(Table::DhcpOptions, [interface.subnet.as_str()])),
-    ]);
+    out.add(
+        Table::SwitchPort,
+        name.clone(),
+        &[("interface", interface.id.as_str()), ("instance", instance)],
+        [
+            ("name", Column::text(name.clone())),
+            ("type", Column::text("")),
+            ("addresses", Column::set([address])),
+            ("port_security", Column::set([security])),
+            ("enabled", Column::Flag(!interface.released)),
+            ("options", Column::map::<&str, &str>([])),
+            ("dhcpv4_options", Column::rows(Table::DhcpOptions, [interface.subnet.as_str()])),
+        ],
+    );
     out.refer(Table::Switch, interface.subnet.as_str(), "ports", name.clone());
     out.refer(Table::PortGroup, DROP, "ports", name.clone());
     for group in &interface.groups {

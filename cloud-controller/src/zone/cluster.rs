@@ -48,7 +48,8 @@ impl Sender {
                 let listed = instance::listed_in(tx, &zone)?;
                 let changed: BTreeSet<String> =
                     listed.iter().filter(|(id, g)| held.get(id) != Some(g)).map(|(id, _)| id.clone()).collect();
-                let fresh = if changed.is_empty() { Vec::new() } else { instance::render(tx, &region, &zone, &changed)? };
+                let fresh =
+                    if changed.is_empty() { Vec::new() } else { instance::render(tx, &region, &zone, &changed)? };
                 Ok(Read { generation, listed, fresh })
             })
             .await

@@ -61,5 +61,8 @@ pub fn drop_all(tx: &mut Tx<'_>, resource: &str) -> Result<(), StoreError> {
 
 /// Forgets what was noted before `before`, a bounded number of lines; how many.
 pub fn sweep(tx: &mut Tx<'_>, before: i64) -> Result<u64, StoreError> {
-    tx.execute("DELETE FROM event WHERE at < ?1 AND resource IN (SELECT resource FROM event WHERE at < ?1 LIMIT 200)", params![before])
+    tx.execute(
+        "DELETE FROM event WHERE at < ?1 AND resource IN (SELECT resource FROM event WHERE at < ?1 LIMIT 200)",
+        params![before],
+    )
 }

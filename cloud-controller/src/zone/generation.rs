@@ -57,10 +57,9 @@ pub fn current(tx: &mut Tx<'_>, zone: &str, list: List) -> Result<Generation, St
 /// How far all lists have come together: a store that was put back has less than it once had.
 pub fn total(tx: &mut Tx<'_>) -> Result<Generation, StoreError> {
     let epoch = tx.epoch()?;
-    let counter = tx.query_one(
-        "SELECT CAST(COALESCE(SUM(counter), 0) AS BIGINT) FROM zone_generation",
-        params![],
-        |row| row.get(0),
-    )?;
+    let counter =
+        tx.query_one("SELECT CAST(COALESCE(SUM(counter), 0) AS BIGINT) FROM zone_generation", params![], |row| {
+            row.get(0)
+        })?;
     Ok(Generation { epoch, counter })
 }

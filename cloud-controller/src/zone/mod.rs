@@ -43,10 +43,19 @@ pub fn drive(cloud: &Arc<Cloud>) {
             trouble: Trouble::default(),
         };
         instances.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
-        let sender = storage::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default(), trouble: Trouble::default() };
+        let sender = storage::Sender {
+            cloud: cloud.clone(),
+            zone: zone.clone(),
+            intent: IntentSender::default(),
+            trouble: Trouble::default(),
+        };
         volumes.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
-        let sender =
-            snapshot::Sender { cloud: cloud.clone(), zone: zone.clone(), intent: IntentSender::default(), trouble: Trouble::default() };
+        let sender = snapshot::Sender {
+            cloud: cloud.clone(),
+            zone: zone.clone(),
+            intent: IntentSender::default(),
+            trouble: Trouble::default(),
+        };
         snapshots.push(drive_one(Arc::new(sender), Poke::default(), EVERY).poke);
         tokio::spawn(snapshot::observe(cloud.clone(), zone.clone()));
         tokio::spawn(cluster::observe(cloud.clone(), zone.clone()));
@@ -91,7 +100,9 @@ impl Trouble {
         };
         let remedy = match e.kind {
             TierErrorKind::OtherIncarnation | TierErrorKind::Stale => {
-                format!("nothing is ended meanwhile; if this cloud-controller's store is the right one: mallee zone adopt {zone}")
+                format!(
+                    "nothing is ended meanwhile; if this cloud-controller's store is the right one: mallee zone adopt {zone}"
+                )
             }
             TierErrorKind::Unreachable => {
                 if silent.get_or_insert_with(Instant::now).elapsed() < Self::GRACE {

@@ -7,7 +7,9 @@ use std::{
 
 use mallee_service::{Identity, TierHttp};
 use mallee_store::{Error as StoreError, Store, Tx, params};
-use mallee_tiers::{ClusterClient, Located, Millis, Peer, Role, StorageClient, TierError, TierRegistration, WalrusClient};
+use mallee_tiers::{
+    ClusterClient, Located, Millis, Peer, Role, StorageClient, TierError, TierRegistration, WalrusClient,
+};
 
 pub const TABLES: &str = "
 CREATE TABLE tier (
@@ -105,11 +107,15 @@ impl Tiers {
             .map_err(|e| TierError::internal(e.to_string()))?
             .ok_or_else(|| TierError::unreachable(format!("no {role} has registered{}", in_zone(zone))))?;
         let key = (role, zone.to_owned());
-        if let Some((_, client)) = self.lock().get(&key).filter(|(name, c)| *name == at.name && c.address() == at.address) {
+        if let Some((_, client)) =
+            self.lock().get(&key).filter(|(name, c)| *name == at.name && c.address() == at.address)
+        {
             return Ok(client.clone());
         }
-        let identity =
-            self.identity.as_ref().ok_or_else(|| TierError::unreachable("this cloud-controller has no certificate yet"))?;
+        let identity = self
+            .identity
+            .as_ref()
+            .ok_or_else(|| TierError::unreachable("this cloud-controller has no certificate yet"))?;
         let client = TierHttp::new(identity, &at.address, role, &at.name)?;
         self.lock().insert(key, (at.name, client.clone()));
         Ok(client)

@@ -24,7 +24,8 @@ pub async fn why(cloud: &Cloud, id: &str) -> Result<WhyAnswer, TierError> {
         .read("tell why", move |tx| tell(tx, &wanted))
         .await
         .map_err(|e: StoreError| TierError::internal(e.to_string()))?;
-    let (mut lines, below) = told.ok_or_else(|| TierError::not_found(format!("no instance, volume or image {id} is known here")))?;
+    let (mut lines, below) =
+        told.ok_or_else(|| TierError::not_found(format!("no instance, volume or image {id} is known here")))?;
     let asked = WhyAsked { id: id.to_owned() };
     let (by, answer) = match below {
         Below::Nobody => return Ok(WhyAnswer { lines }),
@@ -45,7 +46,12 @@ pub async fn why(cloud: &Cloud, id: &str) -> Result<WhyAnswer, TierError> {
     };
     match answer {
         Ok(answer) => lines.extend(answer.lines),
-        Err(e) => lines.push(WhyLine { by, kind: "observed".into(), at: cloud.now(), text: format!("cannot be asked: {}", e.message) }),
+        Err(e) => lines.push(WhyLine {
+            by,
+            kind: "observed".into(),
+            at: cloud.now(),
+            text: format!("cannot be asked: {}", e.message),
+        }),
     }
     Ok(WhyAnswer { lines })
 }
@@ -79,13 +85,24 @@ fn of_instance(i: &instance::Instance) -> Vec<WhyLine> {
         line(
             "decided",
             i.asked_at,
-            format!("wanted {} ({}), generation {}/{}", instance::word(i.desired), instance::word(i.cause), i.generation.epoch, i.generation.counter),
+            format!(
+                "wanted {} ({}), generation {}/{}",
+                instance::word(i.desired),
+                instance::word(i.cause),
+                i.generation.epoch,
+                i.generation.counter
+            ),
         ),
     ];
     let observed = match i.observed {
         None => format!("nothing was heard of it from zone {} yet", i.zone),
         Some(observed) => {
-            let mut text = format!("{} (generation {}/{})", instance::word(observed), i.observed_generation.epoch, i.observed_generation.counter);
+            let mut text = format!(
+                "{} (generation {}/{})",
+                instance::word(observed),
+                i.observed_generation.epoch,
+                i.observed_generation.counter
+            );
             if let Some(node) = &i.node {
                 text.push_str(&format!(" on {node}"));
             }
@@ -108,7 +125,11 @@ fn of_instance(i: &instance::Instance) -> Vec<WhyLine> {
 fn of_volume(v: &volume::Volume, attachment: Option<&volume::Attachment>) -> Vec<WhyLine> {
     let mut lines = vec![
         line("asked", v.created, format!("{} GiB of {} in {} for account {}", v.size_gib, v.kind, v.zone, v.account)),
-        line("decided", v.created, format!("wanted {}, generation {}/{}", instance::word(v.desired), v.generation.epoch, v.generation.counter)),
+        line(
+            "decided",
+            v.created,
+            format!("wanted {}, generation {}/{}", instance::word(v.desired), v.generation.epoch, v.generation.counter),
+        ),
     ];
     if let Some(a) = attachment {
         let waits = if a.reason.is_empty() { String::new() } else { format!(": {}", a.reason) };
@@ -135,7 +156,15 @@ fn of_snapshot(s: &snapshot::Snapshot) -> Vec<WhyLine> {
 fn of_image(i: &image::Image) -> Vec<WhyLine> {
     let reason = if i.reason.is_empty() { String::new() } else { format!(": {}", i.reason) };
     vec![
-        line("asked", i.created, format!("{} image {:?} from {} for account {}", instance::word(i.kind), i.name, i.location, i.account)),
-        line("observed", i.created, format!("{}, {} %, signature {}{reason}", instance::word(i.state), i.progress, instance::word(i.proof))),
+        line(
+            "asked",
+            i.created,
+            format!("{} image {:?} from {} for account {}", instance::word(i.kind), i.name, i.location, i.account),
+        ),
+        line(
+            "observed",
+            i.created,
+            format!("{}, {} %, signature {}{reason}", instance::word(i.state), i.progress, instance::word(i.proof)),
+        ),
     ]
 }

@@ -314,7 +314,10 @@ async fn a_store_that_was_put_back_does_not_take_the_network_from_guests_it_does
     let nb = central.connect("nb").await;
     until("the database is claimed", async || {
         cloud.passes_cleanly().await;
-        select(&nb, NB, "NB_Global", vec![]).await.iter().any(|row| row.string_map("external_ids").contains_key("mallee-store"))
+        select(&nb, NB, "NB_Global", vec![])
+            .await
+            .iter()
+            .any(|row| row.string_map("external_ids").contains_key("mallee-store"))
     })
     .await;
     let next = |tx: &mut mallee_store::Tx<'_>| generation::next(tx, "mallee-1a", generation::List::Instances);

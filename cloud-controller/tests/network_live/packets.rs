@@ -40,7 +40,9 @@ impl Machine {
         let (switch, outside) = (machine.name("switch"), machine.name("outside"));
         machine.pair("outside", "link0", "ext0");
         must(&format!("ip -n {outside} addr add 172.29.0.1/24 dev link0"));
-        must(&format!("ip netns exec {switch} sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0"));
+        must(&format!(
+            "ip netns exec {switch} sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0"
+        ));
         let dir = machine.central.path("");
         let dir = dir.to_str().unwrap().trim_end_matches('/').to_owned();
         must(&format!("ovsdb-tool create {dir}/conf.db /usr/share/openvswitch/vswitch.ovsschema"));
@@ -88,7 +90,9 @@ impl Machine {
         let (there, switch) = (self.name(short), self.name("switch"));
         must(&format!("ip link add {inner} netns {there} type veth peer name {outer} netns {switch}"));
         for (namespace, link) in [(&there, inner), (&switch, outer)] {
-            must(&format!("ip -n {namespace} link set dev {link} up && ip netns exec {namespace} ethtool -K {link} tx off"));
+            must(&format!(
+                "ip -n {namespace} link set dev {link} up && ip netns exec {namespace} ethtool -K {link} tx off"
+            ));
         }
     }
 
@@ -107,7 +111,10 @@ impl Machine {
         let link = format!("tap-{short}");
         self.pair(short, "eth0", &link);
         must(&format!("ip -n {name} link set eth0 address {}", row.mac));
-        must(&format!("ip -n {name} addr add {}/{length} dev eth0 && ip -n {name} route add default via {router}", row.address));
+        must(&format!(
+            "ip -n {name} addr add {}/{length} dev eth0 && ip -n {name} route add default via {router}",
+            row.address
+        ));
         self.bind(&link, &row.port.to_string());
         self.serve(short, 8080);
     }
@@ -186,7 +193,9 @@ async fn packets_go_where_rules_and_routes_let_them() {
     let switch = machine.name("switch");
     machine.pair("switch", "imds", "imds-o");
     must(&format!("ip -n {switch} link set imds address {}", a.link.metadata_mac));
-    must(&format!("ip -n {switch} addr add 169.254.169.254/24 dev imds && ip -n {switch} route add 172.31.0.0/16 via 169.254.169.1"));
+    must(&format!(
+        "ip -n {switch} addr add 169.254.169.254/24 dev imds && ip -n {switch} route add 172.31.0.0/16 via 169.254.169.1"
+    ));
     machine.bind("imds-o", &a.link.metadata_port);
     machine.serve("switch", 80);
     machine.opens("a", "169.254.169.254:80").await;

@@ -63,9 +63,7 @@ impl Cloud {
         let (vpc, own) = (vpc.clone(), own.cloned());
         self.write(move |tx, _| {
             let tables = route_table::all(tx, Some(account))?;
-            let found = tables.iter().find(|t| {
-                t.vpc == vpc && t.associations.iter().any(|a| a.subnet == own)
-            });
+            let found = tables.iter().find(|t| t.vpc == vpc && t.associations.iter().any(|a| a.subnet == own));
             let id = match found {
                 Some(table) => table.id.clone(),
                 None => {
@@ -143,7 +141,8 @@ async fn vpcs_of_users_filter_translate_and_peer() {
 
     // A VPC with a public subnet and a private one that goes out by a NAT gateway; one of the same addresses; a peer.
     let vpc = cloud.vpc(one, "10.0.0.0/16").await;
-    let (public, private) = (cloud.subnet(one, &vpc, "10.0.0.0/24").await, cloud.subnet(one, &vpc, "10.0.1.0/24").await);
+    let (public, private) =
+        (cloud.subnet(one, &vpc, "10.0.0.0/24").await, cloud.subnet(one, &vpc, "10.0.1.0/24").await);
     let at = vpc.clone();
     let gateway = cloud.write(move |tx, _| internet_gateway::insert(tx, one, &at, 1)).await;
     cloud.route(one, &vpc, None, "0.0.0.0/0", Target::Gateway(gateway.clone())).await;
@@ -230,7 +229,9 @@ async fn vpcs_of_users_filter_translate_and_peer() {
     cloud.entries(&acl, [all(), vec![deny(90)]].concat()).await;
     machine.closes("p", "10.0.1.10:8080").await;
     machine.opens("q", "10.0.0.10:8080").await;
-    cloud.entries(&acl, [all(), vec![deny(90), entry(false, 80, true, "10.0.0.11/32", Some((8080, 8080)))]].concat()).await;
+    cloud
+        .entries(&acl, [all(), vec![deny(90), entry(false, 80, true, "10.0.0.11/32", Some((8080, 8080)))]].concat())
+        .await;
     machine.opens("p2", "10.0.1.10:8080").await;
     assert!(!machine.answers("p", "10.0.1.10:8080"), "the lower number decides");
     cloud.entries(&acl, [all(), vec![deny(110)]].concat()).await;
@@ -282,7 +283,9 @@ async fn vpcs_of_users_filter_translate_and_peer() {
     machine.opens("outside", &format!("{second}:8080")).await;
 
     // An address that is nobody's does not get out of the port.
-    must(&format!("ip -n {p2_name} addr add 10.0.0.77/24 dev eth0 && ip -n {p2_name} route replace 10.0.1.0/24 via 10.0.0.1 src 10.0.0.77"));
+    must(&format!(
+        "ip -n {p2_name} addr add 10.0.0.77/24 dev eth0 && ip -n {p2_name} route replace 10.0.1.0/24 via 10.0.0.1 src 10.0.0.77"
+    ));
     assert!(!machine.answers("p2", "10.0.1.10:8080"), "a spoofed source is dropped");
     must(&format!("ip -n {p2_name} route replace 10.0.1.0/24 via 10.0.0.1 src 10.0.0.50"));
     machine.opens("p2", "10.0.1.10:8080").await;

@@ -69,11 +69,7 @@ struct Calls {
 
 impl MonitorTable {
     pub fn new(table: &str) -> MonitorTable {
-        MonitorTable {
-            table: table.to_owned(),
-            columns: Vec::new(),
-            conditions: Vec::new(),
-        }
+        MonitorTable { table: table.to_owned(), columns: Vec::new(), conditions: Vec::new() }
     }
 
     pub fn columns(mut self, columns: &[&str]) -> MonitorTable {
@@ -93,10 +89,7 @@ impl Client {
         let path = path.as_ref();
         let stream = tokio::net::UnixStream::connect(path)
             .await
-            .map_err(|source| Error::Connect {
-                address: path.display().to_string(),
-                source: Arc::new(source),
-            })?;
+            .map_err(|source| Error::Connect { address: path.display().to_string(), source: Arc::new(source) })?;
         Ok(Client::new(stream))
     }
 
@@ -108,10 +101,7 @@ impl Client {
         let (read, write) = tokio::io::split(stream);
         let (outgoing, queue) = mpsc::unbounded_channel();
         let (closing, closed) = watch::channel(None);
-        let shared = Arc::new(Shared {
-            calls: Mutex::default(),
-            closed: closing,
-        });
+        let shared = Arc::new(Shared { calls: Mutex::default(), closed: closing });
         let reader = tokio::spawn(read_all(read, shared.clone(), outgoing.clone()));
         let writer = tokio::spawn(write_all(write, shared.clone(), queue));
         Client {
@@ -135,18 +125,10 @@ impl Client {
     }
 
     /// The rows there are now, and a stream of what changes from then on.
-    pub async fn monitor_cond(
-        &self,
-        database: &str,
-        tables: Vec<MonitorTable>,
-    ) -> Result<(Vec<RowUpdate>, Monitor)> {
+    pub async fn monitor_cond(&self, database: &str, tables: Vec<MonitorTable>) -> Result<(Vec<RowUpdate>, Monitor)> {
         let id = format!("m{}", self.connection.next.fetch_add(1, Ordering::Relaxed));
         let (sender, updates) = mpsc::channel(UPDATES_QUEUED);
-        self.connection
-            .shared
-            .calls()
-            .monitors
-            .insert(id.clone(), sender);
+        self.connection.shared.calls().monitors.insert(id.clone(), sender);
         let monitor = Monitor {
             updates,
             shared: self.connection.shared.clone(),
@@ -159,11 +141,7 @@ impl Client {
     }
 
     /// [`Client::monitor_cond`] with the snapshot already in a [`Replica`].
-    pub async fn replicate(
-        &self,
-        database: &str,
-        tables: Vec<MonitorTable>,
-    ) -> Result<(Replica, Monitor)> {
+    pub async fn replicate(&self, database: &str, tables: Vec<MonitorTable>) -> Result<(Replica, Monitor)> {
         let mut replica = Replica::new(self.schema(database).await?);
         let (initial, monitor) = self.monitor_cond(database, tables).await?;
         replica.apply(initial);
@@ -190,19 +168,11 @@ impl Client {
         connection.shared.calls().waiting.insert(id, sender);
         let message = json!({"id": id, "method": method, "params": params});
         // Checked after the entry is made: whoever closes first marks and then empties the map, so no caller is forgotten.
-        if connection.closed.borrow().is_some()
-            || connection
-                .outgoing
-                .send(message.to_string().into_bytes())
-                .is_err()
-        {
+        if connection.closed.borrow().is_some() || connection.outgoing.send(message.to_string().into_bytes()).is_err() {
             return Err(connection.shared.reason());
         }
         match answer.await {
-            Ok(Err(Error::Request { error, .. })) => Err(Error::Request {
-                method: method.to_owned(),
-                error,
-            }),
+            Ok(Err(Error::Request { error, .. })) => Err(Error::Request { method: method.to_owned(), error }),
             Ok(answer) => answer,
             Err(_) => Err(connection.shared.reason()),
         }
@@ -233,10 +203,7 @@ impl Drop for Monitor {
         self.shared.calls().monitors.remove(&self.id);
         let cancel = json!({"id": null, "method": "monitor_cancel", "params": [self.id]});
         // A closed connection has no monitors left to cancel.
-        let _ = self
-            .connection
-            .outgoing
-            .send(cancel.to_string().into_bytes());
+        let _ = self.connection.outgoing.send(cancel.to_string().into_bytes());
     }
 }
 
@@ -254,12 +221,7 @@ impl Shared {
     }
 
     fn reason(&self) -> Error {
-        Error::Closed(
-            self.closed
-                .borrow()
-                .clone()
-                .unwrap_or_else(|| "shut down".into()),
-        )
+        Error::Closed(self.closed.borrow().clone().unwrap_or_else(|| "shut down".into()))
     }
 
     fn close(&self, why: &str) {
@@ -286,27 +248,19 @@ impl Shared {
                 let _ = outgoing.send(answer.to_string().into_bytes());
             }
             Some("update2") => self.update(&mut message)?,
-            Some(other) => tracing::debug!(
-                method = other,
-                "the database sent something that was not asked for"
-            ),
+            Some(other) => tracing::debug!(method = other, "the database sent something that was not asked for"),
         }
         Ok(())
     }
 
     fn answer(&self, message: &mut Map<String, Value>) {
-        let waiting = message
-            .get("id")
-            .and_then(Value::as_u64)
-            .and_then(|id| self.calls().waiting.remove(&id));
+        let waiting = message.get("id").and_then(Value::as_u64).and_then(|id| self.calls().waiting.remove(&id));
         let Some(waiting) = waiting else { return };
         let answer = match message.remove("error") {
             None | Some(Value::Null) => Ok(message.remove("result").unwrap_or(Value::Null)),
             Some(error) => Err(Error::Request {
                 method: String::new(),
-                error: error
-                    .as_str()
-                    .map_or_else(|| error.to_string(), str::to_owned),
+                error: error.as_str().map_or_else(|| error.to_string(), str::to_owned),
             }),
         };
         let _ = waiting.send(answer);
@@ -322,10 +276,7 @@ impl Shared {
         };
         let updates = read_updates(updates)?;
         let mut calls = self.calls();
-        let overflow = calls
-            .monitors
-            .get(&id)
-            .is_some_and(|monitor| monitor.try_send(updates).is_err());
+        let overflow = calls.monitors.get(&id).is_some_and(|monitor| monitor.try_send(updates).is_err());
         if overflow {
             calls.monitors.remove(&id);
         }
@@ -333,11 +284,7 @@ impl Shared {
     }
 }
 
-async fn read_all(
-    mut stream: impl AsyncRead + Unpin,
-    shared: Arc<Shared>,
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
-) {
+async fn read_all(mut stream: impl AsyncRead + Unpin, shared: Arc<Shared>, outgoing: mpsc::UnboundedSender<Vec<u8>>) {
     let mut framer = Framer::new(MESSAGE_LIMIT);
     let mut bytes = vec![0; 64 << 10];
     let why = 'connection: loop {
@@ -378,12 +325,7 @@ async fn write_all(
 
 fn monitor_requests(tables: Vec<MonitorTable>) -> Value {
     let mut requests = Map::new();
-    for MonitorTable {
-        table,
-        columns,
-        conditions,
-    } in tables
-    {
+    for MonitorTable { table, columns, conditions } in tables {
         let mut request = Map::new();
         if !columns.is_empty() {
             request.insert("columns".to_owned(), json!(columns));

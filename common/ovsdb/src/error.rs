@@ -10,10 +10,7 @@ pub enum Error {
     #[error("the database connection is closed: {0}")]
     Closed(Arc<str>),
     #[error("cannot connect to the database at {address}: {source}")]
-    Connect {
-        address: String,
-        source: Arc<std::io::Error>,
-    },
+    Connect { address: String, source: Arc<std::io::Error> },
     /// The transaction was refused and nothing of it was applied.
     #[error("the database refused {operation}: {error}: {details}")]
     Refused {

@@ -25,14 +25,7 @@ pub enum FrameError {
 
 impl Framer {
     pub fn new(limit: usize) -> Framer {
-        Framer {
-            buffer: Vec::new(),
-            scanned: 0,
-            depth: 0,
-            in_string: false,
-            escaped: false,
-            limit,
-        }
+        Framer { buffer: Vec::new(), scanned: 0, depth: 0, in_string: false, escaped: false, limit }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {

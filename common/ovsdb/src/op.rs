@@ -50,9 +50,7 @@ impl Op {
     }
 
     pub fn update(table: &str, conditions: impl IntoIterator<Item = Condition>, row: Row) -> Op {
-        Op::start("update", table)
-            .conditions(conditions)
-            .field("row", Value::Object(row.0))
+        Op::start("update", table).conditions(conditions).field("row", Value::Object(row.0))
     }
 
     /// One mutation; more are added with [`Op::and_mutate`]. Mutators: `+=`, `-=`, `*=`, `/=`, `%=`, `insert`, `delete`.
@@ -80,11 +78,7 @@ impl Op {
         Op::start("delete", table).conditions(conditions)
     }
 
-    pub fn select(
-        table: &str,
-        conditions: impl IntoIterator<Item = Condition>,
-        columns: &[&str],
-    ) -> Op {
+    pub fn select(table: &str, conditions: impl IntoIterator<Item = Condition>, columns: &[&str]) -> Op {
         let op = Op::start("select", table).conditions(conditions);
         if columns.is_empty() {
             return op;
@@ -168,9 +162,7 @@ pub struct OpResult {
 /// when the commit itself failed.
 pub(crate) fn read_results(operations: &[Op], answer: Value) -> Result<Vec<OpResult>> {
     let Value::Array(elements) = answer else {
-        return Err(Error::Protocol(
-            "the answer to a transaction is not a list".to_owned(),
-        ));
+        return Err(Error::Protocol("the answer to a transaction is not a list".to_owned()));
     };
     for (index, element) in elements.iter().enumerate() {
         let Some(error) = element.get("error").and_then(Value::as_str) else {
@@ -181,19 +173,11 @@ pub(crate) fn read_results(operations: &[Op], answer: Value) -> Result<Vec<OpRes
             index: operation.map(|_| index),
             operation: operation.map_or_else(|| "the commit".to_owned(), Op::describe),
             error: error.to_owned(),
-            details: element
-                .get("details")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned(),
+            details: element.get("details").and_then(Value::as_str).unwrap_or_default().to_owned(),
         });
     }
     if elements.len() != operations.len() || elements.iter().any(Value::is_null) {
-        return Err(Error::Protocol(format!(
-            "{} operations got {} answers",
-            operations.len(),
-            elements.len()
-        )));
+        return Err(Error::Protocol(format!("{} operations got {} answers", operations.len(), elements.len())));
     }
     Ok(elements.into_iter().map(read_result).collect())
 }

@@ -26,10 +26,7 @@ impl Schema {
             .get("tables")
             .and_then(Value::as_object)
             .ok_or_else(|| Error::Protocol("the schema has no tables".to_owned()))?;
-        let many = tables
-            .iter()
-            .map(|(table, body)| (table.clone(), many_valued_columns(body)))
-            .collect();
+        let many = tables.iter().map(|(table, body)| (table.clone(), many_valued_columns(body))).collect();
         Ok(Schema { many })
     }
 
@@ -38,9 +35,7 @@ impl Schema {
     }
 
     fn is_many(&self, table: &str, column: &str) -> bool {
-        self.many
-            .get(table)
-            .is_some_and(|columns| columns.contains(column))
+        self.many.get(table).is_some_and(|columns| columns.contains(column))
     }
 }
 
@@ -105,11 +100,7 @@ pub(crate) fn read_updates(updates: Value) -> Result<Vec<RowUpdate>> {
                 "delete" => Change::Delete,
                 other => return Err(Error::Protocol(format!("unknown update {other}"))),
             };
-            out.push(RowUpdate {
-                table: table.clone(),
-                id: id.parse().map_err(|_| malformed())?,
-                change,
-            });
+            out.push(RowUpdate { table: table.clone(), id: id.parse().map_err(|_| malformed())?, change });
         }
     }
     Ok(out)
@@ -124,19 +115,12 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(schema: Schema) -> Replica {
-        Replica {
-            schema,
-            tables: BTreeMap::new(),
-        }
+        Replica { schema, tables: BTreeMap::new() }
     }
 
     /// The rows of one table, in the order of their ids.
     pub fn rows(&self, table: &str) -> impl Iterator<Item = (Uuid, &Row)> {
-        self.tables
-            .get(table)
-            .into_iter()
-            .flatten()
-            .map(|(id, row)| (*id, row))
+        self.tables.get(table).into_iter().flatten().map(|(id, row)| (*id, row))
     }
 
     pub fn row(&self, table: &str, id: Uuid) -> Option<&Row> {
@@ -209,10 +193,7 @@ mod tests {
     #[test]
     fn a_difference_adds_what_is_new_and_takes_what_is_known() {
         let set = |elements: &[&str]| value::set(elements.iter().copied());
-        assert_eq!(
-            patched(&set(&["a", "b"]), &set(&["b", "c"])),
-            set(&["a", "c"])
-        );
+        assert_eq!(patched(&set(&["a", "b"]), &set(&["b", "c"])), set(&["a", "c"]));
         assert_eq!(patched(&json!("a"), &json!("a")), set(&[]));
         let map = |pairs: &[(&'static str, &'static str)]| value::map(pairs.iter().copied());
         assert_eq!(

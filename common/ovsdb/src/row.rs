@@ -65,10 +65,7 @@ impl Row {
     }
 
     pub fn strings(&self, column: &str) -> Vec<String> {
-        self.set(column)
-            .iter()
-            .filter_map(|element| element.as_str().map(str::to_owned))
-            .collect()
+        self.set(column).iter().filter_map(|element| element.as_str().map(str::to_owned)).collect()
     }
 
     /// A map from text to text, such as `external_ids` or `options`.

@@ -19,10 +19,7 @@ pub fn set<V: Into<Value>>(elements: impl IntoIterator<Item = V>) -> Value {
 }
 
 pub fn map<K: Into<Value>, V: Into<Value>>(pairs: impl IntoIterator<Item = (K, V)>) -> Value {
-    let pairs: Vec<Value> = pairs
-        .into_iter()
-        .map(|(key, value)| json!([key.into(), value.into()]))
-        .collect();
+    let pairs: Vec<Value> = pairs.into_iter().map(|(key, value)| json!([key.into(), value.into()])).collect();
     json!(["map", pairs])
 }
 

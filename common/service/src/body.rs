@@ -32,9 +32,9 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    tokio::time::timeout(patience, collect(body, limit))
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("it was not whole within {patience:?}"))))
+    tokio::time::timeout(patience, collect(body, limit)).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("it was not whole within {patience:?}")))
+    })
 }
 
 /// Collects a body of at most `limit` bytes; `None` when it is longer.

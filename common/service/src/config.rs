@@ -50,7 +50,10 @@ pub enum Store {
     /// `STATE/store.db`.
     #[default]
     Sqlite,
-    Postgres { url: String, schema: String },
+    Postgres {
+        url: String,
+        schema: String,
+    },
 }
 
 impl Daemon {
@@ -70,7 +73,9 @@ impl Daemon {
     pub fn store_config(&self) -> mallee_store::Config {
         match &self.store {
             Store::Sqlite => mallee_store::Config::Sqlite { path: self.store_path() },
-            Store::Postgres { url, schema } => mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() },
+            Store::Postgres { url, schema } => {
+                mallee_store::Config::Postgres { url: url.clone(), schema: schema.clone() }
+            }
         }
     }
 }

@@ -94,10 +94,14 @@ impl<B: Wanted> IntentBook<B> {
         let table = self.tables.rows;
         self.store
             .read("read the intent", move |tx| {
-                tx.query(&format!("SELECT body, listed FROM {table} ORDER BY id"), params![], |row| Ok((row.get(0)?, row.get(1)?)))
+                tx.query(&format!("SELECT body, listed FROM {table} ORDER BY id"), params![], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
             })
             .await
-            .and_then(|rows: Vec<(String, i64)>| rows.into_iter().map(|(body, listed)| read_row(&body, listed)).collect())
+            .and_then(|rows: Vec<(String, i64)>| {
+                rows.into_iter().map(|(body, listed)| read_row(&body, listed)).collect()
+            })
     }
 
     /// (id, hash of the body, whether the last list named it) of everything held: what a reader that keeps the bodies in
@@ -106,7 +110,9 @@ impl<B: Wanted> IntentBook<B> {
         let table = self.tables.rows;
         self.store
             .read("read the list of intent", move |tx| {
-                tx.query(&format!("SELECT id, hash, listed FROM {table} ORDER BY id"), params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                tx.query(&format!("SELECT id, hash, listed FROM {table} ORDER BY id"), params![], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })
             })
             .await
     }
@@ -117,7 +123,9 @@ impl<B: Wanted> IntentBook<B> {
         let row: Option<(String, i64)> = self
             .store
             .read("read an intent", move |tx| {
-                tx.query_opt(&format!("SELECT body, listed FROM {table} WHERE id = ?1"), params![id], |row| Ok((row.get(0)?, row.get(1)?)))
+                tx.query_opt(&format!("SELECT body, listed FROM {table} WHERE id = ?1"), params![id], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
             })
             .await?;
         row.map(|(body, listed)| read_row(&body, listed)).transpose()
@@ -169,14 +177,20 @@ fn take<B: Wanted>(tx: &mut Tx<'_>, tables: Tables, intent: &Intent<B>) -> Resul
         if sender != intent.sender.to_string() {
             return Err(TierError::new(
                 TierErrorKind::OtherIncarnation,
-                format!("this tier belongs to store {sender}; a list of store {} is refused until a person adopts it", intent.sender),
+                format!(
+                    "this tier belongs to store {sender}; a list of store {} is refused until a person adopts it",
+                    intent.sender
+                ),
             )
             .into());
         }
         if intent.generation < held {
             return Err(TierError::new(
                 TierErrorKind::Stale,
-                format!("a list of generation {:?} is older than the one held, {held:?}: was the sender's store put back?", intent.generation),
+                format!(
+                    "a list of generation {:?} is older than the one held, {held:?}: was the sender's store put back?",
+                    intent.generation
+                ),
             )
             .into());
         }
@@ -197,10 +211,16 @@ fn take<B: Wanted>(tx: &mut Tx<'_>, tables: Tables, intent: &Intent<B>) -> Resul
         )?;
     }
     let rows: Vec<(String, String, i64)> =
-        tx.query(&format!("SELECT id, hash, listed FROM {table}"), params![], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        tx.query(&format!("SELECT id, hash, listed FROM {table}"), params![], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     let known: BTreeMap<&str, &str> = rows.iter().map(|(id, hash, _)| (id.as_str(), hash.as_str())).collect();
-    let missing: Vec<String> =
-        intent.entries.iter().filter(|e| known.get(e.id.as_str()) != Some(&e.hash.as_str())).map(|e| e.id.clone()).collect();
+    let missing: Vec<String> = intent
+        .entries
+        .iter()
+        .filter(|e| known.get(e.id.as_str()) != Some(&e.hash.as_str()))
+        .map(|e| e.id.clone())
+        .collect();
     if !missing.is_empty() {
         return Ok((IntentAnswer { missing }, false));
     }
@@ -230,7 +250,13 @@ pub struct IntentSender {
 
 impl IntentSender {
     /// Delivers `rows`, everything that is wanted of the receiver. Done when the receiver has taken the list over.
-    pub async fn deliver<B, C, F>(&self, sender: Uuid, generation: Generation, rows: &[B], call: C) -> Result<(), TierError>
+    pub async fn deliver<B, C, F>(
+        &self,
+        sender: Uuid,
+        generation: Generation,
+        rows: &[B],
+        call: C,
+    ) -> Result<(), TierError>
     where
         B: Wanted,
         C: Fn(Intent<B>) -> F,
@@ -278,7 +304,14 @@ mod tests {
     use mallee_tiers::{Volume, VolumeDesired};
 
     fn volume(id: &str, counter: i64, size_gib: u64) -> Volume {
-        Volume { id: id.into(), generation: Generation { epoch: 1, counter }, desired: VolumeDesired::Present, size_gib, export_for: None, source: None }
+        Volume {
+            id: id.into(),
+            generation: Generation { epoch: 1, counter },
+            desired: VolumeDesired::Present,
+            size_gib,
+            export_for: None,
+            source: None,
+        }
     }
 
     fn book(dir: &std::path::Path) -> Arc<IntentBook<Volume>> {
@@ -287,7 +320,13 @@ mod tests {
         Arc::new(IntentBook::new(store, Poke::default()))
     }
 
-    async fn deliver(to: &Arc<IntentBook<Volume>>, from: &IntentSender, sender: Uuid, counter: i64, rows: &[Volume]) -> Result<(), TierError> {
+    async fn deliver(
+        to: &Arc<IntentBook<Volume>>,
+        from: &IntentSender,
+        sender: Uuid,
+        counter: i64,
+        rows: &[Volume],
+    ) -> Result<(), TierError> {
         from.deliver(sender, Generation { epoch: 1, counter }, rows, |i| to.take(i)).await
     }
 
@@ -298,7 +337,10 @@ mod tests {
         deliver(&book, &sender, me, 1, &[volume("vol-a", 1, 1), volume("vol-b", 1, 1)]).await.unwrap();
         deliver(&book, &sender, me, 2, &[volume("vol-b", 2, 9)]).await.unwrap();
         let all = book.all().await.unwrap();
-        assert_eq!(all.iter().map(|l| (l.body.id.as_str(), l.listed)).collect::<Vec<_>>(), [("vol-a", false), ("vol-b", true)]);
+        assert_eq!(
+            all.iter().map(|l| (l.body.id.as_str(), l.listed)).collect::<Vec<_>>(),
+            [("vol-a", false), ("vol-b", true)]
+        );
         assert_eq!(all[1].body.size_gib, 9);
     }
 

@@ -44,10 +44,14 @@ pub async fn identity(daemon: &Daemon) -> Result<Identity, TierError> {
     let dir = daemon.tls_dir();
     if !dir.join("cert.pem").exists() {
         let path = daemon.join_token.as_ref().ok_or_else(|| {
-            TierError::refused(format!("no certificate in {} and no join_token in the configuration: run `mallee join TOKEN`", dir.display()))
+            TierError::refused(format!(
+                "no certificate in {} and no join_token in the configuration: run `mallee join TOKEN`",
+                dir.display()
+            ))
         })?;
         let text = std::fs::read_to_string(path).map_err(|e| TierError::refused(format!("{}: {e}", path.display())))?;
-        let token = Token::decode(&text).ok_or_else(|| TierError::refused(format!("{} holds no join token", path.display())))?;
+        let token = Token::decode(&text)
+            .ok_or_else(|| TierError::refused(format!("{} holds no join token", path.display())))?;
         let mut pause = Duration::from_millis(50);
         loop {
             match join(&token, &dir).await {
@@ -75,7 +79,10 @@ pub async fn join(token: &Token, dir: &Path) -> Result<(), TierError> {
         pki::write_secret(&key_path, pki::new_key_pem().map_err(|e| failed(&e))?.as_bytes()).map_err(|e| failed(&e))?;
     }
     let key = std::fs::read_to_string(&key_path).map_err(|e| failed(&e))?;
-    let request = Join { token: token.encode(), request: SigningRequest { pem: pki::signing_request(&key).map_err(|e| failed(&e))? } };
+    let request = Join {
+        token: token.encode(),
+        request: SigningRequest { pem: pki::signing_request(&key).map_err(|e| failed(&e))? },
+    };
     let signed = post_join(token, &request).await?;
     store_signed(&signed, &token.ca, dir)
 }
@@ -83,7 +90,9 @@ pub async fn join(token: &Token, dir: &Path) -> Result<(), TierError> {
 fn store_signed(signed: &SignedCertificate, expected_ca: &str, dir: &Path) -> Result<(), TierError> {
     let got = pki::fingerprint(&signed.ca_pem).map_err(|e| TierError::refused(e.to_string()))?;
     if got != expected_ca {
-        return Err(TierError::refused("the cloud-controller's CA is not the one the token names: somebody else answered"));
+        return Err(TierError::refused(
+            "the cloud-controller's CA is not the one the token names: somebody else answered",
+        ));
     }
     let failed = |e: pki::PkiError| TierError::internal(e.to_string());
     pki::write_public(&dir.join("ca.pem"), signed.ca_pem.as_bytes()).map_err(failed)?;
@@ -96,7 +105,8 @@ async fn post_join(token: &Token, join: &Join) -> Result<SignedCertificate, Tier
     let config = first_contact::config(&token.ca).map_err(|e| TierError::internal(e.to_string()))?;
     let sni = mallee_tiers::server_name(Role::CloudController, "cloud-controller");
     let server = rustls_pki_types::ServerName::try_from(sni).map_err(|e| TierError::internal(e.to_string()))?;
-    let gone = |e: &dyn std::fmt::Display| TierError::unreachable(format!("cloud-controller at {}: {e}", token.address));
+    let gone =
+        |e: &dyn std::fmt::Display| TierError::unreachable(format!("cloud-controller at {}: {e}", token.address));
     let stream = tokio::net::TcpStream::connect(&token.address).await.map_err(|e| gone(&e))?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| {
         TierError::refused(format!("cloud-controller at {}: {e} (is the token of this cloud?)", token.address))
@@ -134,7 +144,11 @@ pub fn keep_renewed(identity: Identity, cloud: TierHttp, faults: Faults) {
             match renew(&identity, &cloud).await {
                 Ok(()) => faults.clear("certificate"),
                 Err(e) => {
-                    faults.raise("certificate", format!("the tier's certificate cannot be renewed: {e}"), "is the cloud-controller up?");
+                    faults.raise(
+                        "certificate",
+                        format!("the tier's certificate cannot be renewed: {e}"),
+                        "is the cloud-controller up?",
+                    );
                     tokio::time::sleep(Duration::from_secs(60)).await;
                 }
             }

@@ -93,7 +93,12 @@ pub fn drive(reconciler: Arc<impl Reconciler>, poke: Poke, every: Duration) -> D
                 report.again.unwrap_or(every).min(pause)
             };
             if report.changed > 0 {
-                tracing::debug!(reconciler = name, changed = report.changed, duration_ms = report.took.as_millis() as u64, "pass");
+                tracing::debug!(
+                    reconciler = name,
+                    changed = report.changed,
+                    duration_ms = report.took.as_millis() as u64,
+                    "pass"
+                );
             }
             tell.send_replace(report);
             let _ = tokio::time::timeout(wait, woken.poked()).await;

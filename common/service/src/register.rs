@@ -24,7 +24,11 @@ pub fn keep_registered(cloud: TierHttp, about: About) {
                 Err(e) => {
                     pause = (pause * 2).min(Duration::from_secs(5));
                     if pause > Duration::from_secs(1) {
-                        about.faults.raise("register", format!("the cloud-controller does not hear of this tier: {e}"), "is the cloud-controller up?");
+                        about.faults.raise(
+                            "register",
+                            format!("the cloud-controller does not hear of this tier: {e}"),
+                            "is the cloud-controller up?",
+                        );
                     }
                     tokio::time::sleep(pause).await;
                 }
@@ -47,7 +51,11 @@ pub fn show_offset(about: &About, who: &str, its_now: i64) {
     let offset = its_now - about.clock.now_ms();
     if offset.abs() > CLOCK_OFFSET_MS {
         // Whole seconds, so that the fault does not change with every call.
-        about.faults.raise(&key, format!("the clock of {who} is {} s away from this machine's", offset / 1000), "run an NTP daemon on both machines");
+        about.faults.raise(
+            &key,
+            format!("the clock of {who} is {} s away from this machine's", offset / 1000),
+            "run an NTP daemon on both machines",
+        );
     } else {
         about.faults.clear(&key);
     }

@@ -27,7 +27,8 @@ pub struct Connection {
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
-    fn handle(&self, request: Request<Incoming>, connection: Connection) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(&self, request: Request<Incoming>, connection: Connection)
+    -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// Listeners that are bound, not yet served.

@@ -33,8 +33,9 @@ impl TierHttp {
     /// `address` is `host:port`; the certificate shown there must be that of `role` and `name`.
     pub fn new(identity: &Identity, address: &str, role: mallee_tiers::Role, name: &str) -> Result<Self, TierError> {
         let expected = server_name(role, name);
-        let sni = ServerName::try_from(expected.clone())
-            .map_err(|_| TierError::refused(format!("{expected:?} cannot be the name of a tier: letters, digits and dashes only")))?;
+        let sni = ServerName::try_from(expected.clone()).map_err(|_| {
+            TierError::refused(format!("{expected:?} cannot be the name of a tier: letters, digits and dashes only"))
+        })?;
         let config = identity.client_config().map_err(|e| TierError::internal(e.to_string()))?;
         let mut http = HttpConnector::new();
         http.enforce_http(false);
@@ -57,8 +58,9 @@ impl TierHttp {
 
     /// Sends any request (for streams); `path` starts with a slash and is already percent-encoded.
     pub async fn send(&self, mut request: Request<Body>, path: &str) -> Result<Response<Incoming>, TierError> {
-        let uri: Uri =
-            format!("https://{}{path}", self.address).parse().map_err(|e| TierError::internal(format!("{path}: {e}")))?;
+        let uri: Uri = format!("https://{}{path}", self.address)
+            .parse()
+            .map_err(|e| TierError::internal(format!("{path}: {e}")))?;
         *request.uri_mut() = uri;
         self.client.request(request).await.map_err(|e| TierError::unreachable(format!("{}: {}", self.what, chain(&e))))
     }
@@ -81,9 +83,9 @@ impl Transport for TierHttp {
             let request = call_request(message)?;
             let path = format!("{CALL_PREFIX}{method}");
             let whole = async { read_answer(&self.what, self.send(request, &path).await?).await };
-            tokio::time::timeout(CALL_PATIENCE, whole)
-                .await
-                .unwrap_or_else(|_| Err(TierError::unreachable(format!("{}: no answer to {method} in {CALL_PATIENCE:?}", self.what))))
+            tokio::time::timeout(CALL_PATIENCE, whole).await.unwrap_or_else(|_| {
+                Err(TierError::unreachable(format!("{}: no answer to {method} in {CALL_PATIENCE:?}", self.what)))
+            })
         })
     }
 }

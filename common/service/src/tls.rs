@@ -73,7 +73,9 @@ impl Identity {
     pub fn peer(&self) -> Result<Peer, TlsError> {
         let key = self.held.tier();
         let cert = key.cert.first().ok_or_else(|| TlsError::Other("empty certificate file".into()))?;
-        peer_of(cert).ok_or_else(|| TlsError::Other(format!("{}: not a tier's certificate", self.dir.join("cert.pem").display())))
+        peer_of(cert).ok_or_else(|| {
+            TlsError::Other(format!("{}: not a tier's certificate", self.dir.join("cert.pem").display()))
+        })
     }
 
     /// When the tier's certificate ends, in seconds since the epoch.
@@ -87,7 +89,9 @@ impl Identity {
     /// For a front: a client may show a certificate of the cloud's CA (a tier does, a user does not). The certificate
     /// shown is the tier's for names under `.mallee.internal`, the public one for everybody else.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider()).allow_unauthenticated().build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
+            .allow_unauthenticated()
+            .build()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)

@@ -7,11 +7,7 @@ use std::path::PathBuf;
 pub enum Error {
     /// A UNIQUE or PRIMARY KEY constraint of `table` said no.
     #[error("{what}: already in {table}: {detail}")]
-    Unique {
-        what: &'static str,
-        table: String,
-        detail: String,
-    },
+    Unique { what: &'static str, table: String, detail: String },
     /// A FOREIGN KEY said no: the row referred to is not there, or is still referred to.
     #[error("{what}: {detail}")]
     Reference { what: &'static str, detail: String },
@@ -34,11 +30,7 @@ pub enum Error {
     #[error(
         "the store is at migration {store} ({name}), newer than this binary, which knows up to {binary}; run the newer release"
     )]
-    Newer {
-        store: i64,
-        name: String,
-        binary: i64,
-    },
+    Newer { store: i64, name: String, binary: i64 },
     /// Another process has this SQLite store open.
     #[error("the store {path} is held by {holder}", path = .path.display())]
     Locked { path: PathBuf, holder: String },
@@ -65,17 +57,11 @@ impl Error {
     }
 
     pub(crate) fn other(what: &'static str, detail: impl ToString) -> Error {
-        Error::Other {
-            what,
-            detail: detail.to_string(),
-        }
+        Error::Other { what, detail: detail.to_string() }
     }
 
     pub(crate) fn closed(what: &'static str) -> Error {
-        Error::Connection {
-            what,
-            detail: "it has been closed".into(),
-        }
+        Error::Connection { what, detail: "it has been closed".into() }
     }
 
     /// Whether this says something about the store's health, rather than about the caller's rows.

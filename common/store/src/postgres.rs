@@ -49,49 +49,27 @@ pub(crate) fn open(
     migrations: &[Migration],
     counters: &Arc<Counters>,
 ) -> Result<Engine, Error> {
-    let mut config: Config = url
-        .parse()
-        .map_err(|error| Error::other(WHAT, format!("the PostgreSQL URL: {error}")))?;
+    let mut config: Config = url.parse().map_err(|error| Error::other(WHAT, format!("the PostgreSQL URL: {error}")))?;
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(Duration::from_secs(5));
     }
     // Of several hosts, the primary: a replica would refuse every write.
     config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     // A server whose machine died sends nothing: without these a call would wait for hours.
-    config
-        .tcp_user_timeout(Duration::from_secs(10))
-        .keepalives_idle(Duration::from_secs(10));
+    config.tcp_user_timeout(Duration::from_secs(10)).keepalives_idle(Duration::from_secs(10));
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     if schema.is_empty() || !schema.chars().all(plain) {
-        return Err(Error::other(
-            WHAT,
-            format!("the schema name {schema:?} is not of a-z, 0-9 and _"),
-        ));
+        return Err(Error::other(WHAT, format!("the schema name {schema:?} is not of a-z, 0-9 and _")));
     }
-    let target = Target {
-        config,
-        schema: schema.to_owned(),
-    };
+    let target = Target { config, schema: schema.to_owned() };
     // On a thread, because the caller may be inside an async runtime, where the client cannot block.
     let identity = thread::scope(|scope| scope.spawn(|| prepare(&target, migrations)).join())
         .map_err(|_| Error::other(WHAT, "panicked while connecting"))??;
 
     let mut threads = Vec::with_capacity(WRITERS + READERS);
     let writes = workers("store-write", WRITERS, "", &target, counters, &mut threads)?;
-    let reads = workers(
-        "store-read",
-        READERS,
-        " READ ONLY",
-        &target,
-        counters,
-        &mut threads,
-    )?;
-    Ok(Engine {
-        writes,
-        reads,
-        threads,
-        identity,
-    })
+    let reads = workers("store-read", READERS, " READ ONLY", &target, counters, &mut threads)?;
+    Ok(Engine { writes, reads, threads, identity })
 }
 
 fn workers(
@@ -105,13 +83,7 @@ fn workers(
     let (sender, queue) = channel();
     let queue: Jobs = Arc::new(Mutex::new(queue));
     for number in 0..count {
-        let mut worker = Worker {
-            number,
-            target: target.clone(),
-            mode,
-            session: None,
-            counters: counters.clone(),
-        };
+        let mut worker = Worker { number, target: target.clone(), mode, session: None, counters: counters.clone() };
         let queue = queue.clone();
         threads.push(spawn(name, move || worker.serve(&queue))?);
     }
@@ -143,29 +115,18 @@ fn prepare(target: &Target, migrations: &[Migration]) -> Result<Identity, Error>
     }
     let schema = &target.schema;
     // Taken before the transaction, whose view begins with its first statement.
-    session.script(
-        WHAT,
-        &format!("SELECT pg_advisory_lock(hashtext('mallee-store {schema}')::bigint)"),
-    )?;
+    session.script(WHAT, &format!("SELECT pg_advisory_lock(hashtext('mallee-store {schema}')::bigint)"))?;
     session.script(WHAT, &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""))?;
     session.script(WHAT, "BEGIN ISOLATION LEVEL SERIALIZABLE")?;
-    let identity = migrate::apply(
-        &mut Tx::new(AnySession::Postgres(&mut session), WHAT),
-        migrations,
-    )?;
+    let identity = migrate::apply(&mut Tx::new(AnySession::Postgres(&mut session), WHAT), migrations)?;
     session.script(WHAT, "COMMIT")?;
     Ok(identity)
 }
 
 impl Target {
     fn connect(&self) -> Result<Session, Error> {
-        let mut client = self
-            .config
-            .connect(NoTls)
-            .map_err(|error| Error::Connection {
-                what: WHAT,
-                detail: chain(&error),
-            })?;
+        let mut client =
+            self.config.connect(NoTls).map_err(|error| Error::Connection { what: WHAT, detail: chain(&error) })?;
         client
             .batch_execute(&format!(
                 "SET search_path TO \"{}\";
@@ -173,10 +134,7 @@ impl Target {
                 self.schema
             ))
             .map_err(|error| failure(WHAT, &error))?;
-        Ok(Session {
-            client,
-            statements: HashMap::new(),
-        })
+        Ok(Session { client, statements: HashMap::new() })
     }
 }
 
@@ -232,9 +190,7 @@ impl Worker {
             None => self.target.connect()?,
         };
         let end = session.transact(job, self.mode);
-        if !session.client.is_closed()
-            && !matches!(end, Err(Error::Connection { .. } | Error::InDoubt { .. }))
-        {
+        if !session.client.is_closed() && !matches!(end, Err(Error::Connection { .. } | Error::InDoubt { .. })) {
             self.session = Some(session);
         }
         end.map_err(|error| error.about(what))
@@ -246,10 +202,7 @@ impl Session {
     /// shows that what it was computed from was one consistent view.
     fn transact(&mut self, job: &mut dyn Job, mode: &str) -> Result<(), Error> {
         let what = job.what();
-        self.script(
-            what,
-            &format!("BEGIN ISOLATION LEVEL SERIALIZABLE{mode}; SAVEPOINT closure"),
-        )?;
+        self.script(what, &format!("BEGIN ISOLATION LEVEL SERIALIZABLE{mode}; SAVEPOINT closure"))?;
         let verdict = job.run(AnySession::Postgres(self));
         if let Verdict::Failed(error @ (Error::Busy { .. } | Error::Connection { .. })) = verdict {
             // When this fails too, the connection is closed, and a new one has no transaction open.
@@ -263,48 +216,23 @@ impl Session {
         }
         match self.script(what, "COMMIT") {
             // The answer to COMMIT is lost, not necessarily the commit. Where there was nothing to keep it is no matter.
-            Err(Error::Connection { detail, .. }) if keep && mode.is_empty() => {
-                Err(Error::InDoubt { what, detail })
-            }
+            Err(Error::Connection { detail, .. }) if keep && mode.is_empty() => Err(Error::InDoubt { what, detail }),
             end => end,
         }
     }
 
-    pub fn execute(
-        &mut self,
-        what: &'static str,
-        sql: &str,
-        values: &[Value<'_>],
-    ) -> Result<u64, Error> {
+    pub fn execute(&mut self, what: &'static str, sql: &str, values: &[Value<'_>]) -> Result<u64, Error> {
         let statement = self.statement(what, sql)?;
-        let values: Vec<&(dyn ToSql + Sync)> = values
-            .iter()
-            .map(|value| value as &(dyn ToSql + Sync))
-            .collect();
-        self.client
-            .execute(&statement, &values)
-            .map_err(|error| failure(what, &error))
+        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        self.client.execute(&statement, &values).map_err(|error| failure(what, &error))
     }
 
-    pub fn each(
-        &mut self,
-        what: &'static str,
-        sql: &str,
-        values: &[Value<'_>],
-        visit: Visit<'_>,
-    ) -> Result<(), Error> {
+    pub fn each(&mut self, what: &'static str, sql: &str, values: &[Value<'_>], visit: Visit<'_>) -> Result<(), Error> {
         let statement = self.statement(what, sql)?;
         let values = values.iter().map(|value| value as &(dyn ToSql + Sync));
-        let mut rows = self
-            .client
-            .query_raw(&statement, values)
-            .map_err(|error| failure(what, &error))?;
+        let mut rows = self.client.query_raw(&statement, values).map_err(|error| failure(what, &error))?;
         while let Some(row) = rows.next().map_err(|error| failure(what, &error))? {
-            if visit(&Row {
-                source: Source::Postgres(&row),
-                what,
-            })? == ControlFlow::Break(())
-            {
+            if visit(&Row { source: Source::Postgres(&row), what })? == ControlFlow::Break(()) {
                 break;
             }
         }
@@ -312,19 +240,14 @@ impl Session {
     }
 
     pub fn script(&mut self, what: &'static str, sql: &str) -> Result<(), Error> {
-        self.client
-            .batch_execute(&translate(sql))
-            .map_err(|error| failure(what, &error))
+        self.client.batch_execute(&translate(sql)).map_err(|error| failure(what, &error))
     }
 
     fn statement(&mut self, what: &'static str, sql: &str) -> Result<Statement, Error> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self
-            .client
-            .prepare(&translate(sql))
-            .map_err(|error| failure(what, &error))?;
+        let statement = self.client.prepare(&translate(sql)).map_err(|error| failure(what, &error))?;
         if self.statements.len() >= MOST_STATEMENTS {
             self.statements.clear();
         }
@@ -350,13 +273,11 @@ fn translate(sql: &str) -> String {
             // A doubled quote closes a string and opens the next one, which comes to the same.
             Some(closing) => {
                 let opening = if closing == "*/" { 2 } else { 1 };
-                rest[opening..]
-                    .find(closing)
-                    .map_or(rest.len(), |at| opening + at + closing.len())
+                rest[opening..].find(closing).map_or(rest.len(), |at| opening + at + closing.len())
             }
-            None if first.is_alphanumeric() || first == '_' => rest
-                .find(|c: char| !c.is_alphanumeric() && c != '_')
-                .unwrap_or(rest.len()),
+            None if first.is_alphanumeric() || first == '_' => {
+                rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
+            }
             None => first.len_utf8(),
         };
         let (token, after) = rest.split_at(length);
@@ -375,11 +296,7 @@ pub(crate) fn column(row: &::postgres::Row, index: usize) -> Result<Value<'_>, S
 }
 
 impl ToSql for Value<'_> {
-    fn to_sql(
-        &self,
-        kind: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
         match self {
             Value::Null => return Ok(IsNull::Yes),
             Value::Integer(number) => match *kind {
@@ -443,10 +360,7 @@ impl<'a> FromSql<'a> for Value<'a> {
 
 /// PostgreSQL's `sum` of BIGINT is NUMERIC: digits to the base of 10,000, the first one counting 10,000 to the `weight`.
 fn whole_number(raw: &[u8]) -> Result<i64, Box<dyn StdError + Sync + Send>> {
-    let words: Vec<u16> = raw
-        .chunks_exact(2)
-        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
-        .collect();
+    let words: Vec<u16> = raw.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
     let [_, weight, sign, _, digits @ ..] = words.as_slice() else {
         return Err("found a damaged number".into());
     };
@@ -459,20 +373,14 @@ fn whole_number(raw: &[u8]) -> Result<i64, Box<dyn StdError + Sync + Send>> {
         number = number * 10_000 + i128::from(digits.get(place).copied().unwrap_or(0));
     }
     let number = if *sign == 0 { number } else { -number };
-    if places > 9 {
-        Err("found a number too large".into())
-    } else {
-        Ok(i64::try_from(number)?)
-    }
+    if places > 9 { Err("found a number too large".into()) } else { Ok(i64::try_from(number)?) }
 }
 
 fn failure(what: &'static str, error: &::postgres::Error) -> Error {
     let detail = chain(error);
     let Some(said) = error.as_db_error() else {
         // Nothing the server said: either the connection, or a value that does not fit its column.
-        let io = error
-            .source()
-            .is_some_and(|source| source.is::<std::io::Error>());
+        let io = error.source().is_some_and(|source| source.is::<std::io::Error>());
         return if io || error.is_closed() {
             Error::Connection { what, detail }
         } else {
@@ -481,15 +389,13 @@ fn failure(what: &'static str, error: &::postgres::Error) -> Error {
     };
     let code = said.code();
     match code {
-        &SqlState::UNIQUE_VIOLATION => Error::Unique {
-            what,
-            table: said.table().unwrap_or_default().to_owned(),
-            detail,
-        },
+        &SqlState::UNIQUE_VIOLATION => {
+            Error::Unique { what, table: said.table().unwrap_or_default().to_owned(), detail }
+        }
         &SqlState::FOREIGN_KEY_VIOLATION => Error::Reference { what, detail },
-        &SqlState::T_R_SERIALIZATION_FAILURE
-        | &SqlState::T_R_DEADLOCK_DETECTED
-        | &SqlState::LOCK_NOT_AVAILABLE => Error::Busy { what, detail },
+        &SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED | &SqlState::LOCK_NOT_AVAILABLE => {
+            Error::Busy { what, detail }
+        }
         &SqlState::DISK_FULL => Error::Full { what, detail },
         &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::CANNOT_CONNECT_NOW => {
             Error::Connection { what, detail }
@@ -524,10 +430,7 @@ mod tests {
             ("a BLOB, blob_part blob", "a BYTEA, blob_part BYTEA"),
             ("'?1 BLOB it''s ?2' || ?3", "'?1 BLOB it''s ?2' || $3"),
             ("\"?1 blob\" = ?1", "\"?1 blob\" = $1"),
-            (
-                "-- ?1 BLOB\n?1 /* ?2 BLOB */ ?2",
-                "-- ?1 BLOB\n$1 /* ?2 BLOB */ $2",
-            ),
+            ("-- ?1 BLOB\n?1 /* ?2 BLOB */ ?2", "-- ?1 BLOB\n$1 /* ?2 BLOB */ $2"),
             ("'é' = ?1 -- ?", "'é' = $1 -- ?"),
             ("'open ?1", "'open ?1"),
         ] {
@@ -537,18 +440,10 @@ mod tests {
 
     #[test]
     fn numeric_is_read_when_it_is_whole_and_fits() {
-        let raw = |words: &[u16]| {
-            words
-                .iter()
-                .flat_map(|word| word.to_be_bytes())
-                .collect::<Vec<u8>>()
-        };
+        let raw = |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
         assert_eq!(whole_number(&raw(&[0, 0, 0, 0])).unwrap(), 0);
         assert_eq!(whole_number(&raw(&[1, 1, 0, 0, 7])).unwrap(), 70_000);
-        assert_eq!(
-            whole_number(&raw(&[2, 1, 0x4000, 0, 1, 2])).unwrap(),
-            -10_002
-        );
+        assert_eq!(whole_number(&raw(&[2, 1, 0x4000, 0, 1, 2])).unwrap(), -10_002);
         assert!(whole_number(&raw(&[1, 0xffff, 0, 1, 5000])).is_err());
         assert!(whole_number(&raw(&[1, 5, 0, 0, 1])).is_err());
     }

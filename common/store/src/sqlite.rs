@@ -27,13 +27,8 @@ const LARGEST_BATCH: usize = 512;
 const LONGEST_BATCH: Duration = Duration::from_millis(20);
 const READERS: usize = 3;
 
-pub(crate) fn open(
-    path: &Path,
-    migrations: &[Migration],
-    counters: &Arc<Counters>,
-) -> Result<Engine, Error> {
-    let unusable =
-        |error: std::io::Error| Error::other(WHAT, format!("{}: {error}", path.display()));
+pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counters>) -> Result<Engine, Error> {
+    let unusable = |error: std::io::Error| Error::other(WHAT, format!("{}: {error}", path.display()));
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -44,22 +39,13 @@ pub(crate) fn open(
     private_file(path).map_err(unusable)?;
 
     let writer = connect(path)?;
-    writer
-        .execute_batch("BEGIN IMMEDIATE")
-        .map_err(|error| failure(WHAT, error))?;
+    writer.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(WHAT, error))?;
     let identity = migrate::apply(&mut Tx::new(Session::Sqlite(&writer), WHAT), migrations)?;
-    writer
-        .execute_batch("COMMIT")
-        .map_err(|error| failure(WHAT, error))?;
+    writer.execute_batch("COMMIT").map_err(|error| failure(WHAT, error))?;
     // A new file is durable only when its folder is, and a new folder when the one above is.
-    for folder in [Some(folder), folder.parent()]
-        .into_iter()
-        .flatten()
-        .filter(|folder| !folder.as_os_str().is_empty())
+    for folder in [Some(folder), folder.parent()].into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty())
     {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(unusable)?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
     }
 
     let mut threads = Vec::with_capacity(READERS + 1);
@@ -67,13 +53,9 @@ pub(crate) fn open(
     let queue = Arc::new(Mutex::new(queue));
     for _ in 0..READERS {
         let connection = connect(path)?;
-        connection
-            .pragma_update(None, "query_only", true)
-            .map_err(|error| failure(WHAT, error))?;
+        connection.pragma_update(None, "query_only", true).map_err(|error| failure(WHAT, error))?;
         let (queue, counters) = (queue.clone(), counters.clone());
-        threads.push(spawn("store-read", move || {
-            read_loop(&connection, &queue, &counters)
-        })?);
+        threads.push(spawn("store-read", move || read_loop(&connection, &queue, &counters))?);
     }
     let (writes, queue) = channel::<Box<dyn Job>>();
     let counters = counters.clone();
@@ -81,32 +63,15 @@ pub(crate) fn open(
         write_loop(&writer, &queue, &counters);
         drop(lock);
     })?);
-    Ok(Engine {
-        writes,
-        reads,
-        threads,
-        identity,
-    })
+    Ok(Engine { writes, reads, threads, identity })
 }
 
-pub(crate) fn spawn(
-    name: &str,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, Error> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body)
-        .map_err(|error| Error::other(WHAT, error))
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|error| Error::other(WHAT, error))
 }
 
 fn private_file(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Takes `<path>.lock`, which says who has it. The kernel lets go of it when that process ends, however it ends.
@@ -114,37 +79,21 @@ fn lock(path: &Path) -> Result<File, Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let name = PathBuf::from(name);
-    let unusable =
-        |error: std::io::Error| Error::other(WHAT, format!("{}: {error}", name.display()));
+    let unusable = |error: std::io::Error| Error::other(WHAT, format!("{}: {error}", name.display()));
     let mut file = private_file(&name).map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             drop(file.read_to_string(&mut holder));
-            let holder = if holder.is_empty() {
-                "another process".to_owned()
-            } else {
-                holder
-            };
-            return Err(Error::Locked {
-                path: path.to_owned(),
-                holder,
-            });
+            let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+            return Err(Error::Locked { path: path.to_owned(), holder });
         }
         Err(TryLockError::Error(error)) => return Err(unusable(error)),
     }
     let program = std::env::current_exe().unwrap_or_default();
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .map_err(unusable)?;
-    write!(
-        file,
-        "process {} ({})",
-        std::process::id(),
-        program.display()
-    )
-    .map_err(unusable)?;
+    file.set_len(0).and_then(|()| file.rewind()).map_err(unusable)?;
+    write!(file, "process {} ({})", std::process::id(), program.display()).map_err(unusable)?;
     Ok(file)
 }
 
@@ -195,10 +144,7 @@ fn run_batch(
 ) -> Result<(), Error> {
     let what = batch.first().map_or("write", |job| job.what());
     let step = |sql| {
-        connection
-            .prepare_cached(sql)
-            .and_then(|mut done| done.execute([]))
-            .map_err(|error| failure(what, error))
+        connection.prepare_cached(sql).and_then(|mut done| done.execute([])).map_err(|error| failure(what, error))
     };
     roll_back(connection);
     step("BEGIN IMMEDIATE")?;
@@ -223,17 +169,11 @@ fn run_batch(
             batch.extend(queue.try_recv());
         }
     }
-    match connection
-        .prepare_cached("COMMIT")
-        .and_then(|mut commit| commit.execute([]))
-    {
+    match connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])) {
         Ok(_) => Ok(()),
         // The frames may have reached the file although the sync failed.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
-            Err(Error::InDoubt {
-                what,
-                detail: error.to_string(),
-            })
+            Err(Error::InDoubt { what, detail: error.to_string() })
         }
         Err(error) => Err(failure(what, error)),
     }
@@ -253,10 +193,7 @@ fn read_loop(connection: &Connection, queue: &Mutex<Receiver<Box<dyn Job>>>, cou
         let Ok(mut job) = next else { return };
         let what = job.what();
         let step = |sql| {
-            connection
-                .prepare_cached(sql)
-                .and_then(|mut done| done.execute([]))
-                .map_err(|error| failure(what, error))
+            connection.prepare_cached(sql).and_then(|mut done| done.execute([])).map_err(|error| failure(what, error))
         };
         let end = step("BEGIN").map(|_| {
             if let Verdict::Failed(error) = job.run(Session::Sqlite(connection)) {
@@ -291,18 +228,10 @@ pub(crate) fn each(
     values: &[Value<'_>],
     visit: Visit<'_>,
 ) -> Result<(), Error> {
-    let mut statement = connection
-        .prepare_cached(sql)
-        .map_err(|error| failure(what, error))?;
-    let mut rows = statement
-        .query(params_from_iter(values))
-        .map_err(|error| failure(what, error))?;
+    let mut statement = connection.prepare_cached(sql).map_err(|error| failure(what, error))?;
+    let mut rows = statement.query(params_from_iter(values)).map_err(|error| failure(what, error))?;
     while let Some(row) = rows.next().map_err(|error| failure(what, error))? {
-        if visit(&Row {
-            source: Source::Sqlite(row),
-            what,
-        })? == ControlFlow::Break(())
-        {
+        if visit(&Row { source: Source::Sqlite(row), what })? == ControlFlow::Break(()) {
             break;
         }
     }
@@ -310,18 +239,16 @@ pub(crate) fn each(
 }
 
 pub(crate) fn script(connection: &Connection, what: &'static str, sql: &str) -> Result<(), Error> {
-    connection
-        .execute_batch(sql)
-        .map_err(|error| failure(what, error))
+    connection.execute_batch(sql).map_err(|error| failure(what, error))
 }
 
 pub(crate) fn column<'r>(row: &'r rusqlite::Row<'_>, index: usize) -> Result<Value<'r>, String> {
     match row.get_ref(index).map_err(|error| error.to_string())? {
         ValueRef::Null => Ok(Value::Null),
         ValueRef::Integer(number) => Ok(Value::Integer(number)),
-        ValueRef::Text(text) => std::str::from_utf8(text)
-            .map(|text| Value::Text(Cow::Borrowed(text)))
-            .map_err(|error| error.to_string()),
+        ValueRef::Text(text) => {
+            std::str::from_utf8(text).map(|text| Value::Text(Cow::Borrowed(text))).map_err(|error| error.to_string())
+        }
         ValueRef::Blob(blob) => Ok(Value::Blob(Cow::Borrowed(blob))),
         ValueRef::Real(number) => Err(format!("found {number}, which is no whole number")),
     }
@@ -347,26 +274,11 @@ fn failure(what: &'static str, error: rusqlite::Error) -> Error {
         return Error::Other { what, detail };
     };
     match (code.code, code.extended_code) {
-        (
-            _,
-            ffi::SQLITE_CONSTRAINT_UNIQUE
-            | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
-            | ffi::SQLITE_CONSTRAINT_ROWID,
-        ) => {
+        (_, ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID) => {
             // "UNIQUE constraint failed: volume.id, volume.zone"
-            let columns = message
-                .as_deref()
-                .and_then(|text| text.split_once(": "))
-                .map_or("", |(_, columns)| columns);
-            let table = columns
-                .split_once('.')
-                .map_or(columns, |(table, _)| table)
-                .to_owned();
-            Error::Unique {
-                what,
-                table,
-                detail,
-            }
+            let columns = message.as_deref().and_then(|text| text.split_once(": ")).map_or("", |(_, columns)| columns);
+            let table = columns.split_once('.').map_or(columns, |(table, _)| table).to_owned();
+            Error::Unique { what, table, detail }
         }
         (_, ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => Error::Reference { what, detail },
         (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => Error::Busy { what, detail },

@@ -27,10 +27,9 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Config::Sqlite { path } => f.debug_struct("Sqlite").field("path", path).finish(),
-            Config::Postgres { schema, .. } => f
-                .debug_struct("Postgres")
-                .field("schema", schema)
-                .finish_non_exhaustive(),
+            Config::Postgres { schema, .. } => {
+                f.debug_struct("Postgres").field("schema", schema).finish_non_exhaustive()
+            }
         }
     }
 }
@@ -89,14 +88,7 @@ impl Store {
         };
         let identity = engine.identity;
         let epoch = AtomicI64::new(identity.epoch);
-        Ok(Store {
-            inner: Arc::new(Inner {
-                engine: Some(engine),
-                identity,
-                epoch,
-                counters,
-            }),
-        })
+        Ok(Store { inner: Arc::new(Inner { engine: Some(engine), identity, epoch, counters }) })
     }
 
     /// Runs `f` in a transaction. `Ok` is kept, `Err` undone, and either is returned only once it is durable. Dropping
@@ -110,12 +102,7 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.ask(
-            self.inner.engine.as_ref().map(|engine| &engine.writes),
-            what,
-            f,
-        )
-        .await
+        self.ask(self.inner.engine.as_ref().map(|engine| &engine.writes), what, f).await
     }
 
     /// Runs `f` on one consistent view, which has all writes that were answered before. Writing in it is an error.
@@ -128,12 +115,7 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.ask(
-            self.inner.engine.as_ref().map(|engine| &engine.reads),
-            what,
-            f,
-        )
-        .await
+        self.ask(self.inner.engine.as_ref().map(|engine| &engine.reads), what, f).await
     }
 
     /// [`write`](Store::write) for start-up and tools: blocks the thread.
@@ -146,11 +128,7 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.ask_blocking(
-            self.inner.engine.as_ref().map(|engine| &engine.writes),
-            what,
-            f,
-        )
+        self.ask_blocking(self.inner.engine.as_ref().map(|engine| &engine.writes), what, f)
     }
 
     /// [`read`](Store::read) for start-up and tools: blocks the thread.
@@ -163,11 +141,7 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.ask_blocking(
-            self.inner.engine.as_ref().map(|engine| &engine.reads),
-            what,
-            f,
-        )
+        self.ask_blocking(self.inner.engine.as_ref().map(|engine| &engine.reads), what, f)
     }
 
     /// Made when the store was created: another store, even of the same tier, has another one.
@@ -201,20 +175,11 @@ impl Store {
             batches: counters.batches.load(Relaxed),
             largest_batch: counters.largest_batch.load(Relaxed),
             reruns: counters.reruns.load(Relaxed),
-            last_error: counters
-                .last_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            last_error: counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
-    async fn ask<T, E, F>(
-        &self,
-        queue: Option<&Sender<Box<dyn Job>>>,
-        what: &'static str,
-        f: F,
-    ) -> Result<T, E>
+    async fn ask<T, E, F>(&self, queue: Option<&Sender<Box<dyn Job>>>, what: &'static str, f: F) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -223,26 +188,11 @@ impl Store {
         let (sender, receiver) = oneshot::channel();
         // Whoever asked may have gone away: then nobody wants the outcome.
         let reply = move |outcome| drop(sender.send(outcome));
-        send(
-            queue,
-            Box::new(Request {
-                what,
-                f,
-                outcome: None,
-                reply,
-            }),
-        );
-        receiver
-            .await
-            .unwrap_or_else(|_| Err(E::from(Error::closed(what))))
+        send(queue, Box::new(Request { what, f, outcome: None, reply }));
+        receiver.await.unwrap_or_else(|_| Err(E::from(Error::closed(what))))
     }
 
-    fn ask_blocking<T, E, F>(
-        &self,
-        queue: Option<&Sender<Box<dyn Job>>>,
-        what: &'static str,
-        f: F,
-    ) -> Result<T, E>
+    fn ask_blocking<T, E, F>(&self, queue: Option<&Sender<Box<dyn Job>>>, what: &'static str, f: F) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -250,27 +200,13 @@ impl Store {
     {
         let (sender, receiver) = sync_channel(1);
         let reply = move |outcome| drop(sender.send(outcome));
-        send(
-            queue,
-            Box::new(Request {
-                what,
-                f,
-                outcome: None,
-                reply,
-            }),
-        );
-        receiver
-            .recv()
-            .unwrap_or_else(|_| Err(E::from(Error::closed(what))))
+        send(queue, Box::new(Request { what, f, outcome: None, reply }));
+        receiver.recv().unwrap_or_else(|_| Err(E::from(Error::closed(what))))
     }
 }
 
 fn raise(tx: &mut Tx<'_>) -> Result<i64, Error> {
-    tx.query_one(
-        "UPDATE store_identity SET epoch = epoch + 1 RETURNING epoch",
-        &[],
-        |row| row.get(0),
-    )
+    tx.query_one("UPDATE store_identity SET epoch = epoch + 1 RETURNING epoch", &[], |row| row.get(0))
 }
 
 /// A job that cannot be queued is dropped, and its reply with it, which its asker sees as a closed store.
@@ -283,13 +219,7 @@ fn send(queue: Option<&Sender<Box<dyn Job>>>, job: Box<dyn Job>) {
 impl Drop for Inner {
     /// Closes the queues and waits for the threads, so that the store can be opened again at once.
     fn drop(&mut self) {
-        let Some(Engine {
-            writes,
-            reads,
-            threads,
-            ..
-        }) = self.engine.take()
-        else {
+        let Some(Engine { writes, reads, threads, .. }) = self.engine.take() else {
             return;
         };
         drop((writes, reads));
@@ -344,10 +274,7 @@ where
         let outcome = catch_unwind(AssertUnwindSafe(|| (self.f)(&mut tx)));
         let (outcome, verdict) = match (outcome, tx.into_failure()) {
             (Err(panic), _) => {
-                let error = Error::Panicked {
-                    what: self.what,
-                    detail: panic_message(panic.as_ref()),
-                };
+                let error = Error::Panicked { what: self.what, detail: panic_message(panic.as_ref()) };
                 tracing::error!(store.what = self.what, "{error}");
                 (Err(E::from(error)), Verdict::Undo)
             }
@@ -361,12 +288,7 @@ where
     }
 
     fn release(self: Box<Self>, end: Result<(), Error>) {
-        let Request {
-            what,
-            outcome,
-            reply,
-            ..
-        } = *self;
+        let Request { what, outcome, reply, .. } = *self;
         match (end, outcome) {
             (Ok(()), Some(outcome)) => reply(outcome),
             (Ok(()), None) => reply(Err(E::from(Error::closed(what)))),
@@ -396,10 +318,7 @@ impl Counters {
 
     pub fn error(&self, error: &Error) {
         if error.is_fault() {
-            *self
-                .last_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         }
     }
 }

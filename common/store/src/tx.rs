@@ -34,11 +34,7 @@ pub(crate) type Visit<'v> = &'v mut dyn FnMut(&Row<'_>) -> Result<ControlFlow<()
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(session: Session<'a>, what: &'static str) -> Self {
-        Tx {
-            session,
-            what,
-            failed: None,
-        }
+        Tx { session, what, failed: None }
     }
 
     /// Runs a statement that returns no rows; the number of rows it changed.
@@ -76,10 +72,7 @@ impl<'a> Tx<'a> {
         let mut all = self.query(sql, params, map)?;
         match all.len() {
             0 | 1 => Ok(all.pop()),
-            many => Err(Error::other(
-                self.what,
-                format!("wanted at most one row, found {many}: {sql}"),
-            )),
+            many => Err(Error::other(self.what, format!("wanted at most one row, found {many}: {sql}"))),
         }
     }
 
@@ -103,9 +96,7 @@ impl<'a> Tx<'a> {
     ) -> Result<(), Error> {
         let values = self.prepare(params)?;
         let done = match &mut self.session {
-            Session::Sqlite(connection) => {
-                sqlite::each(connection, self.what, sql, &values, &mut visit)
-            }
+            Session::Sqlite(connection) => sqlite::each(connection, self.what, sql, &values, &mut visit),
             Session::Postgres(session) => session.each(self.what, sql, &values, &mut visit),
         };
         self.note(done)
@@ -135,9 +126,7 @@ impl<'a> Tx<'a> {
         }
         let values: Vec<Value<'v>> = params.iter().map(|param| param.to_value()).collect();
         let checked = values.iter().enumerate().try_for_each(|(index, value)| {
-            value
-                .check()
-                .map_err(|why| Error::other(self.what, format!("parameter ?{}: {why}", index + 1)))
+            value.check().map_err(|why| Error::other(self.what, format!("parameter ?{}: {why}", index + 1)))
         });
         self.note(checked)?;
         Ok(values)
@@ -158,8 +147,6 @@ impl Row<'_> {
             Source::Sqlite(row) => sqlite::column(row, index),
             Source::Postgres(row) => postgres::column(row, index),
         };
-        value
-            .and_then(T::from_value)
-            .map_err(|why| Error::other(self.what, format!("column {index}: {why}")))
+        value.and_then(T::from_value).map_err(|why| Error::other(self.what, format!("column {index}: {why}")))
     }
 }

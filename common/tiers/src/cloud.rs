@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Identities, IdentitiesAsked, Millis, NodeRow, Role, Secret, TierStatus, WhyAnswer, WhyAsked, binding::tier};
+use crate::{
+    Identities, IdentitiesAsked, Millis, NodeRow, Role, Secret, TierStatus, WhyAnswer, WhyAsked, binding::tier,
+};
 
 tier! {
     /// What the cloud-controller does for the tiers below.

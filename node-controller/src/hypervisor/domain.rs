@@ -171,7 +171,10 @@ impl VolumeDisk {
             ExportAddress::Unix(path) => ("", format!("<host transport='unix' socket='{}'/>", escape(path))),
             ExportAddress::Tcp(place) => {
                 let (name, port) = place.rsplit_once(':').unwrap_or((place.as_str(), "10809"));
-                (" tls='yes'", format!("<host name='{}' port='{}'/>", escape(name.trim_matches(['[', ']'])), escape(port)))
+                (
+                    " tls='yes'",
+                    format!("<host name='{}' port='{}'/>", escape(name.trim_matches(['[', ']'])), escape(port)),
+                )
             }
         };
         format!(

@@ -25,7 +25,9 @@ use virt::{
     sys,
 };
 
-use super::{DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
+use super::{
+    DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk,
+};
 
 /// Looking at a domain that is just ending waits for its end; others need not.
 const QUICK_THREADS: usize = 4;
@@ -124,7 +126,10 @@ impl Hypervisor for Libvirt {
     }
 
     async fn press_power(&self, name: &str) -> Result<()> {
-        Self::on(&self.quick, name, |domain| unless_off(domain, domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN).map(drop))).await
+        Self::on(&self.quick, name, |domain| {
+            unless_off(domain, domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN).map(drop))
+        })
+        .await
     }
 
     async fn reboot(&self, name: &str) -> Result<()> {
@@ -142,16 +147,21 @@ impl Hypervisor for Libvirt {
     async fn undefine(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.slow
-            .call(move |connection| match Domain::lookup_by_name(connection, &name).and_then(|domain| domain.undefine()) {
-                Err(e) if e.code() == ErrorNumber::NoDomain => Ok(()),
-                done => done,
+            .call(move |connection| {
+                match Domain::lookup_by_name(connection, &name).and_then(|domain| domain.undefine()) {
+                    Err(e) if e.code() == ErrorNumber::NoDomain => Ok(()),
+                    done => done,
+                }
             })
             .await
     }
 
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()> {
         let xml = disk.to_xml();
-        Self::on(&self.slow, name, move |domain| domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)).await
+        Self::on(&self.slow, name, move |domain| {
+            domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)
+        })
+        .await
     }
 
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
@@ -169,7 +179,10 @@ impl Hypervisor for Libvirt {
         }
         match tokio::time::timeout(DETACH_PATIENCE, gone).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(HypervisorError::GuestHolds(format!("the guest has not let go of {} for {DETACH_PATIENCE:?}", disk.serial))),
+            _ => Err(HypervisorError::GuestHolds(format!(
+                "the guest has not let go of {} for {DETACH_PATIENCE:?}",
+                disk.serial
+            ))),
         }
     }
 }
@@ -187,7 +200,9 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
     let power = match state {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => Power::Running,
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_STARTING_UP => Power::Ending,
-        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => Power::Paused("a disk does not answer (I/O error)".into()),
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => {
+            Power::Paused("a disk does not answer (I/O error)".into())
+        }
         sys::VIR_DOMAIN_PAUSED => Power::Paused(format!("paused (libvirt's reason {reason})")),
         sys::VIR_DOMAIN_PMSUSPENDED => Power::Paused("the guest put itself to sleep".into()),
         sys::VIR_DOMAIN_SHUTDOWN => Power::Ending,
@@ -212,15 +227,24 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
 fn disks(xml: &str) -> Vec<SeenDisk> {
     use quick_xml::events::{BytesStart, Event as Xml};
     let value = |element: &BytesStart<'_>, name: &str| {
-        element.try_get_attribute(name).ok().flatten().and_then(|a| a.unescape_value().ok().map(|v| v.into_owned())).unwrap_or_default()
+        element
+            .try_get_attribute(name)
+            .ok()
+            .flatten()
+            .and_then(|a| a.unescape_value().ok().map(|v| v.into_owned()))
+            .unwrap_or_default()
     };
     let mut reader = quick_xml::Reader::from_str(xml);
     let (mut all, mut disk, mut in_serial) = (Vec::new(), None::<SeenDisk>, false);
     loop {
         match reader.read_event() {
             Ok(Xml::Start(e)) if e.name().as_ref() == b"disk" => {
-                disk = (value(&e, "type") == "network")
-                    .then(|| SeenDisk { serial: String::new(), target: String::new(), alias: String::new(), export: String::new() });
+                disk = (value(&e, "type") == "network").then(|| SeenDisk {
+                    serial: String::new(),
+                    target: String::new(),
+                    alias: String::new(),
+                    export: String::new(),
+                });
             }
             Ok(Xml::End(e)) if e.name().as_ref() == b"disk" => all.extend(disk.take()),
             Ok(Xml::Start(e) | Xml::Empty(e)) => {
@@ -249,7 +273,8 @@ fn disks(xml: &str) -> Vec<SeenDisk> {
 fn detach_by_alias(domain: &Domain, alias: &str) -> std::result::Result<(), Error> {
     let alias: Vec<u8> = alias.bytes().filter(|b| *b != 0).chain([0]).collect();
     // SAFETY: the domain is live for the call, and `alias` is a zero-terminated string that outlives it.
-    let done = unsafe { sys::virDomainDetachDeviceAlias(domain.as_ptr(), alias.as_ptr().cast(), sys::VIR_DOMAIN_AFFECT_LIVE) };
+    let done =
+        unsafe { sys::virDomainDetachDeviceAlias(domain.as_ptr(), alias.as_ptr().cast(), sys::VIR_DOMAIN_AFFECT_LIVE) };
     if done < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
 
@@ -286,7 +311,10 @@ impl Pool {
         Ok(Self { link, jobs })
     }
 
-    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&Connect) -> std::result::Result<T, Error> + Send + 'static) -> Result<T> {
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connect) -> std::result::Result<T, Error> + Send + 'static,
+    ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let link = self.link.clone();
         let job = Box::new(move || {
@@ -360,7 +388,9 @@ fn watch(link: Weak<Link>, virt: &'static str) {
                 && warmed != Arc::as_ptr(&open)
             {
                 warmed = Arc::as_ptr(&open);
-                if let Err(e) = open.0.get_domain_capabilities(Some(EMULATOR), Some("x86_64"), Some("q35"), Some(virt), 0) {
+                if let Err(e) =
+                    open.0.get_domain_capabilities(Some(EMULATOR), Some("x86_64"), Some("q35"), Some(virt), 0)
+                {
                     tracing::warn!(error = e.message(), "libvirt cannot say what QEMU can do");
                 }
             }
@@ -436,7 +466,13 @@ impl EventTarget {
         // these functions have exactly those signatures. `opaque` is a box that `free_target` takes back, once.
         unsafe {
             let lifecycle = std::mem::transmute::<
-                unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, libc::c_int, libc::c_int, *mut libc::c_void) -> libc::c_int,
+                unsafe extern "C" fn(
+                    sys::virConnectPtr,
+                    sys::virDomainPtr,
+                    libc::c_int,
+                    libc::c_int,
+                    *mut libc::c_void,
+                ) -> libc::c_int,
                 unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut libc::c_void),
             >(on_lifecycle);
             let device_removed = std::mem::transmute::<
@@ -489,7 +525,13 @@ unsafe fn arrived<'a>(domain: sys::virDomainPtr, opaque: *mut libc::c_void) -> O
 }
 
 #[allow(unsafe_code)]
-unsafe extern "C" fn on_lifecycle(_: sys::virConnectPtr, domain: sys::virDomainPtr, _: libc::c_int, _: libc::c_int, opaque: *mut libc::c_void) -> libc::c_int {
+unsafe extern "C" fn on_lifecycle(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _: libc::c_int,
+    _: libc::c_int,
+    opaque: *mut libc::c_void,
+) -> libc::c_int {
     // SAFETY: called by libvirt with what `register` gave it.
     if let Some((target, name)) = unsafe { arrived(domain, opaque) } {
         let _ = target.events.send(Event::Changed(name));
@@ -506,7 +548,12 @@ unsafe extern "C" fn on_reboot(_: sys::virConnectPtr, domain: sys::virDomainPtr,
 }
 
 #[allow(unsafe_code)]
-unsafe extern "C" fn on_device_removed(_: sys::virConnectPtr, domain: sys::virDomainPtr, alias: *const libc::c_char, opaque: *mut libc::c_void) {
+unsafe extern "C" fn on_device_removed(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    alias: *const libc::c_char,
+    opaque: *mut libc::c_void,
+) {
     // SAFETY: called by libvirt with what `register` gave it; the alias is a string that lives for the call.
     unsafe {
         if let Some((target, name)) = arrived(domain, opaque)

@@ -126,7 +126,11 @@ impl Simulated {
 
     fn asked(&self) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.lock();
-        if inner.silent { Err(HypervisorError::Unreachable("the simulated machine is silent".into())) } else { Ok(inner) }
+        if inner.silent {
+            Err(HypervisorError::Unreachable("the simulated machine is silent".into()))
+        } else {
+            Ok(inner)
+        }
     }
 
     /// How often a domain was started or went through a reset.
@@ -236,7 +240,9 @@ impl Hypervisor for Simulated {
         let disks = spec.volumes.iter().map(given).collect();
         let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
-        inner.domains.insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
+        inner
+            .domains
+            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
         Ok(())
     }
     async fn start(&self, name: &str) -> Result<()> {
@@ -290,5 +296,10 @@ impl Hypervisor for Simulated {
 }
 
 fn given(disk: &VolumeDisk) -> SeenDisk {
-    SeenDisk { serial: disk.serial.clone(), target: disk.target.clone(), alias: disk.alias(), export: disk.export.clone() }
+    SeenDisk {
+        serial: disk.serial.clone(),
+        target: disk.target.clone(),
+        alias: disk.alias(),
+        export: disk.export.clone(),
+    }
 }

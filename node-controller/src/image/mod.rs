@@ -87,7 +87,13 @@ impl ImageCache {
         if blob.digest.len() != 64 || !blob.digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(ImageError::Refused(format!("{:?} is no SHA-256", blob.digest)));
         }
-        let gate = self.fetching.lock().unwrap_or_else(PoisonError::into_inner).entry(blob.digest.clone()).or_default().clone();
+        let gate = self
+            .fetching
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(blob.digest.clone())
+            .or_default()
+            .clone();
         let _turn = gate.lock().await;
         let path = self.dir.join(&blob.digest);
         if !path.exists() {
@@ -101,7 +107,9 @@ impl ImageCache {
         let virtual_size = match blob.format {
             DiskFormat::Raw => blob.size,
             DiskFormat::Qcow2 => qcow2::virtual_size(&path)?,
-            DiskFormat::Unknown => return Err(ImageError::Refused("the image's format is of a later release than this node".into())),
+            DiskFormat::Unknown => {
+                return Err(ImageError::Refused("the image's format is of a later release than this node".into()));
+            }
         };
         Ok(Base { path, format: blob.format, virtual_size })
     }
@@ -114,7 +122,8 @@ impl ImageCache {
             return done;
         }
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o444)).map_err(ImageError::io("closing", &part))?;
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o444))
+            .map_err(ImageError::io("closing", &part))?;
         std::fs::rename(&part, path).map_err(ImageError::io("naming", path))?;
         sync_dir(&self.dir).map_err(ImageError::io("syncing", &self.dir))
     }
@@ -123,22 +132,33 @@ impl ImageCache {
         let mut stream = self.blobs.open(&blob.digest).await?;
         let mut file = tokio::fs::File::create(part).await.map_err(ImageError::io("creating", part))?;
         let (mut hash, mut length) = (Sha256::new(), 0u64);
-        let stopped = |e: &dyn std::fmt::Display| ImageError::Unavailable(format!("walrus stopped sending image {}: {e}", blob.digest));
+        let stopped = |e: &dyn std::fmt::Display| {
+            ImageError::Unavailable(format!("walrus stopped sending image {}: {e}", blob.digest))
+        };
         while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(|e| stopped(&e))? {
             let chunk = chunk.map_err(|e| stopped(&e))?;
             length += chunk.len() as u64;
             if length > blob.size {
-                return Err(ImageError::Refused(format!("image {} is longer than its row says ({} bytes)", blob.digest, blob.size)));
+                return Err(ImageError::Refused(format!(
+                    "image {} is longer than its row says ({} bytes)",
+                    blob.digest, blob.size
+                )));
             }
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(ImageError::io("writing", part))?;
         }
         if length < blob.size {
-            return Err(ImageError::Unavailable(format!("walrus sent {length} of {} bytes of image {}", blob.size, blob.digest)));
+            return Err(ImageError::Unavailable(format!(
+                "walrus sent {length} of {} bytes of image {}",
+                blob.size, blob.digest
+            )));
         }
         let got = hex::encode(hash.finalize());
         if got != blob.digest {
-            return Err(ImageError::Refused(format!("image {} arrived with digest {got}: its bytes are not the registered ones", blob.digest)));
+            return Err(ImageError::Refused(format!(
+                "image {} arrived with digest {got}: its bytes are not the registered ones",
+                blob.digest
+            )));
         }
         file.sync_all().await.map_err(ImageError::io("syncing", part))
     }
@@ -180,7 +200,8 @@ impl ImageCache {
 }
 
 fn free_bytes(dir: &Path) -> Result<u64, ImageError> {
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| ImageError::Unavailable(format!("{}: {e}", dir.display())))?;
+    let stat =
+        nix::sys::statvfs::statvfs(dir).map_err(|e| ImageError::Unavailable(format!("{}: {e}", dir.display())))?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
 

@@ -52,8 +52,12 @@ impl Blobs for Walrus {
             }
         };
         match response.status() {
-            StatusCode::OK => Ok(BodyDataStream::new(response.into_body()).map(|chunk| chunk.map_err(io::Error::other)).boxed()),
-            StatusCode::NOT_FOUND => Err(unavailable(&"walrus does not have it (was the image deregistered and its bytes removed?)")),
+            StatusCode::OK => {
+                Ok(BodyDataStream::new(response.into_body()).map(|chunk| chunk.map_err(io::Error::other)).boxed())
+            }
+            StatusCode::NOT_FOUND => {
+                Err(unavailable(&"walrus does not have it (was the image deregistered and its bytes removed?)"))
+            }
             status => Err(unavailable(&format!("walrus answered {status}"))),
         }
     }

@@ -339,7 +339,9 @@ mod tests {
             // Started and off again without having been seen: from the beginning.
             (Some(BringUp::Start), BringUp::Image),
         ] {
-            for power in [None, Some(Power::Off(Off::Unknown)), Some(Power::Off(Off::Failed)), Some(Power::Off(Off::Guest))] {
+            for power in
+                [None, Some(Power::Off(Off::Unknown)), Some(Power::Off(Off::Failed)), Some(Power::Off(Off::Guest))]
+            {
                 let case = case(Running, power).memory(|m| m.done = done);
                 assert_eq!(case.next(), Do(Step::BringUp(want)), "{done:?}");
             }
@@ -356,11 +358,23 @@ mod tests {
             ("it came up: note it", case(Running, on()), Do(Step::NoteRunning)),
             ("it runs and is to run", case(Running, on()).facts(ran), Rest),
             ("a paused one is left alone", case(Running, paused()).facts(ran), Rest),
-            ("it is just ending: look soon", case(Running, Some(Power::Ending)).facts(ran), Wait(Duration::from_millis(200))),
+            (
+                "it is just ending: look soon",
+                case(Running, Some(Power::Ending)).facts(ran),
+                Wait(Duration::from_millis(200)),
+            ),
             ("the guest powered off", case(Running, off(Off::Guest)).facts(ran), Do(Step::NoteGuestOff)),
-            ("it was asked to power off and is wanted again", case(Running, off(Off::Guest)).facts(|f| (f.ran, f.asked_off) = (true, true)), Do(Step::NoteLost)),
+            (
+                "it was asked to power off and is wanted again",
+                case(Running, off(Off::Guest)).facts(|f| (f.ran, f.asked_off) = (true, true)),
+                Do(Step::NoteLost),
+            ),
             ("QEMU died", case(Running, off(Off::Crashed)).facts(ran), Do(Step::NoteLost)),
-            ("somebody destroyed it behind our back", case(Running, off(Off::Destroyed)).facts(ran), Do(Step::NoteLost)),
+            (
+                "somebody destroyed it behind our back",
+                case(Running, off(Off::Destroyed)).facts(ran),
+                Do(Step::NoteLost),
+            ),
             ("the machine was rebooted", case(Running, off(Off::Unknown)).facts(ran), Do(Step::NoteLost)),
             ("its definition is gone", case(Running, None).facts(ran), Do(Step::NoteLost)),
             (
@@ -370,35 +384,53 @@ mod tests {
             ),
             (
                 "and it stays off",
-                case(Running, off(Off::Guest)).facts(|f| (f.guest_off, f.console) = (Some(generation(5)), Some(String::new()))),
+                case(Running, off(Off::Guest))
+                    .facts(|f| (f.guest_off, f.console) = (Some(generation(5)), Some(String::new()))),
                 Rest,
             ),
-            ("a newer wish starts it", case(Running, off(Off::Guest)).facts(|f| f.guest_off = Some(generation(4))), Do(Step::BringUp(BringUp::Image))),
+            (
+                "a newer wish starts it",
+                case(Running, off(Off::Guest)).facts(|f| f.guest_off = Some(generation(4))),
+                Do(Step::BringUp(BringUp::Image)),
+            ),
             (
                 "what failed is not tried again",
-                case(Running, None).facts(|f| f.failed = Some(Failure { generation: generation(5), step: String::new(), reason: String::new() })),
+                case(Running, None).facts(|f| {
+                    f.failed = Some(Failure { generation: generation(5), step: String::new(), reason: String::new() })
+                }),
                 Rest,
             ),
             (
                 "until a newer wish",
-                case(Running, None).facts(|f| f.failed = Some(Failure { generation: generation(4), step: String::new(), reason: String::new() })),
+                case(Running, None).facts(|f| {
+                    f.failed = Some(Failure { generation: generation(4), step: String::new(), reason: String::new() })
+                }),
                 Do(Step::BringUp(BringUp::Image)),
             ),
             // Reboots.
             ("a reboot is asked for", case(Running, on()).facts(ran).wish(|w| w.reboots = 1), Do(Step::Reboot)),
             (
                 "the guest has its time",
-                case(Running, on()).facts(|f| (f.ran, f.reboot_asked) = (true, 1)).wish(|w| w.reboots = 1).memory(|m| m.rebooting = Some((S(950), false))),
+                case(Running, on())
+                    .facts(|f| (f.ran, f.reboot_asked) = (true, 1))
+                    .wish(|w| w.reboots = 1)
+                    .memory(|m| m.rebooting = Some((S(950), false))),
                 Wait(S(10)),
             ),
             (
                 "it did not use it",
-                case(Running, on()).facts(|f| (f.ran, f.reboot_asked) = (true, 1)).wish(|w| w.reboots = 1).memory(|m| m.rebooting = Some((S(940), false))),
+                case(Running, on())
+                    .facts(|f| (f.ran, f.reboot_asked) = (true, 1))
+                    .wish(|w| w.reboots = 1)
+                    .memory(|m| m.rebooting = Some((S(940), false))),
                 Do(Step::Reset),
             ),
             (
                 "it came through",
-                case(Running, on()).facts(|f| (f.ran, f.reboot_asked) = (true, 1)).wish(|w| w.reboots = 1).memory(|m| m.rebooting = Some((S(950), true))),
+                case(Running, on())
+                    .facts(|f| (f.ran, f.reboot_asked) = (true, 1))
+                    .wish(|w| w.reboots = 1)
+                    .memory(|m| m.rebooting = Some((S(950), true))),
                 Do(Step::NoteRebooted),
             ),
             (
@@ -406,32 +438,68 @@ mod tests {
                 case(Running, on()).facts(|f| (f.ran, f.reboot_asked) = (true, 1)).wish(|w| w.reboots = 1),
                 Do(Step::NoteRebooted),
             ),
-            ("done", case(Running, on()).facts(|f| (f.ran, f.reboot_asked, f.reboots_done) = (true, 1, 1)).wish(|w| w.reboots = 1), Rest),
+            (
+                "done",
+                case(Running, on())
+                    .facts(|f| (f.ran, f.reboot_asked, f.reboots_done) = (true, 1, 1))
+                    .wish(|w| w.reboots = 1),
+                Rest,
+            ),
             // Volumes.
-            ("a volume comes", case(Running, on()).facts(ran).wish(|w| w.volumes = vec![volume("vol-1")]), Do(Step::Change(Change::Attach(volume("vol-1"))))),
+            (
+                "a volume comes",
+                case(Running, on()).facts(ran).wish(|w| w.volumes = vec![volume("vol-1")]),
+                Do(Step::Change(Change::Attach(volume("vol-1")))),
+            ),
             (
                 "one that failed waits its time",
-                case(Running, on()).facts(ran).wish(|w| w.volumes = vec![volume("vol-1")]).memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                case(Running, on())
+                    .facts(ran)
+                    .wish(|w| w.volumes = vec![volume("vol-1")])
+                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
                 Wait(S(3)),
             ),
             (
                 "and does not hold up the others",
-                case(Running, on()).facts(ran).wish(|w| w.volumes = vec![volume("vol-1"), volume("vol-2")]).memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                case(Running, on())
+                    .facts(ran)
+                    .wish(|w| w.volumes = vec![volume("vol-1"), volume("vol-2")])
+                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
                 Do(Step::Change(Change::Attach(volume("vol-2")))),
             ),
             // Stopping.
             ("the button is pressed", case(Stopped, on()).facts(ran), Do(Step::PressPower)),
-            ("and it is waited", case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(990), S(998)))), Wait(S(3))),
-            ("and pressed again", case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(990), S(995)))), Do(Step::PressPower)),
-            ("and the plug pulled in the end", case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(940), S(998)))), Do(Step::PullPlug)),
+            (
+                "and it is waited",
+                case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(990), S(998)))),
+                Wait(S(3)),
+            ),
+            (
+                "and pressed again",
+                case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(990), S(995)))),
+                Do(Step::PressPower),
+            ),
+            (
+                "and the plug pulled in the end",
+                case(Stopped, on()).facts(ran).memory(|m| m.pressed = Some((S(940), S(998)))),
+                Do(Step::PullPlug),
+            ),
             ("or at once, when forced", case(Stopped, on()).facts(ran).wish(|w| w.force = true), Do(Step::PullPlug)),
             ("its console is kept", case(Stopped, off(Off::Guest)).facts(ran), Do(Step::KeepConsole)),
-            ("stopped", case(Stopped, off(Off::Guest)).facts(|f| (f.started, f.console) = (Some(1), Some(String::new()))), Rest),
+            (
+                "stopped",
+                case(Stopped, off(Off::Guest)).facts(|f| (f.started, f.console) = (Some(1), Some(String::new()))),
+                Rest,
+            ),
             ("one that never ran has no console", case(Stopped, None), Rest),
             // Terminating.
             ("the plug", case(Terminated, on()), Do(Step::PullPlug)),
             ("the console", case(Terminated, off(Off::Destroyed)), Do(Step::KeepConsole)),
-            ("the definition", case(Terminated, off(Off::Destroyed)).facts(|f| f.console = Some(String::new())), Do(Step::Undefine)),
+            (
+                "the definition",
+                case(Terminated, off(Off::Destroyed)).facts(|f| f.console = Some(String::new())),
+                Do(Step::Undefine),
+            ),
             ("the files", case(Terminated, None), Do(Step::Erase)),
             ("gone, and still listed", case(Terminated, None).facts(|f| f.gone = true), Rest),
             ("gone, and heard of", case(Terminated, None).facts(|f| f.gone = true).unlisted(), Do(Step::Forget)),
@@ -452,7 +520,8 @@ mod tests {
     #[test]
     fn a_volume_that_shall_go_goes() {
         let mut case = case(Running, Some(Power::Running)).facts(ran);
-        let disk = SeenDisk { serial: "vol9".into(), target: "vdf".into(), alias: "ua-vol9".into(), export: "x".into() };
+        let disk =
+            SeenDisk { serial: "vol9".into(), target: "vdf".into(), alias: "ua-vol9".into(), export: "x".into() };
         case.domain.as_mut().unwrap().disks.push(disk.clone());
         assert_eq!(case.next(), Do(Step::Change(Change::Detach(disk))));
     }

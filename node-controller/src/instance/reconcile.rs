@@ -90,8 +90,24 @@ impl Look {
 }
 
 impl Instances {
-    pub fn new(machine: Arc<Machine>, reports: Arc<Reports<InstanceReport>>, poke: Poke, wished: Poke, patience: Duration) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self { machine, reports, poke, wished, patience, begun: Instant::now(), me: me.clone(), looked: watch::Sender::new(false), live: Mutex::default() })
+    pub fn new(
+        machine: Arc<Machine>,
+        reports: Arc<Reports<InstanceReport>>,
+        poke: Poke,
+        wished: Poke,
+        patience: Duration,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            machine,
+            reports,
+            poke,
+            wished,
+            patience,
+            begun: Instant::now(),
+            me: me.clone(),
+            looked: watch::Sender::new(false),
+            live: Mutex::default(),
+        })
     }
 
     /// Hears what the hypervisor says, for as long as it says anything.
@@ -149,7 +165,11 @@ impl Instances {
 
     async fn look(&self, id: &str) -> Result<Look, StepError> {
         let machine = &self.machine;
-        Ok(Look { wish: machine.wishes.get(id).await?, facts: machine.rows.get(id).await?, domain: machine.hypervisor.look(id).await? })
+        Ok(Look {
+            wish: machine.wishes.get(id).await?,
+            facts: machine.rows.get(id).await?,
+            domain: machine.hypervisor.look(id).await?,
+        })
     }
 
     async fn work(self: Arc<Self>, id: String) {
@@ -238,14 +258,23 @@ impl Instances {
                 let what = "the guest powered itself off".to_owned();
                 machine
                     .rows
-                    .update(id, now_ms, Some(what), move |facts| (facts.ran, facts.guest_off, facts.console) = (false, Some(generation), None))
+                    .update(id, now_ms, Some(what), move |facts| {
+                        (facts.ran, facts.guest_off, facts.console) = (false, Some(generation), None)
+                    })
                     .await?;
                 Ok(())
             }
             Step::NoteLost => {
                 let why = look.domain.as_ref().map_or("its domain is gone".to_owned(), |d| format!("{:?}", d.power));
-                let what = if look.facts.asked_off { "off, and wanted again".into() } else { format!("it ended without its guest's doing ({why}): bringing it up again") };
-                machine.rows.update(id, now_ms, Some(what), |facts| (facts.ran, facts.asked_off) = (false, false)).await?;
+                let what = if look.facts.asked_off {
+                    "off, and wanted again".into()
+                } else {
+                    format!("it ended without its guest's doing ({why}): bringing it up again")
+                };
+                machine
+                    .rows
+                    .update(id, now_ms, Some(what), |facts| (facts.ran, facts.asked_off) = (false, false))
+                    .await?;
                 Ok(())
             }
             Step::Change(change) => self.change(id, change).await,
@@ -258,7 +287,10 @@ impl Instances {
                     Err(e) => return Err(e.into()),
                 }
                 let asked = wish.reboots;
-                machine.rows.update(id, now_ms, Some("asked to reboot".into()), move |facts| facts.reboot_asked = asked).await?;
+                machine
+                    .rows
+                    .update(id, now_ms, Some("asked to reboot".into()), move |facts| facts.reboot_asked = asked)
+                    .await?;
                 Ok(())
             }
             Step::Reset => {
@@ -267,19 +299,28 @@ impl Instances {
                 Ok(())
             }
             Step::NoteRebooted => {
-                machine.rows.update(id, now_ms, Some("rebooted".into()), |facts| facts.reboots_done = facts.reboot_asked).await?;
+                machine
+                    .rows
+                    .update(id, now_ms, Some("rebooted".into()), |facts| facts.reboots_done = facts.reboot_asked)
+                    .await?;
                 self.remember(id, |live, _| live.memory.rebooting = None);
                 Ok(())
             }
             Step::PressPower => {
                 if !look.facts.asked_off {
-                    machine.rows.update(id, now_ms, Some("asked to power off".into()), |facts| facts.asked_off = true).await?;
+                    machine
+                        .rows
+                        .update(id, now_ms, Some("asked to power off".into()), |facts| facts.asked_off = true)
+                        .await?;
                 }
-                self.remember(id, |live, now| live.memory.pressed = Some((live.memory.pressed.map_or(now, |(first, _)| first), now)));
+                self.remember(id, |live, now| {
+                    live.memory.pressed = Some((live.memory.pressed.map_or(now, |(first, _)| first), now))
+                });
                 Ok(hypervisor.press_power(id).await?)
             }
             Step::PullPlug => {
-                let what = (!look.facts.asked_off || wish.desired != Desired::Terminated).then(|| "its plug is pulled".to_owned());
+                let what = (!look.facts.asked_off || wish.desired != Desired::Terminated)
+                    .then(|| "its plug is pulled".to_owned());
                 machine.rows.update(id, now_ms, what, |facts| facts.asked_off = true).await?;
                 Ok(hypervisor.destroy(id).await?)
             }
@@ -287,7 +328,9 @@ impl Instances {
                 let console = machine.encoded_console(id)?;
                 machine
                     .rows
-                    .update(id, now_ms, None, move |facts| (facts.console, facts.ran, facts.asked_off) = (Some(console.clone()), false, false))
+                    .update(id, now_ms, None, move |facts| {
+                        (facts.console, facts.ran, facts.asked_off) = (Some(console.clone()), false, false)
+                    })
                     .await?;
                 self.remember(id, |live, _| live.memory = Memory::default());
                 Ok(())
@@ -343,7 +386,8 @@ impl Instances {
             Err(e) => {
                 let refusals = self.failed(id, step.name(), look.generation(), &e);
                 if let (Step::BringUp(begun), Some(wish)) = (step, look.wish.as_ref()) {
-                    let hopeless = matches!(e, StepError::Permanent(_)) || (matches!(e, StepError::Refused(_)) && refusals >= REFUSALS);
+                    let hopeless = matches!(e, StepError::Permanent(_))
+                        || (matches!(e, StepError::Refused(_)) && refusals >= REFUSALS);
                     if hopeless {
                         return self.give_up(id, *begun, &wish.body, &e).await;
                     }
@@ -383,7 +427,8 @@ impl Instances {
                 }
                 live.short_lives += 1;
                 (live.not_before, live.paused_wish) = (now + pause(live.short_lives + 1), look.generation());
-                live.trouble.reason = format!("it ended by itself {} s after it was started; trying again", life / 1000);
+                live.trouble.reason =
+                    format!("it ended by itself {} s after it was started; trying again", life / 1000);
                 return false;
             }
             _ => {}
@@ -430,7 +475,11 @@ impl Instances {
     async fn give_up(&self, id: &str, step: BringUp, wish: &Instance, e: &StepError) -> bool {
         let failure = Failure { generation: wish.generation, step: step.name().into(), reason: e.to_string() };
         let what = format!("cannot be brought up: {e}");
-        let noted = self.machine.rows.update(id, self.machine.clock.now_ms(), Some(what), move |facts| facts.failed = Some(failure.clone())).await;
+        let noted = self
+            .machine
+            .rows
+            .update(id, self.machine.clock.now_ms(), Some(what), move |facts| facts.failed = Some(failure.clone()))
+            .await;
         self.remember(id, |live, _| {
             live.refusals = 0;
             live.trouble = Trouble::default();
@@ -448,7 +497,11 @@ impl Instances {
             machine.hypervisor.list().await?.into_iter().map(|seen| (seen.name.clone(), seen)).collect();
         let ids: BTreeSet<String> = wishes.keys().chain(domains.keys()).cloned().collect();
         let look = |id: String| {
-            let look = Look { wish: wishes.remove(&id), facts: facts.remove(&id).unwrap_or_default(), domain: domains.remove(&id) };
+            let look = Look {
+                wish: wishes.remove(&id),
+                facts: facts.remove(&id).unwrap_or_default(),
+                domain: domains.remove(&id),
+            };
             (id, look)
         };
         Ok(ids.into_iter().map(look).collect())
@@ -497,7 +550,9 @@ impl Instances {
 
 /// 100 ms, doubled each time.
 fn pause(failures: u32) -> Duration {
-    Duration::from_millis(100).saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
+    Duration::from_millis(100)
+        .saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(16)))
+        .min(LONGEST_PAUSE)
 }
 
 #[async_trait::async_trait]
@@ -512,7 +567,11 @@ impl Reconciler for Instances {
             Ok(world) => world,
             Err(e) => {
                 // Nothing is reported: what was seen last stands until the hypervisor answers again.
-                self.machine.faults.raise(HYPERVISOR_FAULT, e.to_string(), "is libvirtd up? Guests run on without it (`mallee status`)");
+                self.machine.faults.raise(
+                    HYPERVISOR_FAULT,
+                    e.to_string(),
+                    "is libvirtd up? Guests run on without it (`mallee status`)",
+                );
                 let mut report = PassReport::default();
                 report.error(e);
                 return report;
@@ -599,8 +658,10 @@ impl Reconciler for MetadataKeeper {
                 return report;
             }
         };
-        let here: Vec<&Instance> = wishes.iter().map(|l| &l.body).filter(|i| !facts.get(&i.id).is_some_and(|f| f.gone)).collect();
-        let vpcs: BTreeMap<&str, &VpcLink> = here.iter().flat_map(|i| &i.interfaces).map(|i| (i.vpc.id.as_str(), &i.vpc)).collect();
+        let here: Vec<&Instance> =
+            wishes.iter().map(|l| &l.body).filter(|i| !facts.get(&i.id).is_some_and(|f| f.gone)).collect();
+        let vpcs: BTreeMap<&str, &VpcLink> =
+            here.iter().flat_map(|i| &i.interfaces).map(|i| (i.vpc.id.as_str(), &i.vpc)).collect();
         for vpc in vpcs.values() {
             if let Err(e) = self.0.metadata.ensure(vpc).await {
                 report.error(format!("{}: {e}", vpc.id));

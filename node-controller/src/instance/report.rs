@@ -24,10 +24,20 @@ pub struct Trouble {
 
 /// A step that only writes down what was seen: the report after it says the same, and all of it.
 pub fn is_worth_telling(next: &Next) -> bool {
-    !matches!(next, Next::Do(Step::NoteRunning | Step::NoteGuestOff | Step::NoteLost | Step::KeepConsole | Step::Forget))
+    !matches!(
+        next,
+        Next::Do(Step::NoteRunning | Step::NoteGuestOff | Step::NoteLost | Step::KeepConsole | Step::Forget)
+    )
 }
 
-pub fn report(id: &str, node: &str, scene: &Scene<'_>, next: &Next, trouble: &Trouble, took_ms: &BTreeMap<String, u64>) -> InstanceReport {
+pub fn report(
+    id: &str,
+    node: &str,
+    scene: &Scene<'_>,
+    next: &Next,
+    trouble: &Trouble,
+    took_ms: &BTreeMap<String, u64>,
+) -> InstanceReport {
     let guest_off = *next == Next::Do(Step::NoteGuestOff) || guest_is_off(scene.wish, scene.facts);
     let (observed, reason) = observed(scene, guest_off);
     let step = match next {
@@ -39,7 +49,11 @@ pub fn report(id: &str, node: &str, scene: &Scene<'_>, next: &Next, trouble: &Tr
     InstanceReport {
         generation: scene.wish.map(|w| w.generation).unwrap_or_default(),
         node: Some(node.to_owned()),
-        step: failed.map(|f| f.step.clone()).unwrap_or(if trouble.step.is_empty() { step } else { trouble.step.clone() }),
+        step: failed.map(|f| f.step.clone()).unwrap_or(if trouble.step.is_empty() {
+            step
+        } else {
+            trouble.step.clone()
+        }),
         reason: if reason.is_empty() { trouble.reason.clone() } else { reason },
         reboots_done: facts.reboots_done,
         guest_off: observed == Observed::Stopped && guest_off,
@@ -132,7 +146,11 @@ mod tests {
     use std::time::Duration;
 
     fn wish(desired: Desired, volumes: &[&str]) -> Instance {
-        let export = |name: &str| Export { attachment: "a".into(), name: name.into(), address: ExportAddress::Unix("/s".into()) };
+        let export = |name: &str| Export {
+            attachment: "a".into(),
+            name: name.into(),
+            address: ExportAddress::Unix("/s".into()),
+        };
         Instance {
             id: "i-1".into(),
             generation: Generation { epoch: 1, counter: 5 },
@@ -159,8 +177,20 @@ mod tests {
         }
     }
 
-    fn told(wish: &Instance, listed: bool, facts: &Facts, power: Option<Power>, disks: &[&str], next: Next) -> InstanceReport {
-        let disk = |v: &&str| SeenDisk { serial: volume::serial(v), target: "vdf".into(), alias: "ua".into(), export: (*v).into() };
+    fn told(
+        wish: &Instance,
+        listed: bool,
+        facts: &Facts,
+        power: Option<Power>,
+        disks: &[&str],
+        next: Next,
+    ) -> InstanceReport {
+        let disk = |v: &&str| SeenDisk {
+            serial: volume::serial(v),
+            target: "vdf".into(),
+            alias: "ua".into(),
+            export: (*v).into(),
+        };
         let domain = power.map(|power| Seen { name: "i-1".into(), power, disks: disks.iter().map(disk).collect() });
         let memory = Memory::default();
         let (now, patience) = (Duration::ZERO, Duration::ZERO);
@@ -181,7 +211,10 @@ mod tests {
         let r = told(&running, true, &facts, Some(Power::Running), &[], Next::Rest);
         assert_eq!(attached(&r), [("vol-1", false, "")]);
         let stopped = wish(Desired::Stopped, &["vol-1"]);
-        assert_eq!(attached(&told(&stopped, true, &facts, Some(Power::Off(Off::Guest)), &[], Next::Rest)), [("vol-1", true, "")]);
+        assert_eq!(
+            attached(&told(&stopped, true, &facts, Some(Power::Off(Off::Guest)), &[], Next::Rest)),
+            [("vol-1", true, "")]
+        );
         let terminated = wish(Desired::Terminated, &["vol-1"]);
         assert_eq!(attached(&told(&terminated, true, &facts, None, &[], Next::Rest)), [("vol-1", false, "")]);
         let gone = Facts { gone: true, ..Facts::default() };
@@ -198,9 +231,11 @@ mod tests {
         assert_eq!((lost.observed, lost.guest_off), (Observed::Preparing, false));
         let orphan = told(&running, false, &facts, Some(Power::Running), &[], Next::Rest);
         assert!(orphan.observed == Observed::Running && orphan.reason.contains("orphan"));
-        let paused = told(&running, true, &facts, Some(Power::Paused("a disk does not answer".into())), &[], Next::Rest);
+        let paused =
+            told(&running, true, &facts, Some(Power::Paused("a disk does not answer".into())), &[], Next::Rest);
         assert!(paused.observed == Observed::Running && paused.reason.contains("disk"));
-        let going = told(&wish(Desired::Stopped, &[]), true, &facts, Some(Power::Running), &[], Next::Do(Step::PressPower));
+        let going =
+            told(&wish(Desired::Stopped, &[]), true, &facts, Some(Power::Running), &[], Next::Do(Step::PressPower));
         assert_eq!((going.observed, going.step.as_str()), (Observed::Stopping, "power off"));
     }
 }

@@ -129,7 +129,9 @@ impl Rows {
 
     pub async fn release_taps(&self, id: &str) -> Result<(), StoreError> {
         let id = id.to_owned();
-        self.store.write("release taps", move |tx| tx.execute("DELETE FROM tap WHERE instance = ?1", params![id]).map(drop)).await
+        self.store
+            .write("release taps", move |tx| tx.execute("DELETE FROM tap WHERE instance = ?1", params![id]).map(drop))
+            .await
     }
 
     pub async fn forget(&self, id: &str) -> Result<(), StoreError> {
@@ -147,7 +149,9 @@ impl Rows {
         let id = id.to_owned();
         self.store
             .read("read an instance's history", move |tx| {
-                tx.query("SELECT at, text FROM happened WHERE instance = ?1 ORDER BY seq", params![id], |row| Ok((row.get(0)?, row.get(1)?)))
+                tx.query("SELECT at, text FROM happened WHERE instance = ?1 ORDER BY seq", params![id], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
             })
             .await
     }
@@ -162,20 +166,24 @@ fn parse(text: &str) -> Result<Facts, StoreError> {
 }
 
 fn read(tx: &mut Tx<'_>, id: &str) -> Result<Facts, StoreError> {
-    let text: Option<String> = tx.query_opt("SELECT facts FROM instance WHERE id = ?1", params![id], |row| row.get(0))?;
+    let text: Option<String> =
+        tx.query_opt("SELECT facts FROM instance WHERE id = ?1", params![id], |row| row.get(0))?;
     text.map_or_else(|| Ok(Facts::default()), |text| parse(&text))
 }
 
 fn note(tx: &mut Tx<'_>, id: &str, now: Millis, text: &str) -> Result<(), StoreError> {
-    let last: Option<i64> = tx.query_one("SELECT MAX(seq) FROM happened WHERE instance = ?1", params![id], |row| row.get(0))?;
+    let last: Option<i64> =
+        tx.query_one("SELECT MAX(seq) FROM happened WHERE instance = ?1", params![id], |row| row.get(0))?;
     let seq = last.unwrap_or(0) + 1;
     tx.execute("INSERT INTO happened (instance, at, seq, text) VALUES (?1, ?2, ?3, ?4)", params![id, now, seq, text])?;
     tx.execute("DELETE FROM happened WHERE instance = ?1 AND seq <= ?2", params![id, seq - HISTORY]).map(drop)
 }
 
 fn tap(tx: &mut Tx<'_>, id: &str, interface: &str) -> Result<String, StoreError> {
-    let held: Option<String> = tx
-        .query_opt("SELECT name FROM tap WHERE instance = ?1 AND interface = ?2", params![id, interface], |row| row.get(0))?;
+    let held: Option<String> =
+        tx.query_opt("SELECT name FROM tap WHERE instance = ?1 AND interface = ?2", params![id, interface], |row| {
+            row.get(0)
+        })?;
     if let Some(name) = held {
         return Ok(name);
     }

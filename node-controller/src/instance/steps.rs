@@ -27,7 +27,8 @@ use crate::{
 /// How much of a console is kept, as on EC2.
 pub const CONSOLE_BYTES: u64 = 64 * 1024;
 /// For kernels that come without a command line of their own (plumbing.md §1).
-const COMMAND_LINE: &str = "root=/dev/vda console=ttyS0 quiet net.ifnames=0 random.trust_cpu=on no_timer_check tsc=reliable";
+const COMMAND_LINE: &str =
+    "root=/dev/vda console=ttyS0 quiet net.ifnames=0 random.trust_cpu=on no_timer_check tsc=reliable";
 
 /// Everything a step needs of this machine.
 pub struct Machine {
@@ -121,7 +122,10 @@ impl Machine {
 
     async fn image(&self, wish: &Instance) -> Done {
         if wish.node.as_ref().is_some_and(|node| *node != self.node) {
-            return Err(StepError::Permanent(format!("it must run on {:?}, and this is node {}", wish.node, self.node)));
+            return Err(StepError::Permanent(format!(
+                "it must run on {:?}, and this is node {}",
+                wish.node, self.node
+            )));
         }
         let boot = &wish.boot;
         if boot.architecture != "x86_64" {
@@ -156,7 +160,12 @@ impl Machine {
             .map_err(|e| StepError::Transient(format!("cannot run qemu-img: {e}")))?;
         if !made.status.success() {
             let said = String::from_utf8_lossy(&made.stderr);
-            return Err(StepError::Transient(format!("qemu-img create {} on {}: {}", part.display(), base.path.display(), said.trim())));
+            return Err(StepError::Transient(format!(
+                "qemu-img create {} on {}: {}",
+                part.display(),
+                base.path.display(),
+                said.trim()
+            )));
         }
         let sync = || -> io::Result<()> {
             std::fs::File::open(&part)?.sync_all()?;
@@ -188,8 +197,18 @@ impl Machine {
             if let ExportAddress::Unix(path) = &wanted.export.address {
                 match tokio::time::timeout(Duration::from_secs(2), tokio::net::UnixStream::connect(path)).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(e)) => return Err(StepError::Transient(format!("volume {} is not served at {path}: {e}", wanted.volume))),
-                    Err(_) => return Err(StepError::Transient(format!("volume {} is not served at {path}: no answer", wanted.volume))),
+                    Ok(Err(e)) => {
+                        return Err(StepError::Transient(format!(
+                            "volume {} is not served at {path}: {e}",
+                            wanted.volume
+                        )));
+                    }
+                    Err(_) => {
+                        return Err(StepError::Transient(format!(
+                            "volume {} is not served at {path}: no answer",
+                            wanted.volume
+                        )));
+                    }
                 }
             }
         }
@@ -237,7 +256,8 @@ impl Machine {
     /// The end of the console, at most `bytes` of it. virtlogd begins a new file now and then and keeps the one before.
     pub fn console(&self, id: &str, bytes: u64) -> io::Result<Vec<u8>> {
         if self.hypervisor.simulated() {
-            return Ok(format!("{id} is simulated by node {}: there is no guest, and it says nothing.\n", self.node).into_bytes());
+            return Ok(format!("{id} is simulated by node {}: there is no guest, and it says nothing.\n", self.node)
+                .into_bytes());
         }
         let newest = self.folder(id).join("console.log");
         let before = self.folder(id).join("console.log.0");
@@ -251,7 +271,9 @@ impl Machine {
     }
 
     pub fn encoded_console(&self, id: &str) -> Result<String, StepError> {
-        self.console(id, CONSOLE_BYTES).map(|text| STANDARD.encode(text)).map_err(io_error("reading the console of", Path::new(id)))
+        self.console(id, CONSOLE_BYTES)
+            .map(|text| STANDARD.encode(text))
+            .map_err(io_error("reading the console of", Path::new(id)))
     }
 
     /// Its disk, its console, its taps.

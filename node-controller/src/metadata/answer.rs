@@ -82,7 +82,11 @@ pub fn answer(guest: Option<&Guest>, asked: &Asked<'_>, key: &TokenKey) -> Answe
     }
     let path = asked.path.trim_start_matches('/').trim_end_matches('/');
     if *asked.method == Method::PUT {
-        return if path == TOKEN_PATH { token(guest, asked, key) } else { Answer::refused(StatusCode::METHOD_NOT_ALLOWED) };
+        return if path == TOKEN_PATH {
+            token(guest, asked, key)
+        } else {
+            Answer::refused(StatusCode::METHOD_NOT_ALLOWED)
+        };
     }
     if !matches!(*asked.method, Method::GET | Method::HEAD) || path == TOKEN_PATH {
         return Answer::refused(StatusCode::METHOD_NOT_ALLOWED);
@@ -105,7 +109,8 @@ fn token(guest: &Guest, asked: &Asked<'_>, key: &TokenKey) -> Answer {
     if asked.forwarded {
         return Answer::refused(StatusCode::FORBIDDEN);
     }
-    let ttl = asked.ttl.and_then(|text| text.trim().parse::<i64>().ok()).filter(|ttl| (1..=LONGEST_TTL_S).contains(ttl));
+    let ttl =
+        asked.ttl.and_then(|text| text.trim().parse::<i64>().ok()).filter(|ttl| (1..=LONGEST_TTL_S).contains(ttl));
     let Some(ttl) = ttl else { return Answer::refused(StatusCode::BAD_REQUEST) };
     Answer {
         token_ttl: Some(ttl),
@@ -219,7 +224,13 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_found() {
-        for path in ["/2099-01-01/meta-data/", "/latest/meta-data/tags/", "/latest/nothing", "/latest/meta-data/instance", "/latest/../x"] {
+        for path in [
+            "/2099-01-01/meta-data/",
+            "/latest/meta-data/tags/",
+            "/latest/nothing",
+            "/latest/meta-data/instance",
+            "/latest/../x",
+        ] {
             let (status, body) = text(path);
             assert_eq!(status, 404, "{path}");
             assert!(body.contains("<title>404 - Not Found</title>"));
@@ -236,19 +247,33 @@ mod tests {
         assert_eq!((issued.status.as_u16(), issued.token_ttl, issued.hop_limit), (200, Some(60), Some(1)));
         let token = String::from_utf8(issued.body).unwrap();
         let read = answer(Some(&strict), &get("/latest/meta-data/instance-id", Some(&token)), &key);
-        assert_eq!((read.status.as_u16(), read.body.as_slice(), read.token_ttl, read.hop_limit), (200, &b"i-a"[..], Some(60), None));
+        assert_eq!(
+            (read.status.as_u16(), read.body.as_slice(), read.token_ttl, read.hop_limit),
+            (200, &b"i-a"[..], Some(60), None)
+        );
         let other = Guest { instance: "i-b".into(), ..strict.clone() };
         assert_eq!(answer(Some(&other), &get("/latest/", Some(&token)), &key).status, 401);
         let late = Asked { now: 61_001, ..get("/latest/", Some(&token)) };
         assert_eq!(answer(Some(&strict), &late, &key).status, 401);
         assert_eq!(answer(Some(&strict), &get("/latest/", None), &key).status, 401);
-        assert_eq!(answer(Some(&guest()), &get("/latest/", Some("nonsense")), &key).status, 401, "a wrong token is worse than none");
+        assert_eq!(
+            answer(Some(&guest()), &get("/latest/", Some("nonsense")), &key).status,
+            401,
+            "a wrong token is worse than none"
+        );
     }
 
     #[test]
     fn a_token_is_refused_to_proxies_and_to_bad_lifetimes() {
         let key = key();
-        for (ttl, status) in [(None, 400), (Some("0"), 400), (Some("21601"), 400), (Some("x"), 400), (Some("21600"), 200), (Some("1"), 200)] {
+        for (ttl, status) in [
+            (None, 400),
+            (Some("0"), 400),
+            (Some("21601"), 400),
+            (Some("x"), 400),
+            (Some("21600"), 200),
+            (Some("1"), 200),
+        ] {
             assert_eq!(answer(Some(&guest()), &put("/latest/api/token", ttl), &key).status.as_u16(), status, "{ttl:?}");
         }
         let forwarded = Asked { forwarded: true, ..put("/latest/api/token", Some("60")) };

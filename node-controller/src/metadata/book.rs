@@ -27,7 +27,11 @@ impl Guest {
         let user_data = metadata.user_data.as_ref().filter(|text| !text.is_empty());
         Self {
             instance: instance.id.clone(),
-            tree: metadata.tree.iter().map(|(path, value)| (path.trim_matches('/').to_owned(), value.clone())).collect(),
+            tree: metadata
+                .tree
+                .iter()
+                .map(|(path, value)| (path.trim_matches('/').to_owned(), value.clone()))
+                .collect(),
             // The cloud-controller checked it; what is no base64 after all is served as it was sent.
             user_data: user_data.map(|text| STANDARD.decode(text).unwrap_or_else(|_| text.clone().into_bytes())),
             enabled: metadata.enabled,
@@ -66,7 +70,8 @@ impl Book {
                 }
             }
         }
-        *self.guests.write().unwrap_or_else(PoisonError::into_inner) = all.into_iter().map(|(key, (_, guest))| (key, guest)).collect();
+        *self.guests.write().unwrap_or_else(PoisonError::into_inner) =
+            all.into_iter().map(|(key, (_, guest))| (key, guest)).collect();
     }
 
     /// Makes sure of one instance, before its guest starts.

@@ -50,9 +50,13 @@ impl Links {
         let vpc = vpc.clone();
         self.store
             .write("name the metadata link of a VPC", move |tx| {
-                let used: Vec<i64> = tx.query("SELECT number FROM metadata_link ORDER BY number", params![], |row| row.get(0))?;
-                let free = (FIRST..=LAST).zip(used.iter().copied().chain(std::iter::repeat(0))).find(|(n, used)| n != used);
-                let number = free.map(|(n, _)| n).ok_or(StoreError::Other { what: "metadata link", detail: "every number is taken".into() })?;
+                let used: Vec<i64> =
+                    tx.query("SELECT number FROM metadata_link ORDER BY number", params![], |row| row.get(0))?;
+                let free =
+                    (FIRST..=LAST).zip(used.iter().copied().chain(std::iter::repeat(0))).find(|(n, used)| n != used);
+                let number = free
+                    .map(|(n, _)| n)
+                    .ok_or(StoreError::Other { what: "metadata link", detail: "every number is taken".into() })?;
                 tx.execute(
                     "INSERT INTO metadata_link (number, vpc, port, mac) VALUES (?1, ?2, ?3, ?4)
                      ON CONFLICT (vpc) DO UPDATE SET port = ?3, mac = ?4",
@@ -121,7 +125,10 @@ impl MetadataSockets for Links {
     }
 
     async fn held(&self) -> Result<Vec<String>, String> {
-        let all = self.store.read("list metadata links", |tx| tx.query("SELECT vpc FROM metadata_link", params![], |row| row.get(0))).await;
+        let all = self
+            .store
+            .read("list metadata links", |tx| tx.query("SELECT vpc FROM metadata_link", params![], |row| row.get(0)))
+            .await;
         all.map_err(|e: StoreError| e.to_string())
     }
 }

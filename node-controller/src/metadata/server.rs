@@ -52,7 +52,13 @@ struct Shared {
 }
 
 impl Service {
-    pub fn new(book: Arc<Book>, key: TokenKey, sockets: Arc<dyn MetadataSockets>, clock: Clock, faults: Faults) -> Self {
+    pub fn new(
+        book: Arc<Book>,
+        key: TokenKey,
+        sockets: Arc<dyn MetadataSockets>,
+        clock: Clock,
+        faults: Faults,
+    ) -> Self {
         Self { shared: Arc::new(Shared { book, key, clock }), sockets, faults, listening: Mutex::default() }
     }
 
@@ -73,7 +79,11 @@ impl Service {
                 }
             }
             Err(e) => {
-                self.faults.raise(&fault, format!("instances in {} cannot read their metadata: {e}", vpc.id), "are Open vSwitch and OVN up?");
+                self.faults.raise(
+                    &fault,
+                    format!("instances in {} cannot read their metadata: {e}", vpc.id),
+                    "are Open vSwitch and OVN up?",
+                );
                 return Err(e);
             }
         }
@@ -201,4 +211,3 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     }
     response
 }
-

@@ -15,7 +15,8 @@ use hyper::body::Incoming;
 use mallee_node_controller::{Config, Parts, Running, hypervisor::Simulated, start};
 use mallee_service::{Body, Connection, Handler, Identity, IntentSender, Server, TierHttp, body, pki};
 use mallee_tiers::{
-    Blob, Boot, Desired, DiskFormat, Generation, Instance, InstanceReport, Metadata, NodeClient, Observe, Observed, Peer, Role, TierErrorKind,
+    Blob, Boot, Desired, DiskFormat, Generation, Instance, InstanceReport, Metadata, NodeClient, Observe, Observed,
+    Peer, Role, TierErrorKind,
 };
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -103,7 +104,12 @@ impl World {
     }
 
     pub fn zone(&self) -> Zone {
-        Zone { identity: self.identity(Role::ClusterController, ZONE), incarnation: Uuid::new_v4(), counter: 0, rows: BTreeMap::new() }
+        Zone {
+            identity: self.identity(Role::ClusterController, ZONE),
+            incarnation: Uuid::new_v4(),
+            counter: 0,
+            rows: BTreeMap::new(),
+        }
     }
 }
 
@@ -185,11 +191,20 @@ impl Zone {
         let rows: Vec<Instance> = self.rows.values().cloned().collect();
         let generation = Generation { epoch: 1, counter: self.counter };
         let (sender, client) = (IntentSender::default(), &client);
-        sender.deliver(self.incarnation, generation, &rows, |intent| async move { client.intend(&intent).await }).await.unwrap();
+        sender
+            .deliver(self.incarnation, generation, &rows, |intent| async move { client.intend(&intent).await })
+            .await
+            .unwrap();
     }
 
     /// Waits until the node reports what is wanted to be seen, by the call a cluster-controller makes.
-    pub async fn until(&self, node: &NodeProcess, id: &str, what: &str, seen: impl Fn(&InstanceReport) -> bool) -> InstanceReport {
+    pub async fn until(
+        &self,
+        node: &NodeProcess,
+        id: &str,
+        what: &str,
+        seen: impl Fn(&InstanceReport) -> bool,
+    ) -> InstanceReport {
         let (client, deadline, mut since, mut last) = (self.client(node), Instant::now() + PATIENCE, None, None);
         loop {
             let observation = match client.observe(&Observe { since, wait_ms: 1_000 }).await {

@@ -139,7 +139,8 @@ impl BlobReader for Reader {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("blob {} has no block {n}", self.id)));
         }
         let mut bytes = BytesMut::zeroed(length + SUM);
-        let damaged = |how: &str| io::Error::new(io::ErrorKind::InvalidData, format!("blob {}, block {n}: {how}", self.id));
+        let damaged =
+            |how: &str| io::Error::new(io::ErrorKind::InvalidData, format!("blob {}, block {n}: {how}", self.id));
         self.file.read_exact_at(&mut bytes, n * (BLOCK + SUM) as u64).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => damaged("the file is too short"),
             _ => e,
@@ -165,7 +166,12 @@ mod tests {
         let (blobs, id) = (FileBlobs::open(dir, 0).unwrap(), BlobId::new(1));
         let mut writer = blobs.create(&id).unwrap();
         for block in bytes.chunks(BLOCK) {
-            writer.write(&[Bytes::copy_from_slice(&block[..block.len() / 2]), Bytes::copy_from_slice(&block[block.len() / 2..])]).unwrap();
+            writer
+                .write(&[
+                    Bytes::copy_from_slice(&block[..block.len() / 2]),
+                    Bytes::copy_from_slice(&block[block.len() / 2..]),
+                ])
+                .unwrap();
         }
         writer.finish().unwrap();
         (blobs, id)

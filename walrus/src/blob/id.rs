@@ -21,6 +21,10 @@ impl BlobId {
         let random: u128 = rand::random();
         Self(format!("{:012x}{:020x}", now & 0xffff_ffff_ffff, random & 0xffff_ffff_ffff_ffff_ffff))
     }
+    /// That of no blob: what a delete marker refers to.
+    pub fn none() -> Self {
+        Self("0".repeat(32))
+    }
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -114,6 +118,11 @@ impl BlobIds {
         }
         let id = free.pop().ok_or_else(|| Error::Internal("no blob id".into()))?;
         Ok(Young { id, ids: self.clone(), kept: false })
+    }
+
+    /// Gives out none of the ids that are ready.
+    pub async fn drop_free(&self) {
+        self.0.free.lock().await.clear();
     }
 
     /// Ids whose requests came to nothing, for the sweep to take.

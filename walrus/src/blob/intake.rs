@@ -9,7 +9,7 @@ use openssl::hash::{Hasher, MessageDigest};
 use sha2::Digest;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{BLOCK, BlobId, BlobIds, BlobWriter, Blobs, Young, file::checksum, id};
+use super::{BLOCK, BlobId, BlobIds, BlobWriter, Blobs, BlockKey, DataKey, SEALED_BLOCK, Young, file::checksum, id};
 use crate::{
     Error,
     checksum::{Algorithm, Running},
@@ -24,6 +24,8 @@ const MOST_PIECES: usize = 512;
 /// Where a content is, as rows of objects and of parts say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
+    /// There is none: a delete marker.
+    Nowhere,
     /// In the table `small`.
     Row,
     /// A blob of its own.
@@ -35,13 +37,14 @@ pub enum Place {
 impl Place {
     pub const fn number(self) -> i64 {
         match self {
+            Place::Nowhere => 0,
             Place::Row => 1,
             Place::Blob => 2,
             Place::Parts => 3,
         }
     }
     pub fn from_number(n: i64) -> Result<Self, Error> {
-        [Place::Row, Place::Blob, Place::Parts]
+        [Place::Nowhere, Place::Row, Place::Blob, Place::Parts]
             .into_iter()
             .find(|place| place.number() == n)
             .ok_or_else(|| Error::Internal(format!("a content cannot be at place {n}")))
@@ -59,7 +62,10 @@ pub struct Received {
 }
 
 pub enum Content {
-    Small { id: BlobId, bytes: Bytes },
+    Small {
+        id: BlobId,
+        bytes: Bytes,
+    },
     /// On disk.
     Blob(Young),
 }
@@ -143,6 +149,8 @@ pub struct Intake {
     buffer: Vec<Bytes>,
     buffered: usize,
     size: u64,
+    /// What the bytes are encrypted under, if they are.
+    key: Option<DataKey>,
     state: State,
 }
 
@@ -158,6 +166,20 @@ enum State {
 struct Work {
     digests: Box<Digests>,
     writer: Box<dyn BlobWriter>,
+    key: Option<BlockKey>,
+    blocks: u64,
+}
+
+impl Work {
+    fn take(&mut self, block: &[Bytes]) -> Result<(), Error> {
+        block.iter().for_each(|piece| self.digests.update(piece));
+        match &self.key {
+            None => self.writer.write(block)?,
+            Some(key) => self.writer.write(&[key.seal(self.blocks, block)?])?,
+        }
+        self.blocks += 1;
+        Ok(())
+    }
 }
 
 impl Intake {
@@ -171,7 +193,25 @@ impl Intake {
             checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
             broken: None,
         };
-        Ok(Self { blobs, ids, buffer: Vec::new(), buffered: 0, size: 0, state: State::Small(Box::new(digests)) })
+        Ok(Self {
+            blobs,
+            ids,
+            buffer: Vec::new(),
+            buffered: 0,
+            size: 0,
+            key: None,
+            state: State::Small(Box::new(digests)),
+        })
+    }
+
+    /// Encrypts everything under this key.
+    pub fn sealed(self, key: Option<DataKey>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// How much of the content goes into a block.
+    fn block(&self) -> usize {
+        if self.key.is_some() { SEALED_BLOCK } else { BLOCK }
     }
 
     pub fn size(&self) -> u64 {
@@ -182,13 +222,13 @@ impl Intake {
     pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         self.size += bytes.len() as u64;
         while bytes.has_remaining() {
-            let piece = bytes.split_to((BLOCK - self.buffered).min(bytes.len()));
+            let piece = bytes.split_to((self.block() - self.buffered).min(bytes.len()));
             self.buffered += piece.len();
             self.buffer.push(piece);
             if self.buffer.len() == MOST_PIECES {
                 self.buffer = vec![self.joined()];
             }
-            if self.buffered == BLOCK {
+            if self.buffered == self.block() {
                 self.write_block().await?;
             }
         }
@@ -209,22 +249,21 @@ impl Intake {
         let block = std::mem::take(&mut self.buffer);
         self.buffered = 0;
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Small(mut digests) => {
+            State::Small(digests) => {
                 let young = self.ids.take().await?;
                 let (blobs, id) = (self.blobs.clone(), young.id().clone());
+                let key = self.key.as_ref().map(|key| key.of_blob(&id)).transpose()?;
                 let task = spawn_blocking(move || {
-                    let mut writer = blobs.create(&id)?;
-                    block.iter().for_each(|piece| digests.update(piece));
-                    writer.write(&block)?;
-                    Ok(Work { digests, writer })
+                    let mut work = Work { digests, writer: blobs.create(&id)?, key, blocks: 0 };
+                    work.take(&block)?;
+                    Ok(work)
                 });
                 self.state = State::Busy(young, task);
             }
             State::Busy(young, task) => {
                 let mut work = self.landed(&young, task).await?;
                 let task = spawn_blocking(move || {
-                    block.iter().for_each(|piece| work.digests.update(piece));
-                    work.writer.write(&block)?;
+                    work.take(&block)?;
                     Ok(work)
                 });
                 self.state = State::Busy(young, task);
@@ -260,10 +299,14 @@ impl Intake {
                 let bytes = self.joined();
                 digests.update(&bytes);
                 let id = BlobId::new(self.ids.now());
+                let bytes = match &self.key {
+                    None => bytes,
+                    Some(key) => key.of_blob(&id)?.seal(0, &[bytes])?,
+                };
                 (Content::Small { id, bytes }, digests)
             }
             State::Busy(young, task) => {
-                let Work { digests, writer } = self.landed(&young, task).await?;
+                let Work { digests, writer, .. } = self.landed(&young, task).await?;
                 let finished = spawn_blocking(move || writer.finish()).await;
                 if let Err(e) = finished.map_err(Error::from).and_then(|outcome| outcome.map_err(Error::from)) {
                     self.remove(&young).await;

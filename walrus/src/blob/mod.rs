@@ -8,15 +8,17 @@
 //! makes an object of it takes that row away; the one that overwrites or deletes the object puts it back. So the rows of
 //! `loose` are all the bytes that may have to go ([`crate::sweep`]), and no folder is ever walked.
 
+mod cipher;
 mod file;
 mod id;
 mod intake;
 mod outflow;
 mod pin;
 
+pub use cipher::{BlockKey, DataKey, SEALED_BLOCK, stored_size};
 pub use file::FileBlobs;
 pub use id::{BlobId, BlobIds, DEAD_FILE, DEAD_PARTS, YOUNG, Young};
-pub use intake::{Content, Intake, Place, Received};
+pub use intake::{Content, Intake, Keeping, Place, Received};
 pub use outflow::{Damage, Piece, Source, fetch, outflow};
 pub use pin::{Pin, Pins};
 
@@ -74,6 +76,7 @@ pub const TABLES: &str = "
 pub fn forget(tx: &mut Tx<'_>, content: &BlobId, place: Place, now: i64) -> Result<(), Error> {
     match place {
         Place::Row => tx.execute("DELETE FROM small WHERE blob = ?1", params![content]).map(drop).map_err(Error::from),
+        Place::Nowhere => Ok(()),
         Place::Blob => id::let_go(tx, content, DEAD_FILE, now),
         Place::Parts => id::let_go(tx, content, DEAD_PARTS, now),
     }

@@ -7,16 +7,35 @@ use futures_util::Stream;
 use mallee_store::{Row, Tx, params};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{BLOCK, BlobId, BlobReader, Blobs, Pin, file::checksum};
+use super::{BLOCK, BlobId, BlobReader, Blobs, BlockKey, DataKey, Pin, SEALED_BLOCK, file::checksum, stored_size};
 use crate::Error;
 
 /// Consecutive bytes of a content.
 pub enum Piece {
     Bytes(Bytes),
-    Blob { id: BlobId, size: u64 },
+    /// `size` is the content's; the blob is larger when it is encrypted.
+    Blob {
+        id: BlobId,
+        size: u64,
+        key: Option<BlockKey>,
+    },
 }
 
 impl Piece {
+    pub fn blob(id: &BlobId, size: u64, key: Option<&DataKey>) -> Result<Self, Error> {
+        let key = key.map(|key| key.of_blob(id)).transpose()?;
+        Ok(Piece::Blob { id: id.clone(), size, key })
+    }
+
+    /// A small content out of its row, verified and decrypted.
+    pub fn small(tx: &mut Tx<'_>, id: &BlobId, key: Option<&DataKey>) -> Result<Self, Error> {
+        let stored = fetch(tx, id)?;
+        Ok(Piece::Bytes(match key {
+            None => stored,
+            Some(key) => key.of_blob(id)?.open(0, &stored)?,
+        }))
+    }
+
     fn size(&self) -> u64 {
         match self {
             Piece::Bytes(bytes) => bytes.len() as u64,
@@ -25,10 +44,11 @@ impl Piece {
     }
 }
 
-/// A small content out of its row, verified.
+/// A small content as its row has it, verified.
 pub fn fetch(tx: &mut Tx<'_>, id: &BlobId) -> Result<Bytes, Error> {
     let read = |row: &Row<'_>| Ok((row.get::<String>(0)?, row.get::<Vec<u8>>(1)?));
-    let (crc, bytes) = tx.query_one("SELECT crc, bytes FROM small WHERE blob = ?1", params![id], read)?;
+    let found = tx.query_opt("SELECT crc, bytes FROM small WHERE blob = ?1", params![id], read)?;
+    let (crc, bytes) = found.ok_or_else(|| Error::Damaged(format!("small content {id}: its row is gone")))?;
     if hex::encode(checksum(&bytes)) != crc {
         return Err(Error::Damaged(format!("small content {id}: its checksum is wrong")));
     }
@@ -65,6 +85,7 @@ struct Open {
     reader: Arc<dyn BlobReader>,
     size: u64,
     at: u64,
+    key: Option<BlockKey>,
 }
 
 /// Reads the first block before it returns, so that damage and missing bytes at the start are still an error answer. The
@@ -126,9 +147,10 @@ impl Flow {
                 let end = (bytes.len() as u64).min(skip.saturating_add(left));
                 Ok((bytes.slice(skip.min(end) as usize..end as usize), None))
             }
-            Some(Piece::Blob { id, size }) => {
-                let reader: Arc<dyn BlobReader> = Arc::from(blobs.open(&id, size)?);
-                read(Open { reader, size, at: skip }, left)
+            Some(Piece::Blob { id, size, key }) => {
+                let stored = if key.is_some() { stored_size(size) } else { size };
+                let reader: Arc<dyn BlobReader> = Arc::from(blobs.open(&id, stored)?);
+                read(Open { reader, size, at: skip, key }, left)
             }
         }))
     }
@@ -136,8 +158,14 @@ impl Flow {
 
 /// The rest of the block at `open.at`, at most `left` bytes.
 fn read(mut open: Open, left: u64) -> io::Result<(Bytes, Option<Open>)> {
-    let block = open.reader.block(open.at / BLOCK as u64)?;
-    let from = (open.at % BLOCK as u64) as usize;
+    let length = if open.key.is_some() { SEALED_BLOCK } else { BLOCK } as u64;
+    let n = open.at / length;
+    let stored = open.reader.block(n)?;
+    let block = match &open.key {
+        None => stored,
+        Some(key) => key.open(n, &stored)?,
+    };
+    let from = (open.at % length) as usize;
     let to = block.len().min(from.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
     let bytes = block.slice(from.min(to)..to);
     open.at += bytes.len() as u64;
@@ -147,7 +175,13 @@ fn read(mut open: Open, left: u64) -> io::Result<(Bytes, Option<Open>)> {
 
 impl Source {
     /// Cuts `pieces`, which are the whole content, down to `length` bytes from `begin`.
-    pub fn cut(blobs: Arc<dyn Blobs>, pieces: impl IntoIterator<Item = Piece>, begin: u64, length: u64, pin: Option<Pin>) -> Self {
+    pub fn cut(
+        blobs: Arc<dyn Blobs>,
+        pieces: impl IntoIterator<Item = Piece>,
+        begin: u64,
+        length: u64,
+        pin: Option<Pin>,
+    ) -> Self {
         let (mut kept, mut at, mut skip) = (VecDeque::new(), 0_u64, 0);
         for piece in pieces {
             let end = at + piece.size();

@@ -50,9 +50,7 @@ pub fn asked(walrus: &Walrus, call: &Call, owner: &str, bucket_owner: &str) -> R
     }
     match (canned, grants.is_empty()) {
         (None, true) => Ok(None),
-        (Some(_), false) => {
-            Err(refuse::request("Specifying both Canned ACLs and Header Grants is not allowed"))
-        }
+        (Some(_), false) => Err(refuse::request("Specifying both Canned ACLs and Header Grants is not allowed")),
         (Some(name), true) => canned_acl(name, owner, bucket_owner).map(Some),
         (None, false) => limited(grants).map(Some),
     }
@@ -132,11 +130,7 @@ pub async fn from_request(walrus: &Walrus, call: &mut Call, owner: &str, bucket_
     let body = call.document(document::Limits::SMALL.bytes).await?;
     if let Some(acl) = asked(walrus, call, owner, bucket_owner)? {
         if !body.is_empty() {
-            return Err(refuse::coded(
-                "UnexpectedContent",
-                400,
-                "This request does not support content",
-            ));
+            return Err(refuse::coded("UnexpectedContent", 400, "This request does not support content"));
         }
         return Ok(acl);
     }
@@ -206,8 +200,7 @@ pub fn answer(walrus: &Walrus, owner: &str, acl: &Acl) -> Result<Response<Body>,
             }
             Grantee::Group(uri) => ("Group", None, None, Some(uri.clone())),
         };
-        let grantee =
-            GranteeOut { xsi: "http://www.w3.org/2001/XMLSchema-instance", kind, id, display_name, uri };
+        let grantee = GranteeOut { xsi: "http://www.w3.org/2001/XMLSchema-instance", kind, id, display_name, uri };
         GrantOut { grantee, permission: grant.permission.name() }
     };
     let policy = Policy {

@@ -11,6 +11,18 @@ pub struct Conditions {
     pub if_none_match: Option<String>,
     pub if_modified_since: Option<i64>,
     pub if_unmodified_since: Option<i64>,
+    /// Of DELETE only: `x-amz-if-match-last-modified-time`, in seconds.
+    pub if_match_modified: Option<i64>,
+    /// Of DELETE only: `x-amz-if-match-size`.
+    pub if_match_size: Option<u64>,
+}
+
+/// What a deletion is judged by; `modified` in whole seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    pub etag: &'a str,
+    pub modified: i64,
+    pub size: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +48,50 @@ impl Conditions {
             if_none_match: text("if-none-match")?,
             if_modified_since: date("if-modified-since")?,
             if_unmodified_since: date("if-unmodified-since")?,
+            ..Self::default()
         })
+    }
+
+    /// Those of a DELETE.
+    pub fn of_delete(call: &Call) -> Result<Self, Error> {
+        let size = match call.header("x-amz-if-match-size")? {
+            None => None,
+            Some(text) => Some(
+                text.parse().map_err(|_| refuse::argument("x-amz-if-match-size", text, "The value is not a size."))?,
+            ),
+        };
+        let modified = match call.header("x-amz-if-match-last-modified-time")? {
+            None => None,
+            Some(text) => Some(seconds_of(text).ok_or_else(|| {
+                refuse::argument("x-amz-if-match-last-modified-time", text, "The value is not a date.")
+            })?),
+        };
+        let if_match = call.header("if-match")?.map(str::to_owned);
+        Ok(Self { if_match, if_match_modified: modified, if_match_size: size, ..Self::default() })
+    }
+
+    pub fn are_none(&self) -> bool {
+        self.if_match.is_none()
+            && self.if_none_match.is_none()
+            && self.if_match_modified.is_none()
+            && self.if_match_size.is_none()
+    }
+
+    /// For a deletion of what is there now.
+    pub fn check_delete(&self, key: &str, there: Option<Facts<'_>>) -> Result<(), Error> {
+        let Some(there) = there else {
+            return if self.if_match.is_some() { Err(refuse::no_such_key(key)) } else { Ok(()) };
+        };
+        if self.if_match.as_ref().is_some_and(|list| !names(list, there.etag)) {
+            return Err(refuse::precondition("If-Match"));
+        }
+        if self.if_match_modified.is_some_and(|at| at != there.modified) {
+            return Err(refuse::precondition("x-amz-if-match-last-modified-time"));
+        }
+        if self.if_match_size.is_some_and(|size| size != there.size) {
+            return Err(refuse::precondition("x-amz-if-match-size"));
+        }
+        Ok(())
     }
 
     /// For a read; `modified` in whole seconds.
@@ -74,7 +129,10 @@ impl Conditions {
                         "A header you provided implies functionality that is not implemented",
                     )
                     .with_field("Header", "If-None-Match")
-                    .with_field("additionalMessage", "We don't accept the provided value of If-None-Match header for this API"),
+                    .with_field(
+                        "additionalMessage",
+                        "We don't accept the provided value of If-None-Match header for this API",
+                    ),
                 ));
             }
             if there.is_some() {
@@ -88,6 +146,14 @@ impl Conditions {
             (Some(_), Some(_)) => Err(refuse::precondition("If-Match")),
         }
     }
+}
+
+/// A date in either of the ways SDKs write it.
+pub fn seconds_of(text: &str) -> Option<i64> {
+    if let Ok(at) = httpdate::parse_http_date(text) {
+        return i64::try_from(at.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()).ok();
+    }
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok().map(|at| at.unix_timestamp())
 }
 
 /// Whether a list of entity tags has this one. Clients send it with and without quotes.
@@ -119,9 +185,28 @@ mod tests {
             (tag("x"), tag("e"), None, None, Verdict::Failed("If-Match")),
         ];
         for (if_match, if_none_match, if_modified_since, if_unmodified_since, verdict) in table {
-            let conditions = Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since };
+            let conditions =
+                Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since, ..Conditions::default() };
             assert_eq!(conditions.judge("e", 10), verdict, "{conditions:?}");
         }
+    }
+
+    #[test]
+    fn a_deletion_is_refused_unless_everything_fits() {
+        let facts = Some(Facts { etag: "e", modified: 10, size: 5 });
+        let code = |conditions: &Conditions, there| conditions.check_delete("k", there).err().map(|e| e.told().status);
+        let tag = |t: &str| Conditions { if_match: Some(t.into()), ..Conditions::default() };
+        assert_eq!(code(&Conditions::default(), None), None);
+        assert_eq!(code(&tag("\"e\""), facts), None);
+        assert_eq!(code(&tag("*"), facts), None);
+        assert_eq!(code(&tag("x"), facts), Some(412));
+        assert_eq!(code(&tag("*"), None), Some(404));
+        let size = |n| Conditions { if_match_size: Some(n), ..Conditions::default() };
+        assert_eq!((code(&size(5), facts), code(&size(6), facts), code(&size(6), None)), (None, Some(412), None));
+        let at = |n| Conditions { if_match_modified: Some(n), ..Conditions::default() };
+        assert_eq!((code(&at(10), facts), code(&at(11), facts)), (None, Some(412)));
+        assert_eq!(seconds_of("Thu, 01 Jan 1970 00:00:10 GMT"), Some(10));
+        assert_eq!(seconds_of("1970-01-01T00:00:10.000Z"), Some(10));
     }
 
     #[test]

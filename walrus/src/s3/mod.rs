@@ -3,6 +3,7 @@
 pub mod acl;
 pub mod bucket;
 pub mod condition;
+pub mod encryption;
 pub mod multipart;
 pub mod object;
 pub mod range;

@@ -17,11 +17,14 @@ pub enum Ranged {
 }
 
 pub fn parse(header: Option<&str>, size: u64) -> Ranged {
-    let Some((first, last)) = header.and_then(|text| text.trim().strip_prefix("bytes=")).and_then(|r| r.split_once('-'))
+    let Some((first, last)) =
+        header.and_then(|text| text.trim().strip_prefix("bytes=")).and_then(|r| r.split_once('-'))
     else {
         return Ranged::Whole;
     };
-    let number = |text: &str| (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().unwrap_or(u64::MAX));
+    let number = |text: &str| {
+        (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().unwrap_or(u64::MAX))
+    };
     match (first.trim(), last.trim()) {
         ("", suffix) => match number(suffix) {
             None => Ranged::Whole,

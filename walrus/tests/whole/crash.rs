@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use crate::client::{S3, config};
+use bytes::Bytes;
 use http::StatusCode;
 
 fn spawn(dir: &Path) -> Child {

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attacks;
+mod buckets;
 mod client;
 mod crash;
+mod documentation;
 mod objects;
 mod tiers;
+mod versions;

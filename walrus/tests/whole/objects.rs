@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use bytes::Bytes;
 use crate::client::{ALICE, BOB, S3, between, parsed};
+use bytes::Bytes;
 use http::StatusCode;
 use mallee_aws::signature::Payload;
 use tokio::io::AsyncWriteExt;
@@ -175,10 +175,24 @@ async fn another_account_sees_nothing_and_changes_nothing() {
     s3.put("/bkt/k", "alice's").await;
     assert_eq!(bob.put("/bobs", "").await.status, StatusCode::OK);
     for (method, path) in [
-        ("GET", "/bkt"), ("GET", "/bkt/k"), ("GET", "/bkt/none"), ("PUT", "/bkt/k"), ("DELETE", "/bkt/k"), ("DELETE", "/bkt"),
-        ("GET", "/bkt?acl"), ("PUT", "/bkt?acl"), ("GET", "/bkt/k?acl"), ("GET", "/bkt/k?tagging"), ("GET", "/bkt?location"),
-        ("GET", "/bkt?versioning"), ("GET", "/bkt?policy"), ("GET", "/bkt?uploads"), ("POST", "/bkt/k?uploads"), ("POST", "/bkt?delete"),
-        ("GET", "/bkt?versions"), ("GET", "/bkt/k?attributes"),
+        ("GET", "/bkt"),
+        ("GET", "/bkt/k"),
+        ("GET", "/bkt/none"),
+        ("PUT", "/bkt/k"),
+        ("DELETE", "/bkt/k"),
+        ("DELETE", "/bkt"),
+        ("GET", "/bkt?acl"),
+        ("PUT", "/bkt?acl"),
+        ("GET", "/bkt/k?acl"),
+        ("GET", "/bkt/k?tagging"),
+        ("GET", "/bkt?location"),
+        ("GET", "/bkt?versioning"),
+        ("GET", "/bkt?policy"),
+        ("GET", "/bkt?uploads"),
+        ("POST", "/bkt/k?uploads"),
+        ("POST", "/bkt?delete"),
+        ("GET", "/bkt?versions"),
+        ("GET", "/bkt/k?attributes"),
     ] {
         let headers: &[_] = if path.ends_with("attributes") { &[("x-amz-object-attributes", "ETag")] } else { &[] };
         let answer = bob.call(method, path, headers, "").await;
@@ -213,8 +227,36 @@ async fn every_request_gets_an_answer_in_s3s_words() {
         ("PUT", "/bkt?acl", &[], "<x", 400, "MalformedXML"),
         ("PUT", "/bkt2", &[], "<CreateBucketConfiguration>", 400, "MalformedXML"),
         ("GET", "/bkt?frobnicate", &[], "", 501, "NotImplemented"),
-        ("PUT", "/bkt?policy", &[], "{}", 501, "NotImplemented"),
-        ("PUT", "/bkt/k", &[("x-amz-server-side-encryption", "AES256")], "", 501, "NotImplemented"),
+        ("PUT", "/bkt/k", &[("x-amz-server-side-encryption", "aws:kms")], "", 501, "NotImplemented"),
+        ("PUT", "/bkt/k", &[("x-amz-server-side-encryption", "ROT13")], "", 400, "InvalidArgument"),
+        ("PUT", "/bkt/k", &[("x-amz-object-lock-legal-hold", "ON")], "", 400, "InvalidRequest"),
+        (
+            "PUT",
+            "/bkt?versioning",
+            &[],
+            "<VersioningConfiguration><Status>On</Status></VersioningConfiguration>",
+            400,
+            "MalformedXML",
+        ),
+        (
+            "PUT",
+            "/bkt?versioning",
+            &[],
+            "<VersioningConfiguration><Status>Enabled</Status><MfaDelete>Enabled</MfaDelete></VersioningConfiguration>",
+            501,
+            "NotImplemented",
+        ),
+        ("GET", "/bkt?lifecycle", &[], "", 404, "NoSuchLifecycleConfiguration"),
+        ("GET", "/bkt?object-lock", &[], "", 404, "ObjectLockConfigurationNotFoundError"),
+        (
+            "PUT",
+            "/bkt?object-lock",
+            &[],
+            "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>",
+            409,
+            "InvalidBucketState",
+        ),
+        ("GET", "/bkt/k?retention", &[], "", 400, "InvalidRequest"),
         ("PUT", "/bkt/k", &[("x-amz-storage-class", "BEST")], "", 400, "InvalidStorageClass"),
         ("PUT", "/bkt/k", &[("x-amz-acl", "open")], "", 400, "InvalidArgument"),
         ("PUT", "/bkt/k", &[("x-amz-tagging", "a=1&a=2")], "", 400, "InvalidArgument"),
@@ -225,7 +267,9 @@ async fn every_request_gets_an_answer_in_s3s_words() {
         ("GET", "/bkt/k?partNumber=0", &[], "", 400, "InvalidArgument"),
         ("GET", "/bkt/k?partNumber=2", &[], "", 416, "InvalidPartNumber"),
         ("GET", "/bkt/k?uploadId=../x", &[], "", 404, "NoSuchUpload"),
-        ("GET", "/bkt/k?versionId=7", &[], "", 404, "NoSuchVersion"),
+        ("GET", "/bkt/k?versionId=7", &[], "", 400, "InvalidArgument"),
+        ("GET", "/bkt/k?versionId=00000000000000000000000000000000", &[], "", 404, "NoSuchVersion"),
+        ("GET", "/bkt?versions&version-id-marker=null", &[], "", 400, "InvalidArgument"),
         ("GET", "/bkt?max-keys=x", &[], "", 400, "InvalidArgument"),
         ("GET", "/bkt?list-type=2&continuation-token=!", &[], "", 400, "InvalidArgument"),
         ("PATCH", "/bkt/k", &[], "", 405, "MethodNotAllowed"),

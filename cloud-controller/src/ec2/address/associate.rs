@@ -158,11 +158,13 @@ fn target(tx: &mut Tx<'_>, account: &str, input: &AssociateAddress) -> Outcome<(
                 return Err(not_valid_state(id));
             }
             if rows.len() > 1 && input.private_ip_address.is_none() {
-                let message = format!("There are multiple interfaces attached to instance '{id}'. Name an interface ID.");
+                let message =
+                    format!("There are multiple interfaces attached to instance '{id}'. Name an interface ID.");
                 return Err(Refusal::new("InvalidInstanceID", message));
             }
             let wanted = input.private_ip_address;
-            let at = rows.iter().position(|r| wanted.is_none_or(|ip| r.addresses().any(|a| a == ip))).unwrap_or_default();
+            let at =
+                rows.iter().position(|r| wanted.is_none_or(|ip| r.addresses().any(|a| a == ip))).unwrap_or_default();
             rows.swap_remove(at)
         }
     };
@@ -215,7 +217,8 @@ pub fn point(
     }
     if let Some(elastic) = target.elastics().find(|e| e.private_ip == private_ip) {
         if !may_move {
-            let message = format!("resource {} is already associated with associate-id {}", target.id, elastic.association);
+            let message =
+                format!("resource {} is already associated with associate-id {}", target.id, elastic.association);
             return Err(Refusal::new("Resource.AlreadyAssociated", message));
         }
         super::let_go(tx, &elastic.allocation)?;

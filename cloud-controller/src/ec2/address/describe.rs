@@ -102,8 +102,11 @@ async fn describe(call: &Call, input: DescribeAddresses) -> Outcome<DescribedAdd
         .read("describe addresses", move |tx| {
             let rows = all(tx, &account)?;
             // Interfaces are looked up only where something points at one.
-            let interfaces =
-                if rows.iter().any(|r| r.interface.is_some()) { interface::of_account(tx, &account)? } else { Vec::new() };
+            let interfaces = if rows.iter().any(|r| r.interface.is_some()) {
+                interface::of_account(tx, &account)?
+            } else {
+                Vec::new()
+            };
             Ok::<_, Refusal>((rows, interfaces, tag::of_kind(tx, &account, AllocationId::PREFIX)?))
         })
         .await?;
@@ -175,8 +178,10 @@ async fn describe_attribute(call: &Call, input: DescribeAddressesAttribute) -> O
     }
     let account = call.account().to_owned();
     let rows = call.cloud.store.read("describe addresses", move |tx| all(tx, &account)).await?;
-    let infos =
-        rows.into_iter().map(|r| AddressAttribute { public_ip: r.public_ip.to_string(), allocation_id: r.id }).collect();
+    let infos = rows
+        .into_iter()
+        .map(|r| AddressAttribute { public_ip: r.public_ip.to_string(), allocation_id: r.id })
+        .collect();
     let wanted = Wanted {
         dry_run: input.dry_run,
         filter: &[],

@@ -10,9 +10,12 @@ async fn allocate(a: &Rehearsal) -> (String, String) {
 }
 
 async fn public_ip(a: &Rehearsal, instance: &str) -> Option<String> {
-    a.all(&format!("DescribeNetworkInterfaces&Filter.1.Name=attachment.instance-id&Filter.1.Value.1={instance}"), "publicIp")
-        .await
-        .pop()
+    a.all(
+        &format!("DescribeNetworkInterfaces&Filter.1.Name=attachment.instance-id&Filter.1.Value.1={instance}"),
+        "publicIp",
+    )
+    .await
+    .pop()
 }
 
 #[tokio::test]
@@ -31,7 +34,11 @@ async fn an_address_is_taken_pointed_moved_and_given_back() {
     let first_time = first(&a.ask(&associate(&one)).await.unwrap(), "associationId");
     assert_eq!(public_ip(&a, &one).await, Some(ip.clone()));
     assert!(a.row(&one).await.generation > before, "its metadata shows the address");
-    assert_eq!(first(&a.ask(&associate(&one)).await.unwrap(), "associationId"), first_time, "asking again changes nothing");
+    assert_eq!(
+        first(&a.ask(&associate(&one)).await.unwrap(), "associationId"),
+        first_time,
+        "asking again changes nothing"
+    );
     assert_eq!(a.ask(&associate(&two)).await, Err("Resource.AlreadyAssociated".into()));
     assert_eq!(a.ask(&format!("ReleaseAddress&AllocationId={id}")).await, Err("InvalidIPAddress.InUse".into()));
 
@@ -42,7 +49,10 @@ async fn an_address_is_taken_pointed_moved_and_given_back() {
     // As in EC2 classic.
     a.ask(&format!("AssociateAddress&PublicIp={ip}&InstanceId={one}")).await.unwrap();
     a.ask(&format!("DisassociateAddress&PublicIp={ip}")).await.unwrap();
-    assert_eq!(a.ask(&format!("DisassociateAddress&AssociationId={first_time}")).await, Err("InvalidAssociationID.NotFound".into()));
+    assert_eq!(
+        a.ask(&format!("DisassociateAddress&AssociationId={first_time}")).await,
+        Err("InvalidAssociationID.NotFound".into())
+    );
     a.ask(&format!("ReleaseAddress&PublicIp={ip}")).await.unwrap();
     assert_eq!(a.ask(&format!("ReleaseAddress&AllocationId={id}")).await, Err("InvalidAllocationID.NotFound".into()));
     assert_eq!(a.ask(&format!("DescribeAddresses&PublicIp.1={ip}")).await, Err("InvalidAddress.NotFound".into()));

@@ -70,7 +70,9 @@ fn checked(asked: &[DhcpConfiguration]) -> Outcome<Options> {
             "ntp-servers" | "netbios-name-servers" => addresses(),
             "netbios-node-type" => values.len() == 1 && ["1", "2", "4", "8"].contains(&all.as_str()),
             "ipv6-address-preferred-lease-time" => {
-                return Err(AwsError::unsupported(format!("DhcpConfiguration {key} is not supported by this cloud")).into());
+                return Err(
+                    AwsError::unsupported(format!("DhcpConfiguration {key} is not supported by this cloud")).into()
+                );
             }
             _ => return Err(wrong(key, "key")),
         };

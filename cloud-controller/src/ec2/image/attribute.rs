@@ -99,7 +99,8 @@ fn attribute(tx: &mut Tx<'_>, image: &Image, name: &str) -> Outcome<DescribedAtt
 }
 
 fn unknown(name: &str) -> Refusal {
-    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute.")).into()
+    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute."))
+        .into()
 }
 
 /// Both spellings: `LaunchPermission.Add.1.UserId=…`, and the older `Attribute=launchPermission&OperationType=add&UserId.1=…`.
@@ -150,7 +151,9 @@ fn whom(permission: &LaunchPermission) -> Outcome<String> {
     match (&permission.user_id, permission.group.as_deref()) {
         (Some(id), None) => account_number(id),
         (None, Some(EVERYBODY)) => Ok(EVERYBODY.into()),
-        (None, Some(other)) => Err(AwsError::invalid_parameter_value(format!("Invalid group '{other}': it can be 'all'")).into()),
+        (None, Some(other)) => {
+            Err(AwsError::invalid_parameter_value(format!("Invalid group '{other}': it can be 'all'")).into())
+        }
         _ => Err(AwsError::invalid_parameter_combination("A launch permission names a UserId or a Group").into()),
     }
 }
@@ -161,7 +164,10 @@ fn account_number(text: &str) -> Outcome<String> {
     if digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(digits);
     }
-    Err(Refusal::new("InvalidAMIAttributeItemValue", format!("Invalid attribute item value \"{text}\" for userId item type.")))
+    Err(Refusal::new(
+        "InvalidAMIAttributeItemValue",
+        format!("Invalid attribute item value \"{text}\" for userId item type."),
+    ))
 }
 
 fn the_change(input: &ModifyImageAttribute) -> Outcome<Change> {
@@ -175,7 +181,11 @@ fn the_change(input: &ModifyImageAttribute) -> Outcome<Change> {
     changes.extend(input.description.as_ref().map(|d| Change::Description(d.value.clone())));
     if let Some(support) = &input.imds_support {
         if support.value != "v2.0" {
-            return Err(AwsError::invalid_parameter_value(format!("Value ({}) for parameter imdsSupport is invalid.", support.value)).into());
+            return Err(AwsError::invalid_parameter_value(format!(
+                "Value ({}) for parameter imdsSupport is invalid.",
+                support.value
+            ))
+            .into());
         }
         changes.push(Change::TokensRequired);
     }
@@ -186,13 +196,18 @@ fn the_change(input: &ModifyImageAttribute) -> Outcome<Change> {
         Some("description") if input.description.is_some() => {}
         Some("launchPermission") => changes.push(older_permissions(input)?),
         Some("description") => changes.push(Change::Description(input.value.clone().unwrap_or_default())),
-        Some("productCodes") => return Err(AwsError::unsupported("Product codes are not supported by this cloud").into()),
+        Some("productCodes") => {
+            return Err(AwsError::unsupported("Product codes are not supported by this cloud").into());
+        }
         Some(other) => return Err(unknown(other)),
     }
     match changes.len() {
         1 => changes.pop().ok_or_else(|| Refusal::internal("one change is none")),
         0 => Err(AwsError::invalid_parameter_combination("No attributes specified.").into()),
-        _ => Err(AwsError::invalid_parameter_combination("Fields for multiple attribute types specified: one attribute per call.").into()),
+        _ => Err(AwsError::invalid_parameter_combination(
+            "Fields for multiple attribute types specified: one attribute per call.",
+        )
+        .into()),
     }
 }
 
@@ -205,7 +220,8 @@ fn older_permissions(input: &ModifyImageAttribute) -> Outcome<Change> {
         Some("remove") => Ok(Change::Permissions { add: Vec::new(), remove: whom }),
         other => {
             let other = other.unwrap_or_default();
-            Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter operationType is invalid.")).into())
+            Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter operationType is invalid."))
+                .into())
         }
     }
 }

@@ -98,7 +98,9 @@ fn state_reason(image: &Image) -> Option<StateReason> {
         State::Failed => ("Client.InvalidManifest", image.reason.clone()),
         State::Pending if image.reason.is_empty() => ("pending", format!("importing, {} %", image.progress)),
         State::Pending => ("pending", image.reason.clone()),
-        _ if image.proof == Proof::Unsigned => ("Client.UnsignedManifest", "The bundle's manifest is not signed".to_owned()),
+        _ if image.proof == Proof::Unsigned => {
+            ("Client.UnsignedManifest", "The bundle's manifest is not signed".to_owned())
+        }
         _ => return None,
     };
     Some(StateReason { code, message })
@@ -218,7 +220,8 @@ async fn describe(call: &Call, input: DescribeImages) -> Outcome<DescribedImages
     let infos: Vec<ImageInfo> = images
         .into_iter()
         .map(|image| {
-            let (who, its_tags) = (permitted.remove(image.id.as_str()).unwrap_or_default(), tags.take(image.id.as_str()));
+            let (who, its_tags) =
+                (permitted.remove(image.id.as_str()).unwrap_or_default(), tags.take(image.id.as_str()));
             info(image, who, its_tags)
         })
         .filter(|i| named(i) || (is_owned(i) && is_executable(i)))

@@ -60,8 +60,8 @@ pub struct Object {
 
 /// Opens `location` as `account` may read it.
 pub async fn open(walrus: &TierHttp, account: &str, location: &str) -> Result<Object, NotRead> {
-    let (bucket, key) =
-        split_location(location).ok_or_else(|| NotRead::Absent(format!("{location:?} is not BUCKET/KEY of an object")))?;
+    let (bucket, key) = split_location(location)
+        .ok_or_else(|| NotRead::Absent(format!("{location:?} is not BUCKET/KEY of an object")))?;
     let path = format!("{}{}/{}?account={account}", mallee_tiers::OBJECTS_PREFIX, encoded(bucket), encoded(key));
     let request = Request::get("/").body(body::empty()).map_err(|e| NotRead::Later(e.to_string()))?;
     let response = tokio::time::timeout(PATIENCE, walrus.send(request, &path))
@@ -126,12 +126,18 @@ pub async fn put_blob(walrus: &TierHttp, digest: &str, size: u64, file: tokio::f
         .header(http::header::CONTENT_LENGTH, size)
         .body(body::stream(stream))
         .map_err(|e| NotRead::Later(e.to_string()))?;
-    let response = walrus.send(request, &mallee_tiers::blob_path(digest)).await.map_err(|e| NotRead::Later(e.message))?;
+    let response =
+        walrus.send(request, &mallee_tiers::blob_path(digest)).await.map_err(|e| NotRead::Later(e.message))?;
     let status = response.status();
     if status.is_success() {
         return Ok(());
     }
-    let said = response.into_body().collect().await.map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned()).unwrap_or_default();
+    let said = response
+        .into_body()
+        .collect()
+        .await
+        .map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned())
+        .unwrap_or_default();
     Err(NotRead::Later(format!("walrus answered {status} when the plain image was stored: {said}")))
 }
 

@@ -169,7 +169,12 @@ impl Work {
         let now = self.cloud.now();
         let written = match outcome {
             Ok((proof, plain)) => {
-                tracing::info!(image.id = id, image.digest = plain.digest, image.size = plain.size, "image is available");
+                tracing::info!(
+                    image.id = id,
+                    image.digest = plain.digest,
+                    image.size = plain.size,
+                    "image is available"
+                );
                 self.cloud
                     .store
                     .write("make an image available", move |tx| {
@@ -207,13 +212,17 @@ impl Work {
         let walrus = self.cloud.tiers.walrus_http(&self.cloud.store).await.map_err(|e| later(e.message))?;
         let manifest = read_manifest(&walrus, image).await?;
         if manifest.kind != image.kind {
-            return Err(Trouble::Wrong("the manifest was changed after it was registered: it is of another type now".into()));
+            return Err(Trouble::Wrong(
+                "the manifest was changed after it was registered: it is of another type now".into(),
+            ));
         }
         let proof = self.proof(image, &manifest).await?;
         let opened = |sealed: &[u8], what: &str| {
             let opened = self.cloud.bundling.decrypt(sealed).ok();
             opened.as_deref().and_then(unbundle::key_material).ok_or_else(|| {
-                Trouble::Wrong(format!("the bundle's {what} was not encrypted for this cloud: bundle it with the cloud's certificate"))
+                Trouble::Wrong(format!(
+                    "the bundle's {what} was not encrypted for this cloud: bundle it with the cloud's certificate"
+                ))
             })
         };
         let key = opened(&manifest.encrypted_key, "key")?;
@@ -276,7 +285,13 @@ impl Work {
     }
 
     /// Sends every part. The answer is why one of them is not there, if so.
-    async fn send_parts(&self, image: &Image, walrus: &TierHttp, manifest: &Manifest, sender: mpsc::Sender<Piece>) -> Option<String> {
+    async fn send_parts(
+        &self,
+        image: &Image,
+        walrus: &TierHttp,
+        manifest: &Manifest,
+        sender: mpsc::Sender<Piece>,
+    ) -> Option<String> {
         let mut sent = 0u64;
         let mut shown = 0;
         for part in &manifest.parts {
@@ -313,8 +328,11 @@ impl Work {
         let id = image.id.to_string();
         let percent = u32::try_from(percent.min(99)).unwrap_or(99);
         // Only shown: when it cannot be written, the import itself goes on.
-        let written: Result<(), StoreError> =
-            self.cloud.store.write("show an import's progress", move |tx| row::set_progress(tx, &id, percent, "")).await;
+        let written: Result<(), StoreError> = self
+            .cloud
+            .store
+            .write("show an import's progress", move |tx| row::set_progress(tx, &id, percent, ""))
+            .await;
         if let Err(e) = written {
             tracing::debug!(image.id = %image.id, error = %e, "progress was not written");
         }

@@ -55,7 +55,9 @@ pub struct Part {
 impl Manifest {
     /// The device the root is on.
     pub fn root_device(&self) -> String {
-        let named = |wanted: &str| self.block_devices.iter().find(|(name, _)| name == wanted).map(|(_, device)| device.as_str());
+        let named = |wanted: &str| {
+            self.block_devices.iter().find(|(name, _)| name == wanted).map(|(_, device)| device.as_str())
+        };
         match named("root").or(named("ami")).filter(|d| !d.is_empty() && d.len() <= 32) {
             Some(device) if device.starts_with("/dev/") => device.to_owned(),
             Some(device) => format!("/dev/{device}"),
@@ -256,7 +258,10 @@ fn checked(g: Gathered, signed: Vec<u8>) -> Result<Manifest, String> {
         return Err("the bundle is encrypted with something other than AES-128-CBC".into());
     }
     let encrypted = |what: &str, text: Option<&str>| {
-        hex::decode(text.unwrap_or_default()).ok().filter(|b| !b.is_empty()).ok_or_else(|| format!("the manifest has no {what}"))
+        hex::decode(text.unwrap_or_default())
+            .ok()
+            .filter(|b| !b.is_empty())
+            .ok_or_else(|| format!("the manifest has no {what}"))
     };
     let id = |id: Option<String>| id.filter(|id| !id.is_empty() && id != "true");
     let size = number("image size", g.size.as_deref())?;
@@ -304,7 +309,11 @@ fn parts(gathered: Vec<GatheredPart>, count: Option<&str>) -> Result<Vec<Part>, 
             None => position,
         };
         let filename = filename.unwrap_or_default();
-        let plain = !filename.is_empty() && filename.len() <= 1024 && !filename.contains('/') && filename != "." && filename != "..";
+        let plain = !filename.is_empty()
+            && filename.len() <= 1024
+            && !filename.contains('/')
+            && filename != "."
+            && filename != "..";
         if !plain {
             return Err(format!("part {index} has no usable file name"));
         }
@@ -351,7 +360,9 @@ mod tests {
         assert_eq!(read.parts.iter().map(|p| p.filename.as_str()).collect::<Vec<_>>(), ["disk.part.0", "disk.part.1"]);
         assert_eq!(read.signature, Some(vec![0, 255]));
         let signed = String::from_utf8(read.signed).unwrap();
-        let expected_start = format!("<machine_configuration>{configuration}</machine_configuration><image><name>disk &amp; more</name>");
+        let expected_start = format!(
+            "<machine_configuration>{configuration}</machine_configuration><image><name>disk &amp; more</name>"
+        );
         assert!(signed.starts_with(&expected_start), "{signed}");
         assert!(signed.ends_with("</parts></image>"));
     }

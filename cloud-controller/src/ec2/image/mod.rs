@@ -57,7 +57,10 @@ pub fn for_launch(tx: &mut Tx<'_>, account: &str, id: &ImageId, kind: Kind) -> O
         return Err(Refusal::new("InvalidAMIID.Unavailable", message));
     }
     if image.kind != kind {
-        return Err(Refusal::new("InvalidParameterValue", format!("The image ID '{id}' is not a {} image", row::word(kind))));
+        return Err(Refusal::new(
+            "InvalidParameterValue",
+            format!("The image ID '{id}' is not a {} image", row::word(kind)),
+        ));
     }
     Ok(image)
 }

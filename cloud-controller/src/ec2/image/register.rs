@@ -68,13 +68,23 @@ async fn register(call: &Call, input: RegisterImage) -> Outcome<RegisteredImage>
         ("ImdsSupport", input.imds_support.as_deref(), "v2.0"),
     ] {
         if let Some(other) = sent.filter(|s| *s != fits) {
-            return Err(AwsError::unsupported(format!("{name}={other} is not supported by this cloud; it can be {fits}")).into());
+            return Err(AwsError::unsupported(format!(
+                "{name}={other} is not supported by this cloud; it can be {fits}"
+            ))
+            .into());
         }
     }
     if input.ena_support == Some(true) {
-        return Err(AwsError::unsupported("EnaSupport=true is not supported by this cloud: guests have virtio network cards").into());
+        return Err(AwsError::unsupported(
+            "EnaSupport=true is not supported by this cloud: guests have virtio network cards",
+        )
+        .into());
     }
-    let location = input.image_location.clone().filter(|l| !l.is_empty()).ok_or_else(|| AwsError::missing_parameter("ImageLocation"))?;
+    let location = input
+        .image_location
+        .clone()
+        .filter(|l| !l.is_empty())
+        .ok_or_else(|| AwsError::missing_parameter("ImageLocation"))?;
     let name = name(input.name.as_deref(), &location)?;
     let tags = tag::specified(&input.tag_specification, &["image", "snapshot"])?.remove("image").unwrap_or_default();
     let manifest = read_manifest(call, &location).await?;
@@ -89,7 +99,10 @@ async fn register(call: &Call, input: RegisterImage) -> Outcome<RegisteredImage>
             }
             row::insert(tx, &image).map_err(|e| {
                 unique_is(e, || {
-                    Refusal::new("InvalidAMIName.Duplicate", format!("AMI name {} is already in use by another image of this account", image.name))
+                    Refusal::new(
+                        "InvalidAMIName.Duplicate",
+                        format!("AMI name {} is already in use by another image of this account", image.name),
+                    )
                 })
             })?;
             tag::put(tx, &image.account, image.id.as_str(), &tags)?;
@@ -123,7 +136,8 @@ async fn read_manifest(call: &Call, location: &str) -> Outcome<Manifest> {
             cause: Some(text),
         },
     };
-    let walrus = call.cloud.tiers.walrus_http(&call.cloud.store).await.map_err(|e| not_read(NotRead::Later(e.message)))?;
+    let walrus =
+        call.cloud.tiers.walrus_http(&call.cloud.store).await.map_err(|e| not_read(NotRead::Later(e.message)))?;
     let object = fetch::open(&walrus, call.account(), location).await.map_err(not_read)?;
     let bytes = object.whole(manifest::MAX_BYTES).await.map_err(not_read)?;
     manifest::parse(&bytes).map_err(|reason| Refusal::new("InvalidManifest", reason))
@@ -154,7 +168,8 @@ fn new_image(call: &Call, input: &RegisterImage, manifest: Manifest, name: Strin
         architecture,
         description: input.description.clone().filter(|d| !d.is_empty()),
         kernel: companion(input.kernel_id.as_ref().map(KernelImageId::as_str), &manifest.kernel).filter(|_| is_machine),
-        ramdisk: companion(input.ramdisk_id.as_ref().map(RamdiskImageId::as_str), &manifest.ramdisk).filter(|_| is_machine),
+        ramdisk: companion(input.ramdisk_id.as_ref().map(RamdiskImageId::as_str), &manifest.ramdisk)
+            .filter(|_| is_machine),
         root_device: input.root_device_name.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| manifest.root_device()),
         tokens_required: input.imds_support.is_some(),
         state: State::Pending,
@@ -198,7 +213,10 @@ mod tests {
     #[test]
     fn names_keep_to_aws_rule_and_default_to_the_location() {
         assert_eq!(name(None, "b/x.manifest.xml").unwrap(), "b/x.manifest.xml");
-        assert_eq!(name(Some("Debian 12 (x86_64) [it's @ 1.0/a-b]"), "l").unwrap(), "Debian 12 (x86_64) [it's @ 1.0/a-b]");
+        assert_eq!(
+            name(Some("Debian 12 (x86_64) [it's @ 1.0/a-b]"), "l").unwrap(),
+            "Debian 12 (x86_64) [it's @ 1.0/a-b]"
+        );
         for bad in ["ab", "a\nbc", "naïve", &"a".repeat(129)] {
             assert_eq!(name(Some(bad), "l").err().unwrap().code(), "InvalidAMIName.Malformed", "{bad}");
         }

@@ -205,7 +205,11 @@ pub fn any(tx: &mut Tx<'_>, id: &str) -> Result<Option<Image>, StoreError> {
 
 /// Every image in this state.
 pub fn in_state(tx: &mut Tx<'_>, state: State) -> Result<Vec<Image>, StoreError> {
-    tx.query(&format!("SELECT {COLUMNS} FROM image i WHERE i.state = ?1 ORDER BY i.created, i.id"), params![word(state)], read)
+    tx.query(
+        &format!("SELECT {COLUMNS} FROM image i WHERE i.state = ?1 ORDER BY i.created, i.id"),
+        params![word(state)],
+        read,
+    )
 }
 
 /// Every image that has bytes, by id: what lists of instances are rendered with.
@@ -238,8 +242,11 @@ pub fn set_tokens_required(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> 
 }
 
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {
-    tx.execute("UPDATE image SET state = 'failed', reason = ?2 WHERE id = ?1 AND state = 'pending'", params![id, reason])
-        .map(|_| ())
+    tx.execute(
+        "UPDATE image SET state = 'failed', reason = ?2 WHERE id = ?1 AND state = 'pending'",
+        params![id, reason],
+    )
+    .map(|_| ())
 }
 
 /// Nobody sees it any more, and its name is free.
@@ -291,8 +298,11 @@ pub fn permissions_seen_by(tx: &mut Tx<'_>, account: &str) -> Result<Vec<(String
 }
 
 pub fn permit(tx: &mut Tx<'_>, id: &str, who: &str) -> Result<(), StoreError> {
-    tx.execute("INSERT INTO image_launch_permission (image, who) VALUES (?1, ?2) ON CONFLICT DO NOTHING", params![id, who])
-        .map(|_| ())
+    tx.execute(
+        "INSERT INTO image_launch_permission (image, who) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        params![id, who],
+    )
+    .map(|_| ())
 }
 
 pub fn forbid(tx: &mut Tx<'_>, id: &str, who: &str) -> Result<(), StoreError> {

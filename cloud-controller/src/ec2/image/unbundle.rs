@@ -89,7 +89,13 @@ fn wrong(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
 }
 
-fn open(manifest: &Manifest, key: [u8; 16], iv: [u8; 16], parts: &mut Parts<'_>, spool: &mut impl Write) -> io::Result<Plain> {
+fn open(
+    manifest: &Manifest,
+    key: [u8; 16],
+    iv: [u8; 16],
+    parts: &mut Parts<'_>,
+    spool: &mut impl Write,
+) -> io::Result<Plain> {
     let plain = Decrypting::new(parts, key, iv)?;
     // A tar of one file: its headers and its padding are small beside it, however it was made.
     let mut tar_bytes = Counted::new(MultiGzDecoder::new(plain), manifest.size.saturating_add(4 * 1024 * 1024));
@@ -180,14 +186,19 @@ impl<'m> Parts<'m> {
                     self.hash.update(&bytes);
                     self.total += bytes.len() as u64;
                     if self.total > self.manifest.bundled_size {
-                        let message = format!("the parts have more bytes than the {} the manifest says", self.manifest.bundled_size);
+                        let message = format!(
+                            "the parts have more bytes than the {} the manifest says",
+                            self.manifest.bundled_size
+                        );
                         return Err(wrong(message));
                     }
                     self.current = bytes;
                 }
                 Some(Piece::PartEnds) => self.end_part()?,
                 Some(Piece::Broken(why)) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
-                None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the bundle's parts stopped coming")),
+                None => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the bundle's parts stopped coming"));
+                }
             }
         }
         Ok(true)
@@ -195,7 +206,8 @@ impl<'m> Parts<'m> {
 
     fn end_part(&mut self) -> io::Result<()> {
         let found = std::mem::replace(&mut self.hash, Sha1::new()).finish();
-        let part = self.manifest.parts.get(self.index).ok_or_else(|| wrong("there are more parts than the manifest names"))?;
+        let part =
+            self.manifest.parts.get(self.index).ok_or_else(|| wrong("there are more parts than the manifest names"))?;
         if found != part.digest {
             let text = format!("part {} ({}) is damaged: its SHA-1 is not the manifest's", self.index, part.filename);
             self.damage = Some(text.clone());
@@ -299,7 +311,10 @@ impl<R: Read> Counted<R> {
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(out)?;
-        self.left = self.left.checked_sub(n as u64).ok_or_else(|| wrong("the bundle unpacks to far more than its manifest says"))?;
+        self.left = self
+            .left
+            .checked_sub(n as u64)
+            .ok_or_else(|| wrong("the bundle unpacks to far more than its manifest says"))?;
         self.hash.update(&out[..n]);
         Ok(n)
     }

@@ -156,7 +156,8 @@ fn attribute(tx: &mut Tx<'_>, i: &Instance, name: &str) -> Outcome<DescribedAttr
 }
 
 fn unknown_attribute(name: &str) -> Refusal {
-    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute.")).into()
+    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute."))
+        .into()
 }
 
 /// Both spellings: `DisableApiTermination.Value=true`, and the older `Attribute=disableApiTermination&Value=true`.
@@ -232,9 +233,10 @@ fn shutdown(text: &str) -> Outcome<ShutdownBehavior> {
     match text {
         "stop" => Ok(ShutdownBehavior::Stop),
         "terminate" => Ok(ShutdownBehavior::Terminate),
-        other => {
-            Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter instanceInitiatedShutdownBehavior is invalid.")).into())
-        }
+        other => Err(AwsError::invalid_parameter_value(format!(
+            "Value ({other}) for parameter instanceInitiatedShutdownBehavior is invalid."
+        ))
+        .into()),
     }
 }
 
@@ -266,7 +268,10 @@ fn the_change(input: &ModifyInstanceAttribute) -> Outcome<Change> {
     match changes.len() {
         1 => changes.pop().ok_or_else(|| Refusal::internal("one change is none")),
         0 => Err(AwsError::invalid_parameter_combination("No attributes specified.").into()),
-        _ => Err(AwsError::invalid_parameter_combination("Fields for multiple attribute types specified: one attribute per call.").into()),
+        _ => Err(AwsError::invalid_parameter_combination(
+            "Fields for multiple attribute types specified: one attribute per call.",
+        )
+        .into()),
     }
 }
 
@@ -274,7 +279,9 @@ fn by_name(name: &str, value: &str) -> Outcome<Change> {
     let flag = || match value.to_ascii_lowercase().as_str() {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
-        _ => Err(Refusal::from(AwsError::invalid_parameter_value(format!("Value ({value}) for parameter value is invalid.")))),
+        _ => Err(Refusal::from(AwsError::invalid_parameter_value(format!(
+            "Value ({value}) for parameter value is invalid."
+        )))),
     };
     Ok(match name {
         "disableApiStop" => Change::DisableApiStop(flag()?),
@@ -285,7 +292,9 @@ fn by_name(name: &str, value: &str) -> Outcome<Change> {
         "sourceDestCheck" => Change::SourceDestCheck(flag()?),
         "userData" => Change::UserData(checked_user_data(value)?),
         "kernel" | "ramdisk" | "enaSupport" | "sriovNetSupport" => {
-            return Err(AwsError::unsupported(format!("Changing the attribute {name} is not supported by this cloud")).into());
+            return Err(
+                AwsError::unsupported(format!("Changing the attribute {name} is not supported by this cloud")).into()
+            );
         }
         other => return Err(unknown_attribute(other)),
     })
@@ -344,7 +353,13 @@ fn apply(tx: &mut Tx<'_>, instance: &Instance, change: &Change, now: i64) -> Out
         Change::SourceDestCheck(check) => return interface::set_source_dest_check(tx, &instance.id, *check),
         Change::Type(size) => {
             only_stopped()?;
-            event::note(tx, id, now, Kind::Asked, &format!("type {} instead of {}", size.name, instance.instance_type))?;
+            event::note(
+                tx,
+                id,
+                now,
+                Kind::Asked,
+                &format!("type {} instead of {}", size.name, instance.instance_type),
+            )?;
             return Ok(row::set_type(tx, id, size.name)?);
         }
         Change::UserData(data) => {
@@ -381,7 +396,11 @@ async fn reset(call: &Call, input: ResetInstanceAttribute) -> Outcome<()> {
     match input.attribute.as_str() {
         "sourceDestCheck" => {}
         "kernel" | "ramdisk" => {
-            return Err(AwsError::unsupported(format!("Resetting the attribute {} is not supported by this cloud", input.attribute)).into());
+            return Err(AwsError::unsupported(format!(
+                "Resetting the attribute {} is not supported by this cloud",
+                input.attribute
+            ))
+            .into());
         }
         other => return Err(unknown_attribute(other)),
     }
@@ -432,14 +451,20 @@ async fn modify_metadata(call: &Call, input: ModifyInstanceMetadataOptions) -> O
         .write("modify an instance's metadata options", move |tx| {
             let instance = super::get(tx, &account, &input.instance_id)?;
             if instance.state() == state::TERMINATED {
-                return Err(Refusal::new("IncorrectInstanceState", format!("The instance '{}' is terminated.", instance.id)));
+                return Err(Refusal::new(
+                    "IncorrectInstanceState",
+                    format!("The instance '{}' is terminated.", instance.id),
+                ));
             }
             let mut options = instance.options.clone();
             options.metadata = asked.over(options.metadata)?;
             row::set_options(tx, instance.id.as_str(), &options)?;
             row::touch(tx, instance.id.as_str())?;
             unless_dry_run(input.dry_run)?;
-            Ok(ModifiedMetadataOptions { instance_id: instance.id, instance_metadata_options: (&options.metadata).into() })
+            Ok(ModifiedMetadataOptions {
+                instance_id: instance.id,
+                instance_metadata_options: (&options.metadata).into(),
+            })
         })
         .await?;
     call.cloud.pokes.instances.poke();
@@ -472,7 +497,11 @@ struct CreditSpecification {
 }
 
 async fn describe_credits(call: &Call, input: DescribeInstanceCreditSpecifications) -> Outcome<DescribedCredits> {
-    unsupported::refuse(&[("Filter", input.filter), ("MaxResults", input.max_results), ("NextToken", input.next_token)])?;
+    unsupported::refuse(&[
+        ("Filter", input.filter),
+        ("MaxResults", input.max_results),
+        ("NextToken", input.next_token),
+    ])?;
     let account = call.account().to_owned();
     let instances = call
         .cloud
@@ -542,7 +571,8 @@ async fn unmonitor(call: &Call, input: UnmonitorInstances) -> Outcome<Unmonitore
             let mut instances_set = Vec::new();
             for id in &input.instance_id {
                 let instance = super::get(tx, &account, id)?;
-                instances_set.push(MonitoringOf { instance_id: instance.id, monitoring: Monitoring { state: "disabled" } });
+                instances_set
+                    .push(MonitoringOf { instance_id: instance.id, monitoring: Monitoring { state: "disabled" } });
             }
             unless_dry_run(input.dry_run)?;
             Ok(Unmonitored { instances_set })

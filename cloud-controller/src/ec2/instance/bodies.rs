@@ -43,7 +43,7 @@ struct World {
     user_data: BTreeMap<String, String>,
     volumes: BTreeMap<String, Vec<VolumeAttachment>>,
     subnets: BTreeMap<String, String>,
-    vpcs: BTreeMap<String, String>,
+    vpcs: BTreeMap<String, Vec<String>>,
 }
 
 impl World {
@@ -51,7 +51,9 @@ impl World {
         let mut world = Self::without_instances(tx)?;
         for id in ids {
             let Some(instance) = row::any(tx, id)?.filter(|i| !i.is_ended()) else { continue };
-            for image in [Some(&instance.image), instance.kernel.as_ref(), instance.ramdisk.as_ref()].into_iter().flatten() {
+            for image in
+                [Some(&instance.image), instance.kernel.as_ref(), instance.ramdisk.as_ref()].into_iter().flatten()
+            {
                 if !world.images.contains_key(image) {
                     world.images.extend(image::any(tx, image)?.map(|found| (image.clone(), found)));
                 }
@@ -59,7 +61,8 @@ impl World {
             world.interfaces.insert(instance.id.clone(), interface::of_instance(tx, &instance.id)?);
             world.user_data.extend(row::user_data(tx, id)?.map(|data| (id.clone(), data)));
             for attachment in volume::attachments_at(tx, id)? {
-                let attached = volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
+                let attached =
+                    volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
                 world.volumes.entry(id.clone()).or_default().extend(attached);
             }
             world.instances.push(instance);
@@ -90,7 +93,10 @@ impl World {
             user_data: BTreeMap::new(),
             volumes: BTreeMap::new(),
             subnets: subnet::all(tx, None)?.into_iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
-            vpcs: vpc::all(tx, None)?.into_iter().map(|v| (v.id.to_string(), v.cidr.to_string())).collect(),
+            vpcs: vpc::all(tx, None)?
+                .into_iter()
+                .map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect()))
+                .collect(),
         })
     }
 
@@ -99,20 +105,28 @@ impl World {
         let tags = if instance.options.metadata.tags { tag::of(tx, id)? } else { Vec::new() };
         let image = |id: &String| self.images.get(id).ok_or_else(|| format!("image {id} is not known any more"));
         let companions = || -> Result<_, String> {
-            Ok((image(&instance.image)?, instance.kernel.as_ref().map(image).transpose()?, instance.ramdisk.as_ref().map(image).transpose()?))
+            Ok((
+                image(&instance.image)?,
+                instance.kernel.as_ref().map(image).transpose()?,
+                instance.ramdisk.as_ref().map(image).transpose()?,
+            ))
         };
         let (root, kernel, ramdisk) = match companions() {
             Ok(found) => found,
             Err(missing) => return Ok(Err(missing)),
         };
+        let interfaces = self.interfaces.get(&instance.id).map_or(&[][..], Vec::as_slice);
         let parts = Parts {
             region,
             image: root,
             kernel,
             ramdisk,
-            interfaces: self.interfaces.get(&instance.id).map_or(&[], Vec::as_slice),
+            interfaces,
             blocks: Blocks {
-                subnet: self.subnets.get(&instance.subnet).cloned().unwrap_or_default(),
+                subnets: interfaces
+                    .iter()
+                    .filter_map(|i| Some((i.subnet.to_string(), self.subnets.get(i.subnet.as_str())?.clone())))
+                    .collect(),
                 vpc: self.vpcs.get(&instance.vpc).cloned().unwrap_or_default(),
             },
             user_data: self.user_data.remove(id),

@@ -125,7 +125,12 @@ pub struct Reservation {
 
 /// A launch of which nothing is left.
 pub fn empty_reservation(account: &str, reservation: &str) -> Reservation {
-    Reservation { reservation_id: reservation.to_owned(), owner_id: account.to_owned(), group_set: [], instances_set: Vec::new() }
+    Reservation {
+        reservation_id: reservation.to_owned(),
+        owner_id: account.to_owned(),
+        group_set: [],
+        instances_set: Vec::new(),
+    }
 }
 
 /// By launch, in the order in which their first instances come.
@@ -135,7 +140,12 @@ pub fn reservations(account: &str, infos: impl Iterator<Item = (String, Instance
     for (reservation_id, info) in infos {
         let at = *place.entry(reservation_id.clone()).or_insert(all.len());
         if at == all.len() {
-            all.push(Reservation { reservation_id, owner_id: account.to_owned(), group_set: [], instances_set: Vec::new() });
+            all.push(Reservation {
+                reservation_id,
+                owner_id: account.to_owned(),
+                group_set: [],
+                instances_set: Vec::new(),
+            });
         }
         if let Some(reservation) = all.get_mut(at) {
             reservation.instances_set.push(info);

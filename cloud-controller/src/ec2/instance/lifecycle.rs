@@ -61,7 +61,11 @@ async fn change(
                 let before = super::get(tx, &account, id)?;
                 rule(tx, &before)?;
                 let after = super::get(tx, &account, id)?;
-                changes.push(Change { instance_id: id.clone(), current_state: after.state(), previous_state: before.state() });
+                changes.push(Change {
+                    instance_id: id.clone(),
+                    current_state: after.state(),
+                    previous_state: before.state(),
+                });
             }
             unless_dry_run(dry_run)?;
             Ok::<_, Refusal>(changes)
@@ -75,7 +79,10 @@ async fn change(
 
 fn wrong_state(instance: &Instance, must_be: &str) -> Refusal {
     let is = instance.state().name;
-    Refusal::new("IncorrectInstanceState", format!("The instance '{}' is not in a state from which it can be {must_be} (it is {is}).", instance.id))
+    Refusal::new(
+        "IncorrectInstanceState",
+        format!("The instance '{}' is not in a state from which it can be {must_be} (it is {is}).", instance.id),
+    )
 }
 
 #[derive(Deserialize)]

@@ -21,9 +21,7 @@ use mallee_store::{Error as StoreError, Tx};
 
 pub use bodies::{Body, render};
 pub use report::{Consequences, take as take_report};
-pub use row::{
-    Instance, TABLES, any, boots_from, count, ended_before, listed_in, touch, unword, word,
-};
+pub use row::{Instance, TABLES, any, boots_from, count, ended_before, listed_in, touch, unword, word};
 
 use crate::{Outcome, Refusal};
 

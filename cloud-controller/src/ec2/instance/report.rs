@@ -55,7 +55,9 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
     consequences.volumes |= volume::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {
         let text = match (desired, cause) {
-            (Desired::Terminated, Cause::Guest) => "the guest powered itself off: terminate, as its shutdown behaviour says",
+            (Desired::Terminated, Cause::Guest) => {
+                "the guest powered itself off: terminate, as its shutdown behaviour says"
+            }
             (_, Cause::Guest) => "the guest powered itself off: stop, as its shutdown behaviour says",
             (Desired::Terminated, _) => "it could not be brought up: terminate",
             _ => "it could not be started again: stop, its disk is kept",
@@ -80,7 +82,14 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
 }
 
 /// Writes that it shall stop or end, with all that hangs on that.
-pub fn end_or_stop(tx: &mut Tx<'_>, instance: &Instance, desired: Desired, cause: Cause, forced: bool, now: i64) -> Outcome<()> {
+pub fn end_or_stop(
+    tx: &mut Tx<'_>,
+    instance: &Instance,
+    desired: Desired,
+    cause: Cause,
+    forced: bool,
+    now: i64,
+) -> Outcome<()> {
     row::want(tx, instance, desired, cause, forced, now)?;
     if desired == Desired::Terminated {
         interface::release(tx, &instance.id)?;
@@ -92,7 +101,8 @@ pub fn end_or_stop(tx: &mut Tx<'_>, instance: &Instance, desired: Desired, cause
 }
 
 fn note(tx: &mut Tx<'_>, instance: &Instance, report: &InstanceReport, now: i64) -> Result<(), StoreError> {
-    let same = instance.observed == Some(report.observed) && instance.reason == report.reason && instance.node == report.node;
+    let same =
+        instance.observed == Some(report.observed) && instance.reason == report.reason && instance.node == report.node;
     if same {
         return Ok(());
     }
@@ -123,7 +133,8 @@ fn decide(instance: &Instance, report: &InstanceReport) -> Decision {
     }
     if report.observed == Observed::Failed {
         // One that ran before has a disk worth keeping.
-        let desired = if instance.starts > 0 || instance.started.is_some() { Desired::Stopped } else { Desired::Terminated };
+        let desired =
+            if instance.starts > 0 || instance.started.is_some() { Desired::Stopped } else { Desired::Terminated };
         return Decision::Want(desired, Cause::Failure);
     }
     Decision::Nothing

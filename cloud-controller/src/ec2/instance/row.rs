@@ -253,7 +253,11 @@ pub fn of_account(tx: &mut Tx<'_>, account: &str) -> Result<Vec<Instance>, Store
 
 /// All instances of a zone that the tier below may have something of.
 pub fn wanted_in(tx: &mut Tx<'_>, zone: &str) -> Result<Vec<Instance>, StoreError> {
-    tx.query(&format!("SELECT {COLUMNS} FROM instance WHERE zone = ?1 AND gone IS NULL ORDER BY id"), params![zone], read)
+    tx.query(
+        &format!("SELECT {COLUMNS} FROM instance WHERE zone = ?1 AND gone IS NULL ORDER BY id"),
+        params![zone],
+        read,
+    )
 }
 
 /// One instance of an account.
@@ -277,9 +281,11 @@ pub fn of_reservation(tx: &mut Tx<'_>, account: &str, reservation: &str) -> Resu
 
 /// How many instances count against an account's limit.
 pub fn count(tx: &mut Tx<'_>, account: &str) -> Result<u64, StoreError> {
-    tx.query_one("SELECT COUNT(*) FROM instance WHERE account = ?1 AND desired <> 'terminated'", params![account], |row| {
-        row.get(0)
-    })
+    tx.query_one(
+        "SELECT COUNT(*) FROM instance WHERE account = ?1 AND desired <> 'terminated'",
+        params![account],
+        |row| row.get(0),
+    )
 }
 
 /// What the tier below is sent of this instance has changed: gives the row the next generation of its zone's list.
@@ -297,7 +303,14 @@ pub fn touch(tx: &mut Tx<'_>, instance: &str) -> Result<(), StoreError> {
 }
 
 /// Wants it so from now on, and says since when and why.
-pub fn want(tx: &mut Tx<'_>, instance: &Instance, desired: Desired, cause: Cause, forced: bool, now: i64) -> Result<(), StoreError> {
+pub fn want(
+    tx: &mut Tx<'_>,
+    instance: &Instance,
+    desired: Desired,
+    cause: Cause,
+    forced: bool,
+    now: i64,
+) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE instance SET desired = ?2, cause = ?3, forced = ?4, asked_at = ?5 WHERE id = ?1",
         params![instance.id.as_str(), word(desired), word(cause), forced, now],
@@ -373,9 +386,17 @@ pub fn put_console(tx: &mut Tx<'_>, instance: &str, base64: &str, at: i64) -> Re
 }
 
 /// What was observed, as the newest report has it.
-pub fn set_observed(tx: &mut Tx<'_>, report: &mallee_tiers::InstanceReport, gone: Option<i64>) -> Result<(), StoreError> {
+pub fn set_observed(
+    tx: &mut Tx<'_>,
+    report: &mallee_tiers::InstanceReport,
+    gone: Option<i64>,
+) -> Result<(), StoreError> {
     let started = report.started.filter(|_| report.observed == Observed::Running);
-    let took = if report.took_ms.is_empty() { String::new() } else { serde_json::to_string(&report.took_ms).unwrap_or_default() };
+    let took = if report.took_ms.is_empty() {
+        String::new()
+    } else {
+        serde_json::to_string(&report.took_ms).unwrap_or_default()
+    };
     tx.execute(
         "UPDATE instance SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, node = COALESCE(?5, node), step = ?6,
              reason = ?7, reboots_done = ?8, started = COALESCE(?9, started), took = CASE WHEN ?10 = '' THEN took ELSE ?10 END,
@@ -400,9 +421,11 @@ pub fn set_observed(tx: &mut Tx<'_>, report: &mallee_tiers::InstanceReport, gone
 
 /// Ids of instances that ended before `before`, a bounded number of them.
 pub fn ended_before(tx: &mut Tx<'_>, before: i64) -> Result<Vec<String>, StoreError> {
-    tx.query("SELECT id FROM instance WHERE gone IS NOT NULL AND gone < ?1 ORDER BY gone LIMIT 200", params![before], |row| {
-        row.get(0)
-    })
+    tx.query(
+        "SELECT id FROM instance WHERE gone IS NOT NULL AND gone < ?1 ORDER BY gone LIMIT 200",
+        params![before],
+        |row| row.get(0),
+    )
 }
 
 /// Nothing is left to be shown of it. Rows of other files that hang on it go in their own functions.
@@ -442,9 +465,11 @@ pub fn by_condition(tx: &mut Tx<'_>) -> Result<Vec<(Condition, u64)>, StoreError
 
 /// (id, generation) of a zone's list, by id.
 pub fn listed_in(tx: &mut Tx<'_>, zone: &str) -> Result<Vec<(String, Generation)>, StoreError> {
-    tx.query("SELECT id, epoch, counter FROM instance WHERE zone = ?1 AND gone IS NULL ORDER BY id", params![zone], |row| {
-        Ok((row.get(0)?, Generation { epoch: row.get(1)?, counter: row.get(2)? }))
-    })
+    tx.query(
+        "SELECT id, epoch, counter FROM instance WHERE zone = ?1 AND gone IS NULL ORDER BY id",
+        params![zone],
+        |row| Ok((row.get(0)?, Generation { epoch: row.get(1)?, counter: row.get(2)? })),
+    )
 }
 
 pub fn drop_user_data(tx: &mut Tx<'_>, instance: &str) -> Result<(), StoreError> {

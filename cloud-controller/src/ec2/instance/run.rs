@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_aws::{
     AwsError,
-    id::{ImageId, InstanceId, MachineImageId, ReservationId, SecurityGroupId},
+    id::{ImageId, InstanceId, MachineImageId, ReservationId},
 };
 use mallee_store::Tx;
 use mallee_tiers::{Desired, Generation};
@@ -20,7 +20,8 @@ use crate::{
         client_token,
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
-        interface, key_pair, security_group,
+        interface::{self, InterfaceRow},
+        key_pair, security_group,
         subnet::{self, Place, SubnetRow},
         tag::{self, Tag},
         unless_dry_run,
@@ -31,7 +32,7 @@ use crate::{
 
 mod asked;
 
-use asked::{InterfacePlan, RunInstances, interface_plan, refuse_what_is_not_done};
+use asked::{InterfacePlan, RunInstances, interface_plans, refuse_what_is_not_done};
 
 pub use asked::MetadataOptionsAsked;
 
@@ -63,7 +64,8 @@ struct Plan {
     user_data: Option<String>,
     place: Place,
     zone: Option<String>,
-    interface: InterfacePlan,
+    /// By device index.
+    interfaces: Vec<InterfacePlan>,
     shutdown: ShutdownBehavior,
     protect_termination: bool,
     protect_stop: bool,
@@ -88,8 +90,13 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
         .cloud
         .store
         .write("run instances", move |tx| {
-            if let Some(reservation) = token.as_ref().filter(|_| dry_run != Some(true)).map(|t| t.made(tx)).transpose()?.flatten() {
-                return Ok((reservation.clone(), describe::of_reservation(tx, &plan.region, &plan.account, &reservation)?));
+            if let Some(reservation) =
+                token.as_ref().filter(|_| dry_run != Some(true)).map(|t| t.made(tx)).transpose()?.flatten()
+            {
+                return Ok((
+                    reservation.clone(),
+                    describe::of_reservation(tx, &plan.region, &plan.account, &reservation)?,
+                ));
             }
             let found = launch(tx, &plan)?;
             unless_dry_run(dry_run)?;
@@ -110,9 +117,11 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
 }
 
 /// IMDSv1 and v2 both, unless the launch or the image says otherwise: AWS' own default for images that say nothing.
-const DEFAULT_METADATA: MetadataOptions = MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false };
+const DEFAULT_METADATA: MetadataOptions =
+    MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false };
 /// What an image gives its instances that says `ImdsSupport=v2.0`.
-const V2_METADATA: MetadataOptions = MetadataOptions { enabled: true, tokens_required: true, hop_limit: 2, tags: false };
+const V2_METADATA: MetadataOptions =
+    MetadataOptions { enabled: true, tokens_required: true, hop_limit: 2, tags: false };
 
 fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
     refuse_what_is_not_done(&input)?;
@@ -141,9 +150,11 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
     )?;
     let metadata = input.metadata_options.clone().unwrap_or_default();
     metadata.over(DEFAULT_METADATA)?;
-    let (interface, its_subnet) = interface_plan(&input)?;
-    if interface.address.is_some() && max_count > 1 {
-        return Err(AwsError::invalid_parameter_combination("A private address can be given to one instance only").into());
+    let (interfaces, its_subnet) = interface_plans(&input)?;
+    if interfaces.iter().any(|i| i.address.is_some()) && max_count > 1 {
+        return Err(
+            AwsError::invalid_parameter_combination("A private address can be given to one instance only").into()
+        );
     }
     let place = match (input.subnet_id.clone().or(its_subnet), &zone) {
         (Some(subnet), _) => Place::Subnet(subnet),
@@ -161,7 +172,7 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         user_data: input.user_data.as_deref().map(checked_user_data).transpose()?.flatten(),
         place,
         zone,
-        interface,
+        interfaces,
         shutdown: input.instance_initiated_shutdown_behavior.unwrap_or(ShutdownBehavior::Stop),
         protect_termination: input.disable_api_termination.unwrap_or(false),
         protect_stop: input.disable_api_stop.unwrap_or(false),
@@ -204,12 +215,19 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
     let kernel = companion(tx, &plan.kernel, &image.kernel, Kind::Kernel)?;
     let ramdisk = companion(tx, &plan.ramdisk, &image.ramdisk, Kind::Ramdisk)?;
     let key = plan.key_name.as_ref().map(|name| key_pair::named(tx, &plan.account, name)).transpose()?;
-    let subnet = subnet::for_launch(tx, &plan.account, &plan.place)?;
+    // An interface that is there already says where the instance is.
+    let place = match plan.interfaces.first().and_then(|first| first.existing.as_ref()) {
+        Some(id) => Place::Subnet(interface::get(tx, &plan.account, id)?.subnet),
+        None => plan.place.clone(),
+    };
+    let subnet = subnet::for_launch(tx, &plan.account, &place)?;
     if let Some(zone) = plan.zone.as_ref().filter(|z| **z != subnet.zone) {
-        return Err(AwsError::invalid_parameter_value(format!("The availability zone '{zone}' is not that of subnet '{}'", subnet.id)).into());
+        return Err(AwsError::invalid_parameter_value(format!(
+            "The availability zone '{zone}' is not that of subnet '{}'",
+            subnet.id
+        ))
+        .into());
     }
-    let groups =
-        security_group::for_launch(tx, &plan.account, &subnet.vpc, &plan.interface.group_ids, &plan.interface.group_names)?;
     let template = Template {
         options: Options {
             public_key: key.map(|k| k.public_key),
@@ -225,10 +243,14 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         kernel,
         ramdisk,
         subnet,
-        groups,
     };
     let count = usize::try_from(room).unwrap_or(usize::MAX).min(plan.ids.len());
-    plan.ids.iter().take(count).enumerate().map(|(index, id)| launch_one(tx, plan, &template, index as i64, id)).collect()
+    plan.ids
+        .iter()
+        .take(count)
+        .enumerate()
+        .map(|(index, id)| launch_one(tx, plan, &template, index as i64, id))
+        .collect()
 }
 
 /// What all instances of a launch share.
@@ -237,7 +259,6 @@ struct Template {
     kernel: Option<String>,
     ramdisk: Option<String>,
     subnet: SubnetRow,
-    groups: Vec<SecurityGroupId>,
     options: Options,
     generation: Generation,
 }
@@ -281,34 +302,68 @@ fn launch_one(tx: &mut Tx<'_>, plan: &Plan, template: &Template, launch_index: i
     if let Some(data) = &plan.user_data {
         row::put_user_data(tx, id.as_str(), data)?;
     }
-    let new = interface::New {
-        account: &plan.account,
-        subnet: &template.subnet,
-        attached: Some((id, plan.interface.device_index)),
-        address: plan.interface.address,
-        secondary: interface::Secondary::none(),
-        groups: &template.groups,
-        description: &plan.interface.description,
-        delete_on_termination: plan.interface.delete_on_termination,
-        source_dest_check: true,
-        public: plan.interface.public,
-        kind: interface::Kind::Interface,
-        now: plan.now,
-    };
-    let made = interface::create(tx, &plan.network, new)?;
+    let mut made = Vec::with_capacity(plan.interfaces.len());
+    for asked in &plan.interfaces {
+        made.push(give_interface(tx, plan, template, asked, id)?);
+    }
     if !plan.instance_tags.is_empty() {
         tag::put(tx, &plan.account, id.as_str(), &plan.instance_tags)?;
-    }
-    if !plan.interface_tags.is_empty() {
-        tag::put(tx, &plan.account, made.id.as_str(), &plan.interface_tags)?;
     }
     Ok(Found {
         region: plan.region.clone(),
         instance,
-        interfaces: vec![made],
+        interfaces: made,
         attachments: Vec::new(),
         tags: plan.instance_tags.clone(),
     })
+}
+
+/// One interface of one instance: a new one, or one that is there already.
+fn give_interface(
+    tx: &mut Tx<'_>,
+    plan: &Plan,
+    template: &Template,
+    asked: &InterfacePlan,
+    id: &InstanceId,
+) -> Outcome<InterfaceRow> {
+    let zone = &template.subnet.zone;
+    if let Some(existing) = &asked.existing {
+        let row = interface::address::own(tx, &plan.account, existing)?;
+        interface::attach::put(tx, &row, id, zone, asked.device_index, asked.delete_on_termination, plan.now)?;
+        return interface::get(tx, &plan.account, existing);
+    }
+    let own = asked
+        .subnet
+        .as_ref()
+        .filter(|s| **s != template.subnet.id)
+        .map(|s| subnet::get(tx, &plan.account, s))
+        .transpose()?;
+    let subnet = own.as_ref().unwrap_or(&template.subnet);
+    if subnet.zone != *zone || subnet.vpc != template.subnet.vpc {
+        let message = format!("Subnet {} is not in the zone and VPC of subnet {}", subnet.id, template.subnet.id);
+        return Err(AwsError::invalid_parameter_combination(message).into());
+    }
+    let groups = security_group::for_launch(tx, &plan.account, &subnet.vpc, &asked.group_ids, &asked.group_names)?;
+    let new = interface::New {
+        account: &plan.account,
+        subnet,
+        attached: Some((id, asked.device_index)),
+        address: asked.address,
+        secondary: asked.secondary.clone(),
+        groups: &groups,
+        description: &asked.description,
+        delete_on_termination: asked.delete_on_termination,
+        source_dest_check: true,
+        // Instances with several interfaces get no automatic address, as at AWS.
+        public: if plan.interfaces.len() > 1 { Some(false) } else { asked.public },
+        kind: interface::Kind::Interface,
+        now: plan.now,
+    };
+    let made = interface::create(tx, &plan.network, new)?;
+    if !plan.interface_tags.is_empty() {
+        tag::put(tx, &plan.account, made.id.as_str(), &plan.interface_tags)?;
+    }
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -321,6 +376,9 @@ mod tests {
         assert_eq!(checked_user_data("").unwrap(), None);
         assert_eq!(checked_user_data("#!/bin/sh").err().unwrap().code(), "InvalidUserData.Malformed");
         assert!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024])).is_ok());
-        assert_eq!(checked_user_data(&STANDARD.encode(vec![0; 16 * 1024 + 1])).err().unwrap().code(), "InvalidParameterValue");
+        assert_eq!(
+            checked_user_data(&STANDARD.encode(vec![0; 16 * 1024 + 1])).err().unwrap().code(),
+            "InvalidParameterValue"
+        );
     }
 }

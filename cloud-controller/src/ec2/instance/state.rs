@@ -68,10 +68,13 @@ pub fn state_reason(state: State, cause: Cause, reason: &str) -> Option<StateRea
     let (code, message) = match (state, cause) {
         (RUNNING, _) => return None,
         (PENDING, _) => ("pending", if reason.is_empty() { "pending".to_owned() } else { reason.to_owned() }),
-        (_, Cause::User) => ("Client.UserInitiatedShutdown", "Client.UserInitiatedShutdown: User initiated shutdown".to_owned()),
-        (_, Cause::Guest) => {
-            ("Client.InstanceInitiatedShutdown", "Client.InstanceInitiatedShutdown: Instance initiated shutdown".to_owned())
+        (_, Cause::User) => {
+            ("Client.UserInitiatedShutdown", "Client.UserInitiatedShutdown: User initiated shutdown".to_owned())
         }
+        (_, Cause::Guest) => (
+            "Client.InstanceInitiatedShutdown",
+            "Client.InstanceInitiatedShutdown: Instance initiated shutdown".to_owned(),
+        ),
         (_, Cause::Failure) => {
             let why = if reason.is_empty() { "Internal error on launch" } else { reason };
             ("Server.InternalError", format!("Server.InternalError: {why}"))
@@ -125,9 +128,21 @@ mod tests {
             Some(Unknown),
         ];
         let table = [
-            (Desired::Running, false, "pending pending pending running stopping pending pending pending pending pending pending"),
-            (Desired::Running, true, "pending pending pending running stopping pending pending pending pending running running"),
-            (Desired::Unknown, true, "pending pending pending running stopping pending pending pending pending running running"),
+            (
+                Desired::Running,
+                false,
+                "pending pending pending running stopping pending pending pending pending pending pending",
+            ),
+            (
+                Desired::Running,
+                true,
+                "pending pending pending running stopping pending pending pending pending running running",
+            ),
+            (
+                Desired::Unknown,
+                true,
+                "pending pending pending running stopping pending pending pending pending running running",
+            ),
             (
                 Desired::Stopped,
                 true,
@@ -153,6 +168,9 @@ mod tests {
         let failed = state_reason(TERMINATED, Cause::Failure, "image: no such blob").unwrap();
         assert_eq!(failed.message, "Server.InternalError: image: no such blob");
         assert_eq!(state_reason(PENDING, Cause::User, "no node fits").unwrap().message, "no node fits");
-        assert_eq!(transition_reason(STOPPED, Cause::User, 1_795_136_523_007), "User initiated (2026-11-20 01:02:03 GMT)");
+        assert_eq!(
+            transition_reason(STOPPED, Cause::User, 1_795_136_523_007),
+            "User initiated (2026-11-20 01:02:03 GMT)"
+        );
     }
 }

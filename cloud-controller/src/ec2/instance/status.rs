@@ -117,8 +117,11 @@ const ATTRIBUTES: &[Attribute<InstanceStatus>] = &[
 async fn describe_status(call: &Call, input: DescribeInstanceStatus) -> Outcome<DescribedInstanceStatus> {
     let (account, ids) = (call.account().to_owned(), input.instance_id.clone());
     let region: Arc<str> = call.cloud.region().into();
-    let found =
-        call.cloud.store.read("describe the status of instances", move |tx| describe::find(tx, &region, &account, &ids)).await?;
+    let found = call
+        .cloud
+        .store
+        .read("describe the status of instances", move |tx| describe::find(tx, &region, &account, &ids))
+        .await?;
     let everything = input.include_all_instances == Some(true);
     // Named ids are all there, or `find` would have refused; those that do not run are left out, not missing.
     let all: Vec<InstanceStatus> = found

@@ -56,7 +56,8 @@ async fn the_same_client_token_never_makes_two() {
     };
     assert_eq!(sorted(one), sorted(two));
     assert_eq!(stage.ask(&run(&stage, 3, "ClientToken=once")).await, Err("IdempotentParameterMismatch".into()));
-    let mut asks: Vec<_> = (0..8).map(|_| stage.ask("CreateVolume&AvailabilityZone=z-1a&Size=1&ClientToken=v")).collect();
+    let mut asks: Vec<_> =
+        (0..8).map(|_| stage.ask("CreateVolume&AvailabilityZone=z-1a&Size=1&ClientToken=v")).collect();
     let answers = futures_util::future::join_all(asks.drain(..)).await;
     let ids: std::collections::BTreeSet<String> = answers.into_iter().map(|a| first(&a.unwrap(), "volumeId")).collect();
     assert_eq!(ids.len(), 1);
@@ -84,7 +85,7 @@ async fn refusals_have_aws_codes_and_leave_nothing_behind() {
         ("Colour=red", "UnknownParameter"),
         ("LaunchTemplate.LaunchTemplateId=lt-1", "Unsupported"),
         ("IamInstanceProfile.Name=x", "Unsupported"),
-        ("NetworkInterface.1.NetworkInterfaceId=eni-00000000000000000", "Unsupported"),
+        ("NetworkInterface.1.NetworkInterfaceId=eni-00000000000000000", "InvalidNetworkInterfaceID.NotFound"),
         ("BlockDeviceMapping.1.DeviceName=/dev/sdb&BlockDeviceMapping.1.Ebs.VolumeSize=1", "Unsupported"),
         ("BlockDeviceMapping.1.DeviceName=/dev/sdb", "InvalidBlockDeviceMapping"),
         ("TagSpecification.1.ResourceType=vpc&TagSpecification.1.Tag.1.Key=a", "InvalidParameterValue"),
@@ -146,12 +147,17 @@ async fn the_life_of_an_instance() {
 
     stage.ask(&format!("ModifyInstanceAttribute&InstanceId={id}&DisableApiTermination.Value=true")).await.unwrap();
     assert_eq!(stage.ask(&format!("TerminateInstances&InstanceId.1={id}")).await, Err("OperationNotPermitted".into()));
-    stage.ask(&format!("ModifyInstanceAttribute&InstanceId={id}&Attribute=disableApiTermination&Value=false")).await.unwrap();
+    stage
+        .ask(&format!("ModifyInstanceAttribute&InstanceId={id}&Attribute=disableApiTermination&Value=false"))
+        .await
+        .unwrap();
     for _ in 0..2 {
         let answer = stage.ask(&format!("TerminateInstances&InstanceId.1={id}")).await.unwrap();
         assert_eq!(all(&answer, "name")[0], "shutting-down");
     }
-    let taken = stage.ask(&format!("RunInstances&ImageId={}&MinCount=1&MaxCount=1&PrivateIpAddress={address}", stage.image)).await;
+    let taken = stage
+        .ask(&format!("RunInstances&ImageId={}&MinCount=1&MaxCount=1&PrivateIpAddress={address}", stage.image))
+        .await;
     assert_eq!(taken, Err("InvalidIPAddress.InUse".into()), "the guest might still use it");
     stage.seen(&id, Observed::Gone, |r| r.last_console = Some("Ynll".into())).await;
     assert_eq!(stage.state(&id).await, "terminated");
@@ -229,7 +235,10 @@ async fn the_body_has_the_metadata_of_ec2() {
     assert_eq!(value("meta-data/public-keys"), "0=me");
     assert!(value("meta-data/public-keys/0/openssh-key").starts_with("ssh-ed25519 "));
     assert_eq!(value("meta-data/tags/instance/role"), "web");
-    assert_eq!(value(&format!("meta-data/network/interfaces/macs/{}/vpc-ipv4-cidr-block", interface.mac)), "172.31.0.0/16");
+    assert_eq!(
+        value(&format!("meta-data/network/interfaces/macs/{}/vpc-ipv4-cidr-block", interface.mac)),
+        "172.31.0.0/16"
+    );
     let document: serde_json::Value = serde_json::from_str(&value("dynamic/instance-identity/document")).unwrap();
     assert_eq!(document["instanceId"], id.as_str());
     assert_eq!(body.metadata.user_data.as_deref(), Some("aGVsbG8="));
@@ -269,7 +278,11 @@ async fn only_options_that_the_node_acts_on_make_a_newer_wish() {
         (format!("ModifyInstanceAttribute&InstanceId={id}&InstanceInitiatedShutdownBehavior.Value=terminate"), false),
         (format!("CreateTags&ResourceId.1={id}&Tag.1.Key=a&Tag.1.Value=b"), false),
         (format!("ModifyInstanceMetadataOptions&InstanceId={id}&HttpTokens=required"), true),
-        ("AuthorizeSecurityGroupIngress&GroupName=default&IpProtocol=tcp&FromPort=22&ToPort=22&CidrIp=0.0.0.0/0".to_owned(), false),
+        (
+            "AuthorizeSecurityGroupIngress&GroupName=default&IpProtocol=tcp&FromPort=22&ToPort=22&CidrIp=0.0.0.0/0"
+                .to_owned(),
+            false,
+        ),
     ] {
         let before = stage.row(&id).await.generation;
         stage.ask(&request).await.unwrap();
@@ -280,7 +293,11 @@ async fn only_options_that_the_node_acts_on_make_a_newer_wish() {
 #[tokio::test]
 async fn what_ended_an_hour_ago_is_forgotten_with_all_that_hung_on_it() {
     let stage = Rehearsal::new().await;
-    let id = stage.launch("TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=b").await;
+    let id = stage
+        .launch(
+            "TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=b",
+        )
+        .await;
     stage.ask(&format!("TerminateInstances&InstanceId.1={id}")).await.unwrap();
     stage.seen(&id, Observed::Gone, |_| {}).await;
     let sweep = crate::zone::sweep(&stage.cloud);

@@ -13,11 +13,13 @@ use crate::ec2::{
     volume::{Attachment, Phase, Volume},
 };
 
-/// What the guest is told of a subnet.
+/// What the guest is told of its networks.
 #[derive(Debug, Clone, Default)]
 pub struct Blocks {
-    pub subnet: String,
-    pub vpc: String,
+    /// By subnet: its interfaces may be in several.
+    pub subnets: BTreeMap<String, String>,
+    /// The VPC's, the first one first.
+    pub vpc: Vec<String>,
 }
 
 /// Everything an instance's body is made of, besides its own row.
@@ -131,20 +133,24 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
         its("device-number", &interface.device_index.to_string());
         its("interface-id", interface.id.as_str());
         its("local-hostname", &interface::private_dns_name(parts.region, interface.address));
-        its("local-ipv4s", &interface.address.to_string());
+        its("local-ipv4s", &lines(interface.addresses().map(|a| a.to_string())));
         its("mac", &interface.mac);
         its("owner-id", &interface.account);
         its("security-group-ids", &lines(interface.groups.iter().map(|g| g.group_id.to_string())));
         its("security-groups", &lines(interface.groups.iter().map(|g| g.group_name.clone())));
         its("subnet-id", interface.subnet.as_str());
-        its("subnet-ipv4-cidr-block", &parts.blocks.subnet);
+        its("subnet-ipv4-cidr-block", parts.blocks.subnets.get(interface.subnet.as_str()).map_or("", String::as_str));
         its("vpc-id", interface.vpc.as_str());
-        its("vpc-ipv4-cidr-block", &parts.blocks.vpc);
-        its("vpc-ipv4-cidr-blocks", &parts.blocks.vpc);
+        its("vpc-ipv4-cidr-block", parts.blocks.vpc.first().map_or("", String::as_str));
+        its("vpc-ipv4-cidr-blocks", &parts.blocks.vpc.join("\n"));
         if let Some(public) = interface.public_ip() {
             its("public-hostname", &public.to_string());
-            its("public-ipv4s", &public.to_string());
+            let others = interface.secondary.iter().filter_map(|s| s.elastic.as_ref()).map(|e| e.public_ip.to_string());
+            its("public-ipv4s", &lines(std::iter::once(public.to_string()).chain(others)));
             its(&format!("ipv4-associations/{public}"), &interface.address.to_string());
+        }
+        for elastic in interface.secondary.iter().filter_map(|s| s.elastic.as_ref()) {
+            its(&format!("ipv4-associations/{}", elastic.public_ip), &elastic.private_ip.to_string());
         }
     }
     tree.insert("dynamic/instance-identity/document".into(), identity_document(i, parts));

@@ -115,7 +115,8 @@ struct AssignedAddress {
 
 async fn assign(call: &Call, input: AssignPrivateIpAddresses) -> Outcome<Assigned> {
     unsupported::refuse(&[("Ipv4Prefix", input.ipv4_prefix), ("Ipv4PrefixCount", input.ipv4_prefix_count)])?;
-    let asked = Secondary { named: input.private_ip_address, count: input.secondary_private_ip_address_count.unwrap_or(0) };
+    let asked =
+        Secondary { named: input.private_ip_address, count: input.secondary_private_ip_address_count.unwrap_or(0) };
     match (asked.named.is_empty(), asked.count) {
         (true, 0) => return Err(AwsError::missing_parameter("SecondaryPrivateIpAddressCount").into()),
         (false, 1..) => {

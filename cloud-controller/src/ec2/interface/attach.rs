@@ -13,7 +13,8 @@ use super::{InterfaceRow, address::own, drop_automatic, of_account, of_instance,
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        instance::{self, Instance}, unless_dry_run,
+        instance::{self, Instance},
+        unless_dry_run,
         unsupported::{self, Unsupported},
     },
     network,
@@ -90,7 +91,8 @@ fn must_be_stopped(instance: &Instance) -> Outcome<()> {
     if is_stopped {
         return Ok(());
     }
-    let message = format!("This cloud attaches and detaches interfaces of stopped instances only: stop '{}' first", instance.id);
+    let message =
+        format!("This cloud attaches and detaches interfaces of stopped instances only: stop '{}' first", instance.id);
     Err(AwsError::unsupported(message).into())
 }
 
@@ -109,12 +111,16 @@ pub fn put(
         return Err(Refusal::new("InvalidNetworkInterface.InUse", message));
     }
     if row.zone != zone {
-        let message = format!("You may not attach a network interface to an instance if they are not in the same availability zone ({}, {zone})", row.zone);
+        let message = format!(
+            "You may not attach a network interface to an instance if they are not in the same availability zone ({}, {zone})",
+            row.zone
+        );
         return Err(AwsError::invalid_parameter_combination(message).into());
     }
     let there = of_instance(tx, instance)?;
     if there.iter().any(|other| other.device_index == device_index) {
-        let message = format!("Instance '{instance}' already has an interface attached at device index '{device_index}'.");
+        let message =
+            format!("Instance '{instance}' already has an interface attached at device index '{device_index}'.");
         return Err(AwsError::invalid_parameter_value(message).into());
     }
     if there.iter().any(|other| other.vpc != row.vpc) {

@@ -159,7 +159,8 @@ fn change(tx: &mut Tx<'_>, row: &InterfaceRow, input: &ModifyNetworkInterfaceAtt
     if !input.security_group_id.is_empty() {
         let groups = security_group::for_launch(tx, &row.account, &row.vpc, &input.security_group_id, &[])?;
         if groups.len() > security_group::MAX_PER_INTERFACE {
-            let message = format!("An interface may be in at most {} security groups", security_group::MAX_PER_INTERFACE);
+            let message =
+                format!("An interface may be in at most {} security groups", security_group::MAX_PER_INTERFACE);
             return Err(Refusal::new("SecurityGroupsPerInterfaceLimitExceeded", message));
         }
         put_groups(tx, &row.id, &groups)?;
@@ -169,7 +170,8 @@ fn change(tx: &mut Tx<'_>, row: &InterfaceRow, input: &ModifyNetworkInterfaceAtt
             ("Attachment.DefaultEnaQueueCount", attachment.default_ena_queue_count),
             ("Attachment.EnaQueueCount", attachment.ena_queue_count),
         ])?;
-        let named = attachment.attachment_id.as_ref().ok_or_else(|| AwsError::missing_parameter("Attachment.AttachmentId"))?;
+        let named =
+            attachment.attachment_id.as_ref().ok_or_else(|| AwsError::missing_parameter("Attachment.AttachmentId"))?;
         if row.attachment.as_ref() != Some(named) {
             let message = format!("The attachment '{named}' is not that of interface '{}'", row.id);
             return Err(Refusal::new("InvalidAttachmentID.NotFound", message));

@@ -81,7 +81,9 @@ pub fn addresses(
     let mut primary = list.iter().filter(|a| a.primary == Some(true)).map(|a| a.private_ip_address);
     let named = primary.next();
     if primary.next().is_some() {
-        return Err(AwsError::invalid_parameter_combination("Only one primary private IP address can be specified").into());
+        return Err(
+            AwsError::invalid_parameter_combination("Only one primary private IP address can be specified").into()
+        );
     }
     if single.is_some() && named.is_some() && single != named {
         let message = "PrivateIpAddress and the primary of PrivateIpAddresses name two different addresses";

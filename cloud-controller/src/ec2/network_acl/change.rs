@@ -138,7 +138,10 @@ async fn replace_association(call: &Call, input: ReplaceNetworkAclAssociation) -
                 acl.associations.iter().find(|(association, _)| association == id).map(|(_, subnet)| (acl, subnet))
             });
             let Some((old, subnet)) = found else {
-                return Err(Refusal::new("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist")));
+                return Err(Refusal::new(
+                    "InvalidAssociationID.NotFound",
+                    format!("The association ID '{id}' does not exist"),
+                ));
             };
             let acl = get(tx, &account, &input.network_acl_id)?;
             if acl.vpc != old.vpc {

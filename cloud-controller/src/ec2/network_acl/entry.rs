@@ -88,7 +88,9 @@ impl CreateNetworkAclEntry {
         let cidr = Cidr::asked(text)?;
         let protocol: Protocol = self.protocol.parse()?;
         let range = match protocol {
-            Protocol::Icmpv6 => return Err(AwsError::unsupported("Protocol 58 (IPv6) is not supported by this cloud").into()),
+            Protocol::Icmpv6 => {
+                return Err(AwsError::unsupported("Protocol 58 (IPv6) is not supported by this cloud").into());
+            }
             Protocol::All | Protocol::Number(_) => None,
             Protocol::Tcp | Protocol::Udp => Some(self.ports()?),
             Protocol::Icmp => Some(self.types()?),
@@ -120,7 +122,7 @@ impl CreateNetworkAclEntry {
     }
 }
 
-fn find<'a>(acl: &'a NetworkAclRow, egress: bool, number: i64) -> Option<&'a EntryRow> {
+fn find(acl: &NetworkAclRow, egress: bool, number: i64) -> Option<&EntryRow> {
     acl.entries.iter().find(|e| e.egress == egress && e.number == number)
 }
 

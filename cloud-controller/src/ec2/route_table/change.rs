@@ -168,7 +168,10 @@ async fn associate(call: &Call, input: AssociateRouteTable) -> Outcome<Associate
                 return Err(AwsError::invalid_parameter_value(message).into());
             }
             let there = tables.iter().find_map(|t| {
-                t.associations.iter().find(|a| a.subnet.as_ref() == Some(&subnet.id)).map(|a| (t.id == table.id, a.id.clone()))
+                t.associations
+                    .iter()
+                    .find(|a| a.subnet.as_ref() == Some(&subnet.id))
+                    .map(|a| (t.id == table.id, a.id.clone()))
             });
             let id = match there {
                 Some((true, id)) => id,
@@ -209,10 +212,9 @@ fn association<'a>(
     tables: &'a [RouteTableRow],
     id: &RouteTableAssociationId,
 ) -> Outcome<(&'a RouteTableRow, Option<&'a SubnetId>)> {
-    tables
-        .iter()
-        .find_map(|t| t.associations.iter().find(|a| a.id == *id).map(|a| (t, a.subnet.as_ref())))
-        .ok_or_else(|| Refusal::new("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist")))
+    tables.iter().find_map(|t| t.associations.iter().find(|a| a.id == *id).map(|a| (t, a.subnet.as_ref()))).ok_or_else(
+        || Refusal::new("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist")),
+    )
 }
 
 fn drop(tx: &mut Tx<'_>, id: &RouteTableAssociationId) -> Outcome<()> {

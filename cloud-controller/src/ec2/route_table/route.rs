@@ -174,7 +174,8 @@ impl CreateRoute {
 fn destination(text: Option<&str>) -> Outcome<Cidr> {
     let text = text.ok_or_else(|| AwsError::missing_parameter("DestinationCidrBlock"))?;
     let wrong = || {
-        let message = format!("Value ({text}) for parameter destinationCidrBlock is invalid. This is not a valid CIDR block.");
+        let message =
+            format!("Value ({text}) for parameter destinationCidrBlock is invalid. This is not a valid CIDR block.");
         Refusal::from(AwsError::invalid_parameter_value(message))
     };
     text.parse().map_err(|()| wrong())
@@ -239,8 +240,9 @@ async fn replace(call: &Call, input: ReplaceRoute) -> Outcome<()> {
                 params![table.id.as_str(), destination, target],
             )?;
             if changed == 0 {
-                let message =
-                    format!("There is no route defined for '{destination}' in the route table. Use CreateRoute instead.");
+                let message = format!(
+                    "There is no route defined for '{destination}' in the route table. Use CreateRoute instead."
+                );
                 return Err(AwsError::invalid_parameter_value(message).into());
             }
             unless_dry_run(input.dry_run)

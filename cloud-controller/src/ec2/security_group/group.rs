@@ -87,7 +87,9 @@ pub fn count_in_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<i64, StoreError> {
 /// The VPC ends: its groups go.
 pub fn drop_of_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<(), StoreError> {
     let ids: Vec<SecurityGroupId> =
-        tx.query("SELECT id FROM security_group WHERE vpc = ?1", params![vpc.as_str()], |row| Ok(row.get::<Id<_>>(0)?.0))?;
+        tx.query("SELECT id FROM security_group WHERE vpc = ?1", params![vpc.as_str()], |row| {
+            Ok(row.get::<Id<_>>(0)?.0)
+        })?;
     for id in ids {
         rule::drop_of_group(tx, &id)?;
         tx.execute("DELETE FROM security_group WHERE id = ?1", params![id.as_str()])?;
@@ -129,12 +131,7 @@ fn not_found_named(name: &str, vpc: &VpcId) -> Refusal {
 }
 
 /// The group a request means by `GroupId`, or by `GroupName` in the default VPC.
-pub fn named(
-    tx: &mut Tx<'_>,
-    account: &str,
-    id: Option<&SecurityGroupId>,
-    name: Option<&str>,
-) -> Outcome<GroupRow> {
+pub fn named(tx: &mut Tx<'_>, account: &str, id: Option<&SecurityGroupId>, name: Option<&str>) -> Outcome<GroupRow> {
     match (id, name) {
         (Some(id), Some(name)) => {
             let group = get(tx, account, id)?;
@@ -263,7 +260,8 @@ async fn create(call: &Call, input: CreateSecurityGroup) -> Outcome<CreatedSecur
     if input.group_name == DEFAULT {
         return Err(Refusal::new("InvalidGroup.Reserved", "The group name 'default' is reserved"));
     }
-    let tags = tag::specified(&input.tag_specification, &["security-group"])?.remove("security-group").unwrap_or_default();
+    let tags =
+        tag::specified(&input.tag_specification, &["security-group"])?.remove("security-group").unwrap_or_default();
     let (account, now) = (call.account().to_owned(), call.now);
     let (group, tag_set) = call
         .cloud
@@ -273,11 +271,10 @@ async fn create(call: &Call, input: CreateSecurityGroup) -> Outcome<CreatedSecur
                 Some(id) => vpc::get(tx, &account, id)?,
                 None => vpc::or_default(tx, &account)?,
             };
-            let count: i64 = tx.query_one(
-                "SELECT COUNT(*) FROM security_group WHERE vpc = ?1",
-                params![vpc.id.as_str()],
-                |row| row.get(0),
-            )?;
+            let count: i64 =
+                tx.query_one("SELECT COUNT(*) FROM security_group WHERE vpc = ?1", params![vpc.id.as_str()], |row| {
+                    row.get(0)
+                })?;
             if count >= MAX_PER_VPC {
                 let message = format!("The VPC already has {MAX_PER_VPC} security groups");
                 return Err(Refusal::new("SecurityGroupLimitExceeded", message));
@@ -289,12 +286,7 @@ async fn create(call: &Call, input: CreateSecurityGroup) -> Outcome<CreatedSecur
         })
         .await?;
     call.cloud.pokes.network.poke();
-    Ok(CreatedSecurityGroup {
-        done: true,
-        security_group_arn: arn(call, &group),
-        group_id: group.id,
-        tag_set,
-    })
+    Ok(CreatedSecurityGroup { done: true, security_group_arn: arn(call, &group), group_id: group.id, tag_set })
 }
 
 fn arn(call: &Call, group: &GroupRow) -> String {
@@ -325,7 +317,8 @@ async fn delete(call: &Call, input: DeleteSecurityGroup) -> Outcome<DeletedSecur
         .write("delete a security group", move |tx| {
             let group = named(tx, &account, input.group_id.as_ref(), input.group_name.as_deref())?;
             if group.name == DEFAULT {
-                let message = format!("the specified group: \"{}\" name: \"default\" cannot be deleted by a user", group.id);
+                let message =
+                    format!("the specified group: \"{}\" name: \"default\" cannot be deleted by a user", group.id);
                 return Err(Refusal::new("CannotDelete", message));
             }
             let id = group.id.as_str();

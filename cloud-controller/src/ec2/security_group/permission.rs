@@ -219,12 +219,7 @@ impl Flat {
 const MAX_ASKED: usize = 1000;
 
 /// The rules of a request, in its order; groups are looked up in the VPC of `group`.
-pub fn asked(
-    tx: &mut Tx<'_>,
-    group: &GroupRow,
-    permissions: &[IpPermissionInput],
-    flat: &Flat,
-) -> Outcome<Vec<Asked>> {
+pub fn asked(tx: &mut Tx<'_>, group: &GroupRow, permissions: &[IpPermissionInput], flat: &Flat) -> Outcome<Vec<Asked>> {
     let flat = match (permissions.is_empty(), flat.is_empty()) {
         (true, true) => return Err(AwsError::missing_parameter("IpPermissions").into()),
         (false, false) => {
@@ -298,11 +293,8 @@ fn referred(tx: &mut Tx<'_>, group: &GroupRow, source: &GroupInput) -> Outcome<S
 
 /// Protocol, first and last, in the one form rows have.
 fn what(permission: &IpPermissionInput) -> Result<(Protocol, i64, i64), AwsError> {
-    let protocol: Protocol = permission
-        .ip_protocol
-        .as_deref()
-        .ok_or_else(|| AwsError::missing_parameter("IpProtocol"))?
-        .parse()?;
+    let protocol: Protocol =
+        permission.ip_protocol.as_deref().ok_or_else(|| AwsError::missing_parameter("IpProtocol"))?.parse()?;
     span(protocol, permission.from_port, permission.to_port).map(|(from, to)| (protocol, from, to))
 }
 
@@ -314,10 +306,14 @@ pub fn span(protocol: Protocol, from: Option<i64>, to: Option<i64>) -> Result<(i
         Protocol::All | Protocol::Number(_) => Ok((-1, -1)),
         Protocol::Tcp | Protocol::Udp => {
             let (Some(from), Some(to)) = (from, to) else {
-                return refuse("Invalid value 'Must specify both from and to ports with TCP/UDP.' for portRange.".into());
+                return refuse(
+                    "Invalid value 'Must specify both from and to ports with TCP/UDP.' for portRange.".into(),
+                );
             };
             if !(0..=65535).contains(&from) || !(0..=65535).contains(&to) || from > to {
-                return refuse(format!("Invalid value '{from}-{to}' for portRange. Ports are 0 to 65535, the lower one first."));
+                return refuse(format!(
+                    "Invalid value '{from}-{to}' for portRange. Ports are 0 to 65535, the lower one first."
+                ));
             }
             Ok((from, to))
         }

@@ -62,8 +62,7 @@ pub struct RuleRow {
     pub description: Option<String>,
 }
 
-const COLUMNS: &str =
-    "id, account, security_group, egress, protocol, from_port, to_port, peer_kind, peer, description";
+const COLUMNS: &str = "id, account, security_group, egress, protocol, from_port, to_port, peer_kind, peer, description";
 
 fn read(row: &Row<'_>) -> Result<RuleRow, StoreError> {
     let peer = match row.get::<PeerKind>(7)? {
@@ -199,7 +198,9 @@ pub fn insert(
 
 fn duplicate(traffic: &Traffic) -> Refusal {
     let ports = match traffic.shown_ports() {
-        (Some(from), Some(to)) => format!("{}, from port: {from}, to port: {to}", traffic.protocol.to_string().to_uppercase()),
+        (Some(from), Some(to)) => {
+            format!("{}, from port: {from}, to port: {to}", traffic.protocol.to_string().to_uppercase())
+        }
         _ => "ALL".into(),
     };
     let message = format!("the specified rule \"peer: {}, {ports}, ALLOW\" already exists", traffic.peer);

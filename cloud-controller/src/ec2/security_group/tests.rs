@@ -105,7 +105,9 @@ async fn rules_have_ids_tags_and_descriptions_and_can_be_changed_in_place() {
     let rule = first(&answer, "securityGroupRuleId");
     let shown = format!("DescribeSecurityGroupRules&SecurityGroupRuleId.1={rule}");
     assert_eq!(a.all(&shown, "key").await, ["k"]);
-    let describe = format!("UpdateSecurityGroupRuleDescriptionsIngress&GroupId={id}&{SSH}&IpPermissions.1.IpRanges.1.Description=home");
+    let describe = format!(
+        "UpdateSecurityGroupRuleDescriptionsIngress&GroupId={id}&{SSH}&IpPermissions.1.IpRanges.1.Description=home"
+    );
     a.ask(&describe).await.unwrap();
     assert_eq!(a.all(&shown, "description").await, ["home"]);
     let to = "SecurityGroupRule.1.SecurityGroupRule";
@@ -115,8 +117,14 @@ async fn rules_have_ids_tags_and_descriptions_and_can_be_changed_in_place() {
     );
     a.ask(&modify).await.unwrap();
     let now = a.ask(&shown).await.unwrap();
-    assert_eq!((first(&now, "ipProtocol"), first(&now, "fromPort"), first(&now, "cidrIpv4")), ("udp".into(), "53".into(), "0.0.0.0/0".into()));
-    assert_eq!(a.ask(&format!("RevokeSecurityGroupIngress&GroupId={id}&{SSH}")).await, Err("InvalidPermission.NotFound".into()));
+    assert_eq!(
+        (first(&now, "ipProtocol"), first(&now, "fromPort"), first(&now, "cidrIpv4")),
+        ("udp".into(), "53".into(), "0.0.0.0/0".into())
+    );
+    assert_eq!(
+        a.ask(&format!("RevokeSecurityGroupIngress&GroupId={id}&{SSH}")).await,
+        Err("InvalidPermission.NotFound".into())
+    );
     let revoke = format!("RevokeSecurityGroupIngress&GroupId={id}&SecurityGroupRuleId.1={rule}");
     assert_eq!(first(&a.ask(&revoke).await.unwrap(), "securityGroupRuleId"), rule);
     assert_eq!(a.ask(&revoke).await, Err("InvalidSecurityGroupRuleId.NotFound".into()));
@@ -132,7 +140,10 @@ async fn groups_are_kept_from_each_other_and_from_misuse() {
     assert_eq!(a.ask(&create("default")).await, Err("InvalidGroup.Reserved".into()));
     assert_eq!(a.ask(&create("sg-web")).await, Err("InvalidParameterValue".into()));
     assert_eq!(a.ask(&create("%C3%A9")).await, Err("InvalidParameterValue".into()));
-    assert_eq!(a.ask(&format!("{}&VpcId=vpc-00000000000000000", create("x"))).await, Err("InvalidVpcID.NotFound".into()));
+    assert_eq!(
+        a.ask(&format!("{}&VpcId=vpc-00000000000000000", create("x"))).await,
+        Err("InvalidVpcID.NotFound".into())
+    );
     let default = first(&a.ask("DescribeSecurityGroups&GroupName.1=default").await.unwrap(), "groupId");
     assert_eq!(a.ask(&format!("DeleteSecurityGroup&GroupId={default}")).await, Err("CannotDelete".into()));
     let instance = a.launch(&format!("SecurityGroupId.1={web}")).await;
@@ -156,7 +167,9 @@ async fn a_group_holds_sixty_rules_and_pages_go_on_where_the_last_ended() {
         let rule = format!("IpProtocol=tcp&FromPort={n}&ToPort={n}&CidrIp=0.0.0.0/0");
         a.ask(&format!("AuthorizeSecurityGroupIngress&GroupId={id}&{rule}")).await.unwrap();
     }
-    let one_more = a.ask(&format!("AuthorizeSecurityGroupIngress&GroupId={id}&{SSH}&IpPermissions.1.IpRanges.2.CidrIp=1.0.0.0/8")).await;
+    let one_more = a
+        .ask(&format!("AuthorizeSecurityGroupIngress&GroupId={id}&{SSH}&IpPermissions.1.IpRanges.2.CidrIp=1.0.0.0/8"))
+        .await;
     assert_eq!(one_more, Err("RulesPerSecurityGroupLimitExceeded".into()));
     let ask = format!("DescribeSecurityGroupRules&Filter.1.Name=group-id&Filter.1.Value.1={id}&MaxResults=25");
     let (mut seen, mut token) = (Vec::new(), String::new());

@@ -40,7 +40,8 @@ struct Permission {
 }
 
 fn unknown(name: &str) -> Refusal {
-    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute.")).into()
+    AwsError::invalid_parameter_value(format!("Value ({name}) for parameter attribute is invalid. Unknown attribute."))
+        .into()
 }
 
 async fn describe(call: &Call, input: DescribeSnapshotAttribute) -> Outcome<DescribedAttribute> {
@@ -49,13 +50,18 @@ async fn describe(call: &Call, input: DescribeSnapshotAttribute) -> Outcome<Desc
         .store
         .read("describe a snapshot's attribute", move |tx| {
             let snapshot = own(tx, &account, &input.snapshot_id)?;
-            let mut shown = DescribedAttribute { snapshot_id: snapshot.id.clone(), create_volume_permission: None, product_codes: None };
+            let mut shown = DescribedAttribute {
+                snapshot_id: snapshot.id.clone(),
+                create_volume_permission: None,
+                product_codes: None,
+            };
             match input.attribute.as_str() {
                 "createVolumePermission" => {
-                    let permitted = row::permissions(tx, snapshot.id.as_str())?.into_iter().map(|who| match who.as_str() {
-                        EVERYBODY => Permission { user_id: None, group: Some(who) },
-                        _ => Permission { user_id: Some(who), group: None },
-                    });
+                    let permitted =
+                        row::permissions(tx, snapshot.id.as_str())?.into_iter().map(|who| match who.as_str() {
+                            EVERYBODY => Permission { user_id: None, group: Some(who) },
+                            _ => Permission { user_id: Some(who), group: None },
+                        });
                     shown.create_volume_permission = Some(permitted.collect());
                 }
                 "productCodes" => shown.product_codes = Some([]),
@@ -101,7 +107,9 @@ fn whom(permission: &Permission) -> Outcome<String> {
             Err(AwsError::invalid_parameter_value(format!("Value ({id}) for parameter userId is invalid.")).into())
         }
         (None, Some(EVERYBODY)) => Ok(EVERYBODY.into()),
-        (None, Some(other)) => Err(AwsError::invalid_parameter_value(format!("Invalid group '{other}': it can be 'all'")).into()),
+        (None, Some(other)) => {
+            Err(AwsError::invalid_parameter_value(format!("Invalid group '{other}': it can be 'all'")).into())
+        }
         _ => Err(AwsError::invalid_parameter_combination("A permission names a UserId or a Group").into()),
     }
 }
@@ -125,7 +133,10 @@ fn the_change(input: &ModifySnapshotAttribute) -> Outcome<(Vec<String>, Vec<Stri
         None if older.is_empty() => {}
         other => {
             let other = other.unwrap_or_default();
-            return Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter operationType is invalid.")).into());
+            return Err(AwsError::invalid_parameter_value(format!(
+                "Value ({other}) for parameter operationType is invalid."
+            ))
+            .into());
         }
     }
     if add.is_empty() && remove.is_empty() {

@@ -83,7 +83,8 @@ async fn copy(call: &Call, input: CopySnapshot) -> Outcome<Copied> {
                 volume: NO_VOLUME.into(),
                 generation: Generation::default(),
                 size_gib: source.size_gib,
-                description: description.unwrap_or_else(|| format!("[Copied {} from {}]", source.id, input.source_region)),
+                description: description
+                    .unwrap_or_else(|| format!("[Copied {} from {}]", source.id, input.source_region)),
                 created: now,
                 desired: SnapshotDesired::Present,
                 observed: Some(SnapshotObserved::Uploaded),

@@ -92,10 +92,16 @@ fn begin(
     tags: &[Tag],
 ) -> Outcome<Snapshot> {
     if volume.desired != VolumeDesired::Present || volume.observed != Some(VolumeObserved::Ready) {
-        return Err(Refusal::new("IncorrectState", format!("Volume '{}' is neither 'available' nor 'in-use'.", volume.id)));
+        return Err(Refusal::new(
+            "IncorrectState",
+            format!("Volume '{}' is neither 'available' nor 'in-use'.", volume.id),
+        ));
     }
     if description.chars().count() > 255 {
-        return Err(AwsError::invalid_parameter_value("Character sets beyond 255 characters are not supported for description").into());
+        return Err(AwsError::invalid_parameter_value(
+            "Character sets beyond 255 characters are not supported for description",
+        )
+        .into());
     }
     let snapshot = Snapshot {
         id,

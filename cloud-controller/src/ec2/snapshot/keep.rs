@@ -67,7 +67,8 @@ impl Reconciler for Keep {
 impl Keep {
     async fn work(&self, report: &mut PassReport) -> Result<(), String> {
         let store = &self.cloud.store;
-        let rows = store.read("read the snapshots to keep", |tx| Ok::<_, StoreError>((row::to_accept(tx)?, row::to_remove(tx)?)));
+        let rows = store
+            .read("read the snapshots to keep", |tx| Ok::<_, StoreError>((row::to_accept(tx)?, row::to_remove(tx)?)));
         let (uploaded, removed) = rows.await.map_err(|e| e.to_string())?;
         for snapshot in uploaded {
             match self.accept(&snapshot).await {
@@ -89,12 +90,14 @@ impl Keep {
         let outcome = self.look_through(snapshot).await;
         let written = match outcome {
             Ok(()) => {
-                self.cloud.store.write("a snapshot is complete", move |tx| {
-                    row::set_accepted(tx, &id)?;
-                    event::note(tx, &id, now, Kind::Observed, "all of it is in walrus")
-                })
+                {
+                    self.cloud.store.write("a snapshot is complete", move |tx| {
+                        row::set_accepted(tx, &id)?;
+                        event::note(tx, &id, now, Kind::Observed, "all of it is in walrus")
+                    })
+                }
+                .await
             }
-            .await,
             Err(Trouble::Missing(what)) => {
                 self.cloud
                     .store
@@ -177,7 +180,8 @@ impl Keep {
 
     async fn take_away(&self, report: &mut PassReport) -> Result<(), String> {
         loop {
-            let garbage = self.cloud.store.write("find garbage", blob::garbage).await.map_err(|e: StoreError| e.to_string())?;
+            let garbage =
+                self.cloud.store.write("find garbage", blob::garbage).await.map_err(|e: StoreError| e.to_string())?;
             if garbage.is_empty() {
                 return Ok(());
             }

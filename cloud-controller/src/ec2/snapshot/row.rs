@@ -123,7 +123,8 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
 
 /// What the storage-controller is sent of it has changed.
 fn touch(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
-    let zone: Option<String> = tx.query_opt("SELECT zone FROM snapshot WHERE id = ?1", params![id], |row| row.get(0))?;
+    let zone: Option<String> =
+        tx.query_opt("SELECT zone FROM snapshot WHERE id = ?1", params![id], |row| row.get(0))?;
     let Some(zone) = zone.filter(|zone| !zone.is_empty()) else { return Ok(()) };
     let generation = generation::next(tx, &zone, List::Snapshots)?;
     tx.execute(

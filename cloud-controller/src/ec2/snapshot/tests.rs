@@ -20,7 +20,13 @@ async fn snapshot(stage: &Rehearsal, volume: &str) -> String {
 
 async fn report(stage: &Rehearsal, id: &str, observed: SnapshotObserved, change: impl FnOnce(&mut SnapshotReport)) {
     let (asked, now) = (id.to_owned(), stage.cloud.now());
-    let row = stage.cloud.store.read("read", move |tx| row::any(tx, &asked)).await.unwrap_or_else(|e: StoreError| panic!("{e}")).unwrap();
+    let row = stage
+        .cloud
+        .store
+        .read("read", move |tx| row::any(tx, &asked))
+        .await
+        .unwrap_or_else(|e: StoreError| panic!("{e}"))
+        .unwrap();
     let mut report = SnapshotReport {
         id: id.into(),
         generation: row.generation,
@@ -33,7 +39,8 @@ async fn report(stage: &Rehearsal, id: &str, observed: SnapshotObserved, change:
         size_gib: row.size_gib,
     };
     change(&mut report);
-    let taken: Result<_, StoreError> = stage.cloud.store.write("report", move |tx| super::take_report(tx, &report, now)).await;
+    let taken: Result<_, StoreError> =
+        stage.cloud.store.write("report", move |tx| super::take_report(tx, &report, now)).await;
     taken.unwrap();
 }
 
@@ -101,16 +108,23 @@ async fn a_snapshot_is_pending_until_all_of_it_was_found_and_then_makes_volumes(
     assert_eq!(stage.all(&status(&id), "status").await, ["pending"]);
     complete(&stage, &id, "m", &[("p", &["a"])]).await;
     let shown = stage.ask(&status(&id)).await.unwrap();
-    for (element, value) in
-        [("status", "completed"), ("progress", "100%"), ("volumeSize", "2"), ("description", "d"), ("volumeId", volume.as_str())]
-    {
+    for (element, value) in [
+        ("status", "completed"),
+        ("progress", "100%"),
+        ("volumeSize", "2"),
+        ("description", "d"),
+        ("volumeId", volume.as_str()),
+    ] {
         assert_eq!(first(&shown, element), value, "{shown}");
     }
     assert_eq!(stage.ask(&format!("{restore}&Size=1")).await, Err("InvalidParameterValue".into()));
     let restored = first(&stage.ask(&restore).await.unwrap(), "volumeId");
     let wanted = stage.wanted_volume(&restored).await;
     assert_eq!((wanted.size_gib, wanted.source.unwrap().manifest), (2, "m".into()));
-    assert_eq!(stage.all(&format!("DescribeVolumes&Filter.1.Name=snapshot-id&Filter.1.Value.1={id}"), "volumeId").await, [restored]);
+    assert_eq!(
+        stage.all(&format!("DescribeVolumes&Filter.1.Name=snapshot-id&Filter.1.Value.1={id}"), "volumeId").await,
+        [restored]
+    );
 }
 
 #[tokio::test]
@@ -149,7 +163,8 @@ async fn deleting_in_any_order_frees_what_no_other_snapshot_needs() {
             let freed = removed(&stage, &ids[n]).await;
             left.retain(|m| *m != n);
             let names = |n: usize| {
-                let blobs = pages[n].iter().flat_map(|(page, blocks)| blocks.iter().copied().chain([*page])).map(str::to_owned);
+                let blobs =
+                    pages[n].iter().flat_map(|(page, blocks)| blocks.iter().copied().chain([*page])).map(str::to_owned);
                 blobs.chain([format!("m{n}")]).collect::<Vec<_>>()
             };
             let needed: Vec<String> = left.iter().flat_map(|m| names(*m)).collect();
@@ -166,7 +181,8 @@ async fn a_volume_that_is_being_restored_keeps_its_snapshots_bytes() {
     let volume = volume(&stage).await;
     let id = snapshot(&stage, &volume).await;
     complete(&stage, &id, "m", &[("p", &["a"])]).await;
-    let restored = first(&stage.ask(&format!("CreateVolume&AvailabilityZone=z-1a&SnapshotId={id}")).await.unwrap(), "volumeId");
+    let restored =
+        first(&stage.ask(&format!("CreateVolume&AvailabilityZone=z-1a&SnapshotId={id}")).await.unwrap(), "volumeId");
     stage.ask(&format!("DeleteSnapshot&SnapshotId={id}")).await.unwrap();
     assert_eq!(removed(&stage, &id).await, Vec::<String>::new());
     stage.serve(&restored).await;
@@ -181,7 +197,12 @@ async fn a_copy_and_a_share_are_what_they_say_and_nobody_else_sees_anything() {
     complete(&stage, &id, "m", &[("p", &["a"])]).await;
     let describe = |id: &str| format!("DescribeSnapshots&SnapshotId.1={id}");
     let copy = format!("CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={id}");
-    for request in [describe(&id), copy.clone(), format!("DeleteSnapshot&SnapshotId={id}"), format!("CreateSnapshot&VolumeId={volume}")] {
+    for request in [
+        describe(&id),
+        copy.clone(),
+        format!("DeleteSnapshot&SnapshotId={id}"),
+        format!("CreateSnapshot&VolumeId={volume}"),
+    ] {
         let code = stage.ask_as(&other, &request).await.unwrap_err();
         assert!(code.ends_with(".NotFound"), "{request}: {code}");
     }
@@ -192,9 +213,18 @@ async fn a_copy_and_a_share_are_what_they_say_and_nobody_else_sees_anything() {
     let shared = format!("DescribeSnapshotAttribute&SnapshotId={id}&Attribute=createVolumePermission");
     assert_eq!(stage.all(&shared, "userId").await, std::slice::from_ref(&other));
     stage.ask_as(&other, &describe(&id)).await.unwrap();
-    assert_eq!(stage.ask_as(&other, "DescribeSnapshots&Owner.1=self").await.unwrap().matches("<snapshotId>").count(), 0);
-    assert_eq!(stage.ask_as(&other, "DescribeSnapshots&RestorableBy.1=self").await.unwrap().matches("<snapshotId>").count(), 1);
-    assert_eq!(stage.ask_as(&other, &format!("DeleteSnapshot&SnapshotId={id}")).await, Err("InvalidSnapshot.NotFound".into()));
+    assert_eq!(
+        stage.ask_as(&other, "DescribeSnapshots&Owner.1=self").await.unwrap().matches("<snapshotId>").count(),
+        0
+    );
+    assert_eq!(
+        stage.ask_as(&other, "DescribeSnapshots&RestorableBy.1=self").await.unwrap().matches("<snapshotId>").count(),
+        1
+    );
+    assert_eq!(
+        stage.ask_as(&other, &format!("DeleteSnapshot&SnapshotId={id}")).await,
+        Err("InvalidSnapshot.NotFound".into())
+    );
     let theirs = first(&stage.ask_as(&other, &copy).await.unwrap(), "snapshotId");
     stage.ask(&format!("ResetSnapshotAttribute&SnapshotId={id}&Attribute=createVolumePermission")).await.unwrap();
     assert_eq!(stage.ask_as(&other, &describe(&id)).await, Err("InvalidSnapshot.NotFound".into()));
@@ -220,7 +250,10 @@ async fn snapshots_of_an_instance_are_of_one_instant_or_refused() {
     stage.ask(&format!("CreateTags&ResourceId.1={one}&Tag.1.Key=k&Tag.1.Value=v")).await.unwrap();
     stage.ask(&format!("AttachVolume&VolumeId={one}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
     let made = stage.ask(&request).await.unwrap();
-    assert_eq!((first(&made, "volumeId"), first(&made, "state"), first(&made, "value")), (one, "pending".into(), "v".into()));
+    assert_eq!(
+        (first(&made, "volumeId"), first(&made, "state"), first(&made, "value")),
+        (one, "pending".into(), "v".into())
+    );
     stage.ask(&format!("AttachVolume&VolumeId={two}&InstanceId={instance}&Device=/dev/sdg")).await.unwrap();
     assert_eq!(stage.ask(&request).await, Err("Unsupported".into()));
     stage.ask(&format!("{request}&InstanceSpecification.ExcludeDataVolumeId.1={two}")).await.unwrap();

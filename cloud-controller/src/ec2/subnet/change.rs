@@ -260,7 +260,11 @@ async fn modify_attribute(call: &Call, input: ModifySubnetAttribute) -> Outcome<
     match given {
         0 => return Err(AwsError::missing_parameter("MapPublicIpOnLaunch").into()),
         1 => {}
-        _ => return Err(AwsError::invalid_parameter_combination("Only one subnet attribute can be modified at a time").into()),
+        _ => {
+            return Err(
+                AwsError::invalid_parameter_combination("Only one subnet attribute can be modified at a time").into()
+            );
+        }
     }
     let account = call.account().to_owned();
     call.cloud

@@ -81,7 +81,8 @@ struct AttachVolume {
 
 async fn attach(call: &Call, input: AttachVolume) -> Outcome<AttachmentInfo> {
     if !is_device(&input.device) {
-        let message = format!("Value ({0}) for parameter device is invalid. {0} is not a valid EBS device name.", input.device);
+        let message =
+            format!("Value ({0}) for parameter device is invalid. {0} is not a valid EBS device name.", input.device);
         return Err(AwsError::invalid_parameter_value(message).into());
     }
     let (account, now) = (call.account().to_owned(), call.now);
@@ -90,7 +91,8 @@ async fn attach(call: &Call, input: AttachVolume) -> Outcome<AttachmentInfo> {
         .cloud
         .store
         .write("attach a volume", move |tx| {
-            let volume = row::get(tx, &account, input.volume_id.as_str())?.ok_or_else(|| not_found(input.volume_id.as_str()))?;
+            let volume =
+                row::get(tx, &account, input.volume_id.as_str())?.ok_or_else(|| not_found(input.volume_id.as_str()))?;
             let instance = instance::get(tx, &account, &input.instance_id)?;
             may_attach(tx, &volume, &instance, &input.device)?;
             let attachment = Attachment {
@@ -106,7 +108,13 @@ async fn attach(call: &Call, input: AttachVolume) -> Outcome<AttachmentInfo> {
             };
             row::insert_attachment(tx, &attachment).map_err(|e| unique_is(e, || in_use(&volume)))?;
             row::touch(tx, volume.id.as_str())?;
-            event::note(tx, volume.id.as_str(), now, Kind::Asked, &format!("attach to {} as {}", instance.id, input.device))?;
+            event::note(
+                tx,
+                volume.id.as_str(),
+                now,
+                Kind::Asked,
+                &format!("attach to {} as {}", instance.id, input.device),
+            )?;
             unless_dry_run(input.dry_run)?;
             Ok::<_, Refusal>(attachment)
         })
@@ -128,7 +136,10 @@ fn may_attach(tx: &mut Tx<'_>, volume: &Volume, instance: &Instance, device: &st
     }
     let state = instance.state().name;
     if !matches!(state, "running" | "stopped") {
-        return Err(Refusal::new("IncorrectState", format!("Instance '{}' is not 'running' (it is '{state}').", instance.id)));
+        return Err(Refusal::new(
+            "IncorrectState",
+            format!("Instance '{}' is not 'running' (it is '{state}').", instance.id),
+        ));
     }
     if volume.zone != instance.zone {
         return Err(Refusal::new(
@@ -144,7 +155,11 @@ fn may_attach(tx: &mut Tx<'_>, volume: &Volume, instance: &Instance, device: &st
         return Err(AwsError::invalid_parameter_value(message).into());
     }
     if there.len() >= VOLUMES_AT_AN_INSTANCE {
-        let message = format!("Instance '{}' has {} volumes, and an instance can have {VOLUMES_AT_AN_INSTANCE}", instance.id, there.len());
+        let message = format!(
+            "Instance '{}' has {} volumes, and an instance can have {VOLUMES_AT_AN_INSTANCE}",
+            instance.id,
+            there.len()
+        );
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
     Ok(())
@@ -189,8 +204,10 @@ async fn detach(call: &Call, input: DetachVolume) -> Outcome<AttachmentInfo> {
         .cloud
         .store
         .write("detach a volume", move |tx| {
-            let volume = row::get(tx, &account, input.volume_id.as_str())?.ok_or_else(|| not_found(input.volume_id.as_str()))?;
-            let not_attached = || Refusal::new("IncorrectState", format!("Volume '{}' is in the 'available' state.", volume.id));
+            let volume =
+                row::get(tx, &account, input.volume_id.as_str())?.ok_or_else(|| not_found(input.volume_id.as_str()))?;
+            let not_attached =
+                || Refusal::new("IncorrectState", format!("Volume '{}' is in the 'available' state.", volume.id));
             let attachment = row::attachment_of(tx, volume.id.as_str())?.ok_or_else(not_attached)?;
             if input.instance_id.as_ref().is_some_and(|i| *i != attachment.instance)
                 || input.device.as_ref().is_some_and(|d| *d != attachment.device)
@@ -294,11 +311,23 @@ pub fn node_reported(tx: &mut Tx<'_>, report: &InstanceReport, now: i64) -> Resu
             Step::Nothing => {}
             Step::Attached => {
                 row::set_phase(tx, &attachment, Phase::Attached, attachment.left, attachment.since)?;
-                event::note(tx, attachment.volume.as_str(), now, Kind::Observed, &format!("attached to {}", attachment.instance))?;
+                event::note(
+                    tx,
+                    attachment.volume.as_str(),
+                    now,
+                    Kind::Observed,
+                    &format!("attached to {}", attachment.instance),
+                )?;
             }
             Step::LetGo => {
                 end(tx, &attachment, now)?;
-                event::note(tx, attachment.volume.as_str(), now, Kind::Observed, &format!("{} has let go of it", attachment.instance))?;
+                event::note(
+                    tx,
+                    attachment.volume.as_str(),
+                    now,
+                    Kind::Observed,
+                    &format!("{} has let go of it", attachment.instance),
+                )?;
                 volumes_changed = true;
             }
             Step::Waits(reason) => row::set_reason(tx, &attachment, &reason)?,
@@ -314,7 +343,8 @@ pub fn storage_reported(tx: &mut Tx<'_>, before: &Volume, volume: &Volume, now: 
     match attachment.phase {
         Phase::Attaching | Phase::Attached if exported && before.export != volume.export => {
             let instance = instance::any(tx, attachment.instance.as_str())?;
-            if attachment.phase == Phase::Attaching && instance.is_some_and(|i| i.observed == Some(Observed::Stopped) && i.desired == Desired::Stopped)
+            if attachment.phase == Phase::Attaching
+                && instance.is_some_and(|i| i.observed == Some(Observed::Stopped) && i.desired == Desired::Stopped)
             {
                 row::set_phase(tx, &attachment, Phase::Attached, attachment.left, attachment.since)?;
             }
@@ -325,8 +355,15 @@ pub fn storage_reported(tx: &mut Tx<'_>, before: &Volume, volume: &Volume, now: 
         }
         Phase::Ending if !exported && volume.observed_generation >= volume.generation => {
             row::remove_attachment(tx, &attachment)?;
-            event::note(tx, volume.id.as_str(), now, Kind::Observed, &format!("detached from {}", attachment.instance))?;
-            let ended = instance::any(tx, attachment.instance.as_str())?.is_none_or(|i| i.desired == Desired::Terminated);
+            event::note(
+                tx,
+                volume.id.as_str(),
+                now,
+                Kind::Observed,
+                &format!("detached from {}", attachment.instance),
+            )?;
+            let ended =
+                instance::any(tx, attachment.instance.as_str())?.is_none_or(|i| i.desired == Desired::Terminated);
             if ended && attachment.delete_on_termination && volume.desired == VolumeDesired::Present {
                 row::set_deleted(tx, volume.id.as_str())?;
                 event::note(tx, volume.id.as_str(), now, Kind::Decided, "deleted with its instance")?;
@@ -360,7 +397,11 @@ mod tests {
         InstanceReport {
             generation: Generation { epoch: 1, counter },
             attachments: at_node
-                .map(|attached| AttachmentReport { volume: "vol-0123456789abcdef0".into(), attached, reason: String::new() })
+                .map(|attached| AttachmentReport {
+                    volume: "vol-0123456789abcdef0".into(),
+                    attached,
+                    reason: String::new(),
+                })
                 .into_iter()
                 .collect(),
             ..InstanceReport::new("i-0123456789abcdef0", observed)
@@ -395,7 +436,19 @@ mod tests {
         for good in ["/dev/sdf", "/dev/xvdba", "/dev/vdb", "sdh", "xvdf", "/dev/sdb1", "/dev/sda15"] {
             assert!(is_device(good), "{good}");
         }
-        for bad in ["", "/dev/", "/dev/sd", "/dev/sdF", "/dev/sdaaa", "/dev/sda16", "/dev/sda01", "/dev/nvme1n1", "/dev/sdf/../sda", "sdf ", "/dev/sdé"] {
+        for bad in [
+            "",
+            "/dev/",
+            "/dev/sd",
+            "/dev/sdF",
+            "/dev/sdaaa",
+            "/dev/sda16",
+            "/dev/sda01",
+            "/dev/nvme1n1",
+            "/dev/sdf/../sda",
+            "sdf ",
+            "/dev/sdé",
+        ] {
             assert!(!is_device(bad), "{bad}");
         }
     }

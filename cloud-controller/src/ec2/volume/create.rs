@@ -1,6 +1,10 @@
 //! CreateVolume and DeleteVolume.
 
-use mallee_aws::{AwsError, answer::timestamp, id::{SnapshotId, VolumeId}};
+use mallee_aws::{
+    AwsError,
+    answer::timestamp,
+    id::{SnapshotId, VolumeId},
+};
 use mallee_store::Tx;
 use mallee_tiers::{Generation, VolumeDesired};
 use serde::{Deserialize, Serialize};
@@ -90,7 +94,10 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         (None, size) => size.ok_or_else(|| AwsError::missing_parameter("Size"))?,
         (Some((from, _)), None) => from.size_gib,
         (Some((from, _)), Some(size)) if size < from.size_gib => {
-            let message = format!("Volume of {size}GiB is smaller than snapshot '{}', expect size >= {}GiB", from.id, from.size_gib);
+            let message = format!(
+                "Volume of {size}GiB is smaller than snapshot '{}', expect size >= {}GiB",
+                from.id, from.size_gib
+            );
             return Err(AwsError::invalid_parameter_value(message).into());
         }
         (Some(_), Some(size)) => size,
@@ -168,31 +175,53 @@ fn write(
 }
 
 /// IOPS and throughput as they are shown, within AWS' bounds for the type. They are figures on paper: nothing is throttled.
-pub(super) fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Option<u32>) -> Outcome<(Option<u32>, Option<u32>)> {
+pub(super) fn figures(
+    kind: &str,
+    size: u64,
+    iops: Option<u32>,
+    throughput: Option<u32>,
+) -> Outcome<(Option<u32>, Option<u32>)> {
     let bad = |message: String| -> Refusal { AwsError::invalid_parameter_value(message).into() };
     let sizes = match kind {
         "gp2" | "gp3" => 1..=16_384,
         "io1" | "io2" => 4..=16_384,
         "st1" | "sc1" => 125..=16_384,
         "standard" => 1..=1_024,
-        other => return Err(Refusal::new("UnknownVolumeType", format!("Unsupported volume type '{other}' for volume creation."))),
+        other => {
+            return Err(Refusal::new(
+                "UnknownVolumeType",
+                format!("Unsupported volume type '{other}' for volume creation."),
+            ));
+        }
     };
     if !sizes.contains(&size) {
         let (least, most) = (sizes.start(), sizes.end());
         return Err(bad(format!("Volume of {size}GiB is invalid; a {kind} volume has {least} to {most} GiB.")));
     }
     if throughput.is_some() && kind != "gp3" {
-        return Err(AwsError::invalid_parameter_combination(format!("The parameter throughput is not supported for {kind} volumes.")).into());
+        return Err(AwsError::invalid_parameter_combination(format!(
+            "The parameter throughput is not supported for {kind} volumes."
+        ))
+        .into());
     }
     if iops.is_some() && !matches!(kind, "gp3" | "io1" | "io2") {
-        return Err(AwsError::invalid_parameter_combination(format!("The parameter iops is not supported for {kind} volumes.")).into());
+        return Err(AwsError::invalid_parameter_combination(format!(
+            "The parameter iops is not supported for {kind} volumes."
+        ))
+        .into());
     }
     let within = |iops: u32, bounds: std::ops::RangeInclusive<u32>, per_gib: u64| {
         if !bounds.contains(&iops) {
-            return Err(bad(format!("Volume iops of {iops} is out of range; a {kind} volume has {} to {}.", bounds.start(), bounds.end())));
+            return Err(bad(format!(
+                "Volume iops of {iops} is out of range; a {kind} volume has {} to {}.",
+                bounds.start(),
+                bounds.end()
+            )));
         }
         if u64::from(iops) > size * per_gib {
-            return Err(bad(format!("Iops to volume size ratio of {iops}:{size} is too high; maximum is {per_gib} per GiB")));
+            return Err(bad(format!(
+                "Iops to volume size ratio of {iops}:{size} is too high; maximum is {per_gib} per GiB"
+            )));
         }
         Ok(Some(iops))
     };
@@ -205,10 +234,14 @@ pub(super) fn figures(kind: &str, size: u64, iops: Option<u32>, throughput: Opti
             };
             let throughput = throughput.unwrap_or(125);
             if !(125..=1_000).contains(&throughput) {
-                return Err(bad(format!("Throughput of {throughput} MiB/s is out of range; a gp3 volume has 125 to 1000.")));
+                return Err(bad(format!(
+                    "Throughput of {throughput} MiB/s is out of range; a gp3 volume has 125 to 1000."
+                )));
             }
             if throughput * 4 > iops.unwrap_or_default() {
-                return Err(bad(format!("Throughput (MiB/s) to iops ratio of {throughput} is too high; maximum is 0.25 MiB/s per iops")));
+                return Err(bad(format!(
+                    "Throughput (MiB/s) to iops ratio of {throughput} is too high; maximum is 0.25 MiB/s per iops"
+                )));
             }
             Ok((iops, Some(throughput)))
         }
@@ -235,7 +268,10 @@ async fn delete(call: &Call, input: DeleteVolume) -> Outcome<()> {
             let id = input.volume_id.as_str();
             let volume = row::get(tx, &account, id)?.ok_or_else(|| not_found(id))?;
             if let Some(attachment) = row::attachment_of(tx, id)? {
-                return Err(Refusal::new("VolumeInUse", format!("Volume {id} is currently attached to {}", attachment.instance)));
+                return Err(Refusal::new(
+                    "VolumeInUse",
+                    format!("Volume {id} is currently attached to {}", attachment.instance),
+                ));
             }
             if volume.desired != VolumeDesired::Deleted {
                 row::set_deleted(tx, id)?;
@@ -253,7 +289,8 @@ mod tests {
 
     #[test]
     fn types_keep_to_aws_bounds() {
-        let ok = |kind: &str, size, iops, throughput| figures(kind, size, iops, throughput).map_err(|e| e.code().to_owned());
+        let ok =
+            |kind: &str, size, iops, throughput| figures(kind, size, iops, throughput).map_err(|e| e.code().to_owned());
         assert_eq!(ok("gp2", 1, None, None), Ok((Some(100), None)));
         assert_eq!(ok("gp2", 16_384, None, None), Ok((Some(16_000), None)));
         assert_eq!(ok("gp3", 1, None, None), Ok((Some(3_000), Some(125))));

@@ -146,7 +146,8 @@ async fn describe(call: &Call, input: DescribeVolumes) -> Outcome<DescribedVolum
         next_token: input.next_token.as_deref(),
     };
     let infos = rows.into_iter().map(info).collect();
-    let (volume_set, next_token) = listing::page(call, &wanted, ATTRIBUTES, |v| v.volume_id.as_str(), not_found, infos)?;
+    let (volume_set, next_token) =
+        listing::page(call, &wanted, ATTRIBUTES, |v| v.volume_id.as_str(), not_found, infos)?;
     Ok(DescribedVolumes { volume_set, next_token })
 }
 
@@ -277,7 +278,10 @@ async fn describe_attribute(call: &Call, input: DescribeVolumeAttribute) -> Outc
         "autoEnableIO" => (Some(Flag { value: false }), None),
         "productCodes" => (None, Some([])),
         other => {
-            return Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter attribute is invalid.")).into());
+            return Err(AwsError::invalid_parameter_value(format!(
+                "Value ({other}) for parameter attribute is invalid."
+            ))
+            .into());
         }
     };
     Ok(DescribedVolumeAttribute { volume_id: input.volume_id, auto_enable_io, product_codes })

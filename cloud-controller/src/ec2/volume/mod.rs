@@ -14,8 +14,8 @@ use mallee_tiers::{Volume as Body, VolumeDesired, VolumeObserved, VolumeSource};
 pub use attach::{detach_all, node_reported};
 pub use report::{Consequences, take as take_report};
 pub use row::{
-    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get, in_zone,
-    set_delete_on_termination,
+    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get,
+    in_zone, set_delete_on_termination,
 };
 
 use crate::Refusal;
@@ -106,7 +106,11 @@ mod states {
                 delete_on_termination: false,
                 reason: String::new(),
             };
-            assert_eq!(state(&volume, attached.then_some(&attachment)), expected, "{desired:?} {observed:?} {attached}");
+            assert_eq!(
+                state(&volume, attached.then_some(&attachment)),
+                expected,
+                "{desired:?} {observed:?} {attached}"
+            );
         }
     }
 }

@@ -254,7 +254,9 @@ async fn describe(call: &Call, input: DescribeVolumesModifications) -> Outcome<D
         max_results: input.max_results,
         next_token: input.next_token.as_deref(),
     };
-    let missing = |id: &str| Refusal::new("InvalidVolumeModification.NotFound", format!("Modification for volume '{id}' does not exist."));
+    let missing = |id: &str| {
+        Refusal::new("InvalidVolumeModification.NotFound", format!("Modification for volume '{id}' does not exist."))
+    };
     let (volume_modification_set, next_token) =
         listing::page(call, &wanted, ATTRIBUTES, |m| m.volume_id.as_str(), missing, infos)?;
     Ok(DescribedModifications { volume_modification_set, next_token })

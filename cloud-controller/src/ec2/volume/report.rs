@@ -26,7 +26,13 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Res
     };
     if before.observed != Some(report.observed) || before.reason != report.reason {
         let reason = if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) };
-        event::note(tx, &report.id, now, Kind::Observed, &format!("{}{reason}", format!("{:?}", report.observed).to_lowercase()))?;
+        event::note(
+            tx,
+            &report.id,
+            now,
+            Kind::Observed,
+            &format!("{}{reason}", format!("{:?}", report.observed).to_lowercase()),
+        )?;
     }
     if report.observed == VolumeObserved::Gone && before.desired == VolumeDesired::Deleted {
         row::remove(tx, &before)?;

@@ -132,8 +132,7 @@ fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
     })
 }
 
-const ATTACHMENT_COLUMNS: &str =
-    "a.id, a.volume, a.instance, a.device, a.phase, a.since, a.left_epoch, a.left_counter, a.delete_on_termination, a.reason";
+const ATTACHMENT_COLUMNS: &str = "a.id, a.volume, a.instance, a.device, a.phase, a.since, a.left_epoch, a.left_counter, a.delete_on_termination, a.reason";
 
 fn read_attachment(row: &Row<'_>) -> Result<Attachment, StoreError> {
     Ok(Attachment {
@@ -178,7 +177,8 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
 
 /// What the storage-controller is sent of this volume has changed.
 pub fn touch(tx: &mut Tx<'_>, volume: &str) -> Result<(), StoreError> {
-    let zone: Option<String> = tx.query_opt("SELECT zone FROM volume WHERE id = ?1", params![volume], |row| row.get(0))?;
+    let zone: Option<String> =
+        tx.query_opt("SELECT zone FROM volume WHERE id = ?1", params![volume], |row| row.get(0))?;
     let Some(zone) = zone else { return Ok(()) };
     let generation = generation::next(tx, &zone, List::Volumes)?;
     tx.execute(
@@ -253,7 +253,15 @@ pub fn insert_attachment(tx: &mut Tx<'_>, a: &Attachment) -> Result<(), StoreErr
         "INSERT INTO volume_attachment (id, volume, instance, device, phase, since, left_epoch, left_counter,
              delete_on_termination, reason)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0, ?7, '')",
-        params![a.id, a.volume.as_str(), a.instance.as_str(), a.device, word(a.phase), a.since, a.delete_on_termination],
+        params![
+            a.id,
+            a.volume.as_str(),
+            a.instance.as_str(),
+            a.device,
+            word(a.phase),
+            a.since,
+            a.delete_on_termination
+        ],
     )
     .map(|_| ())
 }

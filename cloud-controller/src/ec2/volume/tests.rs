@@ -24,8 +24,10 @@ async fn status(stage: &Rehearsal, id: &str) -> Vec<String> {
 async fn node_has(stage: &Rehearsal, instance: &str, volume: Option<&str>) {
     stage
         .seen(instance, Observed::Running, |r| {
-            r.attachments =
-                volume.map(|v| AttachmentReport { volume: v.into(), attached: true, reason: String::new() }).into_iter().collect();
+            r.attachments = volume
+                .map(|v| AttachmentReport { volume: v.into(), attached: true, reason: String::new() })
+                .into_iter()
+                .collect();
         })
         .await;
 }
@@ -72,7 +74,9 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
     let far = volume(&stage, "z-1b").await;
     let young = first(&stage.ask("CreateVolume&AvailabilityZone=z-1a&Size=1").await.unwrap(), "volumeId");
     let pending = stage.launch("").await;
-    let attach = |volume: &str, instance: &str, device: &str| format!("AttachVolume&VolumeId={volume}&InstanceId={instance}&Device={device}");
+    let attach = |volume: &str, instance: &str, device: &str| {
+        format!("AttachVolume&VolumeId={volume}&InstanceId={instance}&Device={device}")
+    };
     for (request, code) in [
         (attach(&far, &instance, "/dev/sdf"), "InvalidVolume.ZoneMismatch"),
         (attach(&young, &instance, "/dev/sdf"), "IncorrectState"),
@@ -87,7 +91,10 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
         (format!("{}&DryRun=true", attach(&id, &instance, "/dev/sdf")), "DryRunOperation"),
         ("CreateVolume&AvailabilityZone=z-9&Size=1".into(), "InvalidZone.NotFound"),
         ("CreateVolume&AvailabilityZone=z-1a".into(), "MissingParameter"),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(), "InvalidSnapshot.NotFound"),
+        (
+            "CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(),
+            "InvalidSnapshot.NotFound",
+        ),
         ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");

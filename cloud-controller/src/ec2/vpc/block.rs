@@ -120,7 +120,10 @@ fn check_fits(tx: &mut Tx<'_>, vpc: &VpcRow, cidr: Cidr) -> Outcome<()> {
     // A peer's addresses must stay its own.
     for peer in peering::peers_of(tx, &vpc.id)? {
         if super::any(tx, &peer)?.is_some_and(|other| other.blocks().any(|block| block.overlaps(&cidr))) {
-            return Err(Refusal::new("InvalidVpc.Range", format!("The CIDR '{cidr}' overlaps that of the peer VPC {peer}")));
+            return Err(Refusal::new(
+                "InvalidVpc.Range",
+                format!("The CIDR '{cidr}' overlaps that of the peer VPC {peer}"),
+            ));
         }
     }
     Ok(())

@@ -82,7 +82,9 @@ async fn create(call: &Call, input: CreateVpc) -> Outcome<CreatedVpc> {
     match input.instance_tenancy.as_deref() {
         None | Some("" | "default") => {}
         Some(tenancy @ ("dedicated" | "host")) => {
-            return Err(AwsError::unsupported(format!("InstanceTenancy={tenancy} is not supported by this cloud")).into());
+            return Err(
+                AwsError::unsupported(format!("InstanceTenancy={tenancy} is not supported by this cloud")).into()
+            );
         }
         Some(other) => {
             let message = format!("Value ({other}) for parameter instanceTenancy is invalid.");
@@ -111,8 +113,7 @@ async fn create(call: &Call, input: CreateVpc) -> Outcome<CreatedVpc> {
 /// A VPC with what every VPC is born with: main route table, default network ACL, default security group.
 pub fn make(tx: &mut Tx<'_>, config: &Config, account: &str, cidr: Cidr, now: i64) -> Outcome<VpcRow> {
     let most = config.max_vpcs;
-    let count: u64 =
-        tx.query_one("SELECT COUNT(*) FROM vpc WHERE account = ?1", params![account], |row| row.get(0))?;
+    let count: u64 = tx.query_one("SELECT COUNT(*) FROM vpc WHERE account = ?1", params![account], |row| row.get(0))?;
     if count >= most {
         return Err(Refusal::new("VpcLimitExceeded", format!("The maximum number of VPCs has been reached ({most}).")));
     }
@@ -210,17 +211,21 @@ pub struct Flag {
 
 /// One attribute per call.
 async fn modify_attribute(call: &Call, input: ModifyVpcAttribute) -> Outcome<()> {
-    let (column, value) = match (input.enable_dns_support, input.enable_dns_hostnames, input.enable_network_address_usage_metrics)
-    {
-        (Some(flag), None, None) => ("dns_support", flag.value),
-        (None, Some(flag), None) => ("dns_hostnames", flag.value),
-        (None, None, Some(flag)) => {
-            unsupported::refuse_set("EnableNetworkAddressUsageMetrics.Value", Some(flag.value))?;
-            ("", false)
-        }
-        (None, None, None) => return Err(AwsError::missing_parameter("EnableDnsSupport").into()),
-        _ => return Err(AwsError::invalid_parameter_combination("Fields for multiple attribute types specified").into()),
-    };
+    let (column, value) =
+        match (input.enable_dns_support, input.enable_dns_hostnames, input.enable_network_address_usage_metrics) {
+            (Some(flag), None, None) => ("dns_support", flag.value),
+            (None, Some(flag), None) => ("dns_hostnames", flag.value),
+            (None, None, Some(flag)) => {
+                unsupported::refuse_set("EnableNetworkAddressUsageMetrics.Value", Some(flag.value))?;
+                ("", false)
+            }
+            (None, None, None) => return Err(AwsError::missing_parameter("EnableDnsSupport").into()),
+            _ => {
+                return Err(
+                    AwsError::invalid_parameter_combination("Fields for multiple attribute types specified").into()
+                );
+            }
+        };
     let account = call.account().to_owned();
     call.cloud
         .store

@@ -225,7 +225,10 @@ mod tests {
         assert_eq!(told(&[all(100, true)]), None, "the default ACL drops nothing");
         assert_eq!(told(&[]).as_deref(), Some("(ip4)"), "a new ACL drops everything");
         let deny = entry(90, "6", false, "10.0.1.0/24", Some((22, 22)));
-        assert_eq!(told(&[deny.clone(), all(100, true)]).as_deref(), Some("(ip4.src == {10.0.1.0/24} && tcp.dst == 22)"));
+        assert_eq!(
+            told(&[deny.clone(), all(100, true)]).as_deref(),
+            Some("(ip4.src == {10.0.1.0/24} && tcp.dst == 22)")
+        );
         assert_eq!(told(&[all(80, true), deny]), None, "a later entry is not read");
         let web = entry(100, "6", true, "0.0.0.0/0", Some((80, 80)));
         let expected = "(ip.proto >= 0 && ip.proto <= 5) || (tcp.dst >= 0 && tcp.dst <= 79) || (tcp.dst >= 81 && tcp.dst <= 65535) \
@@ -248,7 +251,9 @@ mod tests {
         let port = i64::from(p.port);
         let range = match entry.range {
             None => true,
-            Some((kind, code)) if entry.is_icmp() => (kind == -1 || kind == port / 256) && (code == -1 || code == port % 256),
+            Some((kind, code)) if entry.is_icmp() => {
+                (kind == -1 || kind == port / 256) && (code == -1 || code == port % 256)
+            }
             Some((from, to)) => (from..=to).contains(&port),
         };
         protocol && range && entry.cidr.contains(Ipv4Addr::from(p.from))

@@ -33,21 +33,30 @@ pub fn render(out: &mut Content, wanted: &Wanted, outside: &Outside) {
             let port = port(&peering.id, &end.vpc);
             let expression = format!("inport == \"{port}\" && ip4.dst == {{{}, 169.254.0.0/16}}", outside.network);
             policy(out, &end.vpc, format!("peer-{port}"), POLICY_PEER, expression, "drop");
-            link(out, &end.vpc, Link {
-                port,
-                mac: &end.mac,
-                network: format!("{}/{}", transit.nth(n), transit.length()),
-                options: BTreeMap::new(),
-                switch_options: Vec::new(),
-                chassis: Vec::new(),
-            })
+            link(
+                out,
+                &end.vpc,
+                Link {
+                    port,
+                    mac: &end.mac,
+                    network: format!("{}/{}", transit.nth(n), transit.length()),
+                    options: BTreeMap::new(),
+                    switch_options: Vec::new(),
+                    chassis: Vec::new(),
+                },
+            )
         };
         let ports = [end(&peering.requester, 1), end(&peering.accepter, 2)];
-        out.add(Table::Switch, peering.id.as_str(), &[], [
-            ("name", Column::text(peering.id.as_str())),
-            ("ports", Column::rows(Table::SwitchPort, ports)),
-            ("acls", none(Table::Acl)),
-            ("other_config", Column::map::<&str, &str>([])),
-        ]);
+        out.add(
+            Table::Switch,
+            peering.id.as_str(),
+            &[],
+            [
+                ("name", Column::text(peering.id.as_str())),
+                ("ports", Column::rows(Table::SwitchPort, ports)),
+                ("acls", none(Table::Acl)),
+                ("other_config", Column::map::<&str, &str>([])),
+            ],
+        );
     }
 }

@@ -80,14 +80,20 @@ pub fn render(out: &mut Content, wanted: &Wanted, tables: &Tables<'_>, outside: 
     for table in &wanted.route_tables {
         for route in &table.routes {
             let hop = hop(route, table, &ends, wanted, outside);
-            let (nexthop, port) = hop.map_or_else(|| ("discard".to_owned(), None), |(ip, port)| (ip.to_string(), Some(port)));
+            let (nexthop, port) =
+                hop.map_or_else(|| ("discard".to_owned(), None), |(ip, port)| (ip.to_string(), Some(port)));
             let key = format!("{}-{}", table.id, route.destination);
-            out.add(Table::StaticRoute, key.clone(), &[], [
-                ("ip_prefix", Column::text(route.destination.to_string())),
-                ("nexthop", Column::Text(nexthop)),
-                ("output_port", Column::set(port)),
-                ("route_table", Column::text(table.id.as_str())),
-            ]);
+            out.add(
+                Table::StaticRoute,
+                key.clone(),
+                &[],
+                [
+                    ("ip_prefix", Column::text(route.destination.to_string())),
+                    ("nexthop", Column::Text(nexthop)),
+                    ("output_port", Column::set(port)),
+                    ("route_table", Column::text(table.id.as_str())),
+                ],
+            );
             out.refer(Table::Router, table.vpc.as_str(), "static_routes", key);
         }
     }
@@ -111,9 +117,7 @@ fn hop(
         Target::Gateway(_) => Some((outside.gateway, outer_port(&table.vpc))),
         Target::Nat(id) => ends.leading.contains(&id).then(|| (outside.gateway, outer_port(&table.vpc))),
         Target::Interface(id) => ends.interfaces.get(id).map(|i| (i.address, inner_port(&i.subnet))),
-        Target::Peering(id) => {
-            wanted.peerings.iter().find(|p| p.id == *id).and_then(|p| peering::hop(p, &table.vpc))
-        }
+        Target::Peering(id) => wanted.peerings.iter().find(|p| p.id == *id).and_then(|p| peering::hop(p, &table.vpc)),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use mallee_aws::id::{
-    AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NetworkInterfaceId,
-    RouteTableAssociationId, RouteTableId, SecurityGroupRuleId,
+    AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId,
+    RouteTableAssociationId, RouteTableId, SecurityGroupRuleId, VpcPeeringConnectionId,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -13,6 +13,8 @@ use super::*;
 use crate::ec2::{
     address::Elastic,
     interface::GroupIdentifier,
+    nat_gateway::{self, NatGatewayRow},
+    peering::{End, PeeringRow, State as PeeringState},
     route_table::{AssociationRow, RouteRow, Target},
     security_group::{GroupRow, Traffic},
 };
@@ -185,12 +187,33 @@ fn rules_in_ovns_words() {
     let net = |text: &str| Peer::Ipv4(text.parse().unwrap());
     let table = [
         (Direction::Ingress, Protocol::All, -1, -1, Peer::anywhere(), Some("ip4")),
-        (Direction::Ingress, Protocol::Tcp, 80, 90, net("10.0.0.0/8"), Some("ip4 && tcp.dst >= 80 && tcp.dst <= 90 && ip4.src == 10.0.0.0/8")),
+        (
+            Direction::Ingress,
+            Protocol::Tcp,
+            80,
+            90,
+            net("10.0.0.0/8"),
+            Some("ip4 && tcp.dst >= 80 && tcp.dst <= 90 && ip4.src == 10.0.0.0/8"),
+        ),
         (Direction::Egress, Protocol::Udp, 0, 65535, net("1.2.3.4/32"), Some("ip4 && udp && ip4.dst == 1.2.3.4/32")),
         (Direction::Ingress, Protocol::Icmp, 8, -1, Peer::anywhere(), Some("ip4 && icmp4 && icmp4.type == 8")),
-        (Direction::Ingress, Protocol::Icmp, 3, 4, Peer::anywhere(), Some("ip4 && icmp4 && icmp4.type == 3 && icmp4.code == 4")),
+        (
+            Direction::Ingress,
+            Protocol::Icmp,
+            3,
+            4,
+            Peer::anywhere(),
+            Some("ip4 && icmp4 && icmp4.type == 3 && icmp4.code == 4"),
+        ),
         (Direction::Ingress, Protocol::Number(50), -1, -1, Peer::anywhere(), Some("ip4 && ip.proto == 50")),
-        (Direction::Ingress, Protocol::All, -1, -1, Peer::Group(group.clone()), Some("ip4 && ip4.src == $sg_07070707070707070_ip4")),
+        (
+            Direction::Ingress,
+            Protocol::All,
+            -1,
+            -1,
+            Peer::Group(group.clone()),
+            Some("ip4 && ip4.src == $sg_07070707070707070_ip4"),
+        ),
         (Direction::Egress, Protocol::All, -1, -1, Peer::Ipv6("::/0".into()), None),
         (Direction::Ingress, Protocol::Icmpv6, -1, -1, Peer::anywhere(), None),
     ];
@@ -224,6 +247,70 @@ fn a_released_interface_has_its_port_shut_and_one_without_check_is_held_to_its_m
     assert_eq!(port(2)["port_security"], Column::set(["06:00:00:01:00:02"]));
 }
 
+#[test]
+fn what_a_route_leads_to_decides_what_becomes_of_it() {
+    let mut all = cloud(2);
+    launch(&mut all, 0, 1, false);
+    let peering = peering(&all);
+    let nat = nat_gateway(&all);
+    let route =
+        |to: &str, target, active| RouteRow { destination: to.parse().unwrap(), target, active, instance: None };
+    let interface = all.interfaces[0].id.clone();
+    all.route_tables[0].routes.extend([
+        route("10.1.0.0/16", Target::Peering(peering.id.clone()), true),
+        route("10.2.0.0/16", Target::Interface(interface), true),
+        route("10.3.0.0/16", Target::Nat(nat.id.clone()), true),
+        route("10.4.0.0/16", Target::Nat(nat.id.clone()), false),
+    ]);
+    all.peerings.push(peering);
+    all.nat_gateways.push(nat);
+    let content = render(&all, &outside());
+    let of =
+        |to: &str| content.get(Table::StaticRoute, &format!("rtb-01010101010101010-{to}")).unwrap()["nexthop"].clone();
+    assert_eq!(of("10.1.0.0/16"), Column::text("169.254.0.14"));
+    assert_eq!(of("10.2.0.0/16"), Column::text("172.31.0.5"));
+    assert_eq!(of("10.3.0.0/16"), Column::text("172.29.0.1"));
+    assert_eq!(of("10.4.0.0/16"), Column::text("discard"), "a black hole does not fall through to a wider route");
+    let translated = content.get(Table::Nat, "nat-09090909090909090-subnet-01010101010101010").unwrap();
+    assert_eq!(translated["external_ip"], Column::text("172.29.0.200"));
+    assert!(is_closed(&content) && is_held(&content));
+}
+
+fn peering(all: &Wanted) -> PeeringRow {
+    let end = |n: usize| End {
+        account: all.vpcs[n].account.clone(),
+        vpc: all.vpcs[n].id.clone(),
+        mac: format!("06:00:00:00:09:{n:02x}"),
+    };
+    PeeringRow {
+        id: VpcPeeringConnectionId::from_random([8; 9]),
+        requester: end(0),
+        accepter: end(1),
+        link: Some(3),
+        state: PeeringState::Active,
+        message: String::new(),
+        created: 0,
+        ended: None,
+    }
+}
+
+fn nat_gateway(all: &Wanted) -> NatGatewayRow {
+    NatGatewayRow {
+        id: NatGatewayId::from_random([9; 9]),
+        account: all.vpcs[0].account.clone(),
+        vpc: all.vpcs[0].id.clone(),
+        subnet: all.subnets[0].id.clone(),
+        interface: NetworkInterfaceId::from_random([9; 9]),
+        private_ip: [172, 31, 0, 9].into(),
+        allocation: AllocationId::from_random([9; 9]),
+        association: AddressAssociationId::from_random([9; 9]),
+        public_ip: [172, 29, 0, 200].into(),
+        state: nat_gateway::State::Available,
+        created: 0,
+        deleted: None,
+    }
+}
+
 /// Everything a row refers to is in the content.
 fn is_closed(content: &Content) -> bool {
     Table::ALL.iter().all(|table| {
@@ -253,7 +340,10 @@ fn is_held(content: &Content) -> bool {
             }
         }
     }
-    Table::ALL.iter().filter(|t| !t.is_root()).all(|t| content.rows(*t).all(|(k, _)| held.contains(&(*t, k.to_owned()))))
+    Table::ALL
+        .iter()
+        .filter(|t| !t.is_root())
+        .all(|t| content.rows(*t).all(|(k, _)| held.contains(&(*t, k.to_owned()))))
 }
 
 proptest! {

@@ -16,15 +16,8 @@ pub fn url() -> &'static str {
 
 fn start() -> (String, Child) {
     let binaries = Path::new(BINARIES);
-    assert!(
-        binaries.join("initdb").exists(),
-        "{BINARIES}/initdb is missing: apt-get install postgresql-15"
-    );
-    let folder = tempfile::Builder::new()
-        .prefix("mallee-store-pg-")
-        .tempdir()
-        .unwrap()
-        .keep();
+    assert!(binaries.join("initdb").exists(), "{BINARIES}/initdb is missing: apt-get install postgresql-15");
+    let folder = tempfile::Builder::new().prefix("mallee-store-pg-").tempdir().unwrap().keep();
     // PostgreSQL refuses to run as root.
     let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let become_user = if root {
@@ -45,11 +38,7 @@ fn start() -> (String, Child) {
     ))
     .output()
     .unwrap();
-    assert!(
-        made.status.success(),
-        "initdb: {}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
 
     // The shell's standard input ends when this process does, however it does: then the cluster is stopped and removed.
     let server = run(format!(
@@ -65,44 +54,24 @@ fn start() -> (String, Child) {
     .spawn()
     .unwrap();
     wait_until_ready(&folder);
-    (
-        format!("host={} user=mallee dbname=postgres", folder.display()),
-        server,
-    )
+    (format!("host={} user=mallee dbname=postgres", folder.display()), server)
 }
 
 fn wait_until_ready(folder: &PathBuf) {
     let started = Instant::now();
     loop {
-        let ready = Command::new(format!("{BINARIES}/pg_isready"))
-            .args(["-q", "-h"])
-            .arg(folder)
-            .status()
-            .unwrap();
+        let ready = Command::new(format!("{BINARIES}/pg_isready")).args(["-q", "-h"]).arg(folder).status().unwrap();
         if ready.success() {
             return;
         }
         let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-        assert!(
-            started.elapsed() < Duration::from_secs(30),
-            "PostgreSQL does not start: {log}"
-        );
+        assert!(started.elapsed() < Duration::from_secs(30), "PostgreSQL does not start: {log}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 fn id(which: &str) -> u32 {
-    let output = Command::new("id")
-        .args([which, "postgres"])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "there is no user postgres: apt-get install postgresql-15"
-    );
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+    let output = Command::new("id").args([which, "postgres"]).output().unwrap();
+    assert!(output.status.success(), "there is no user postgres: apt-get install postgresql-15");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }

@@ -69,25 +69,15 @@ fn open(config: &Config) -> Store {
 }
 
 fn insert(tx: &mut Tx, id: &str) -> Result<(), Error> {
-    tx.execute("INSERT INTO thing (id) VALUES (?1)", params![id])
-        .map(drop)
+    tx.execute("INSERT INTO thing (id) VALUES (?1)", params![id]).map(drop)
 }
 
 fn ids(store: &Store) -> Vec<String> {
-    store
-        .read_blocking("ids", |tx| {
-            tx.query("SELECT id FROM thing ORDER BY id", params![], |row| {
-                row.get(0)
-            })
-        })
-        .unwrap()
+    store.read_blocking("ids", |tx| tx.query("SELECT id FROM thing ORDER BY id", params![], |row| row.get(0))).unwrap()
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(future)
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 /// What a closure of a tier returns: its own refusals beside the store's errors.
@@ -119,11 +109,7 @@ fn acknowledged_writes_survive_kill_9(config: Config) {
         .unwrap();
     let mut acknowledged = HashSet::new();
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let Some(id) = line
-            .unwrap()
-            .strip_prefix("acknowledged ")
-            .map(str::to_owned)
-        else {
+        let Some(id) = line.unwrap().strip_prefix("acknowledged ").map(str::to_owned) else {
             continue;
         };
         acknowledged.insert(id);
@@ -134,10 +120,7 @@ fn acknowledged_writes_survive_kill_9(config: Config) {
     child.wait().unwrap();
     assert!(acknowledged.len() >= 300, "the child ended by itself");
     let kept: HashSet<String> = ids(&open(&config)).into_iter().collect();
-    assert_eq!(
-        acknowledged.difference(&kept).collect::<Vec<_>>(),
-        Vec::<&String>::new()
-    );
+    assert_eq!(acknowledged.difference(&kept).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 /// The other side of the claim above; on its own it does nothing.
@@ -147,10 +130,7 @@ fn child_that_is_killed() {
         return;
     };
     let store = open(&match place.split_once('|') {
-        Some((schema, url)) => Config::Postgres {
-            url: url.to_owned(),
-            schema: schema.to_owned(),
-        },
+        Some((schema, url)) => Config::Postgres { url: url.to_owned(), schema: schema.to_owned() },
         None => Config::Sqlite { path: place.into() },
     });
     thread::scope(|scope| {
@@ -160,13 +140,9 @@ fn child_that_is_killed() {
                 for number in 0.. {
                     let id = format!("{writer}-{number}");
                     let written = id.clone();
-                    store
-                        .write_blocking("insert", move |tx| insert(tx, &written))
-                        .unwrap();
+                    store.write_blocking("insert", move |tx| insert(tx, &written)).unwrap();
                     // One write call per line, or the lines of two threads mix.
-                    std::io::stdout()
-                        .write_all(format!("\nacknowledged {id}\n").as_bytes())
-                        .unwrap();
+                    std::io::stdout().write_all(format!("\nacknowledged {id}\n").as_bytes()).unwrap();
                 }
             });
         }
@@ -175,9 +151,7 @@ fn child_that_is_killed() {
 
 fn a_failing_closure_leaves_its_neighbours_alone(config: Config) {
     let store = open(&config);
-    store
-        .write_blocking("insert", |tx| insert(tx, "taken"))
-        .unwrap();
+    store.write_blocking("insert", |tx| insert(tx, "taken")).unwrap();
     let (go, wait) = mpsc::channel::<()>();
     let mut first = pin!(store.write("hold the writer", move |tx| {
         wait.recv().ok();
@@ -208,23 +182,10 @@ fn a_failing_closure_leaves_its_neighbours_alone(config: Config) {
     for (number, other) in others.into_iter().enumerate() {
         match (number, block_on(other)) {
             (10, Err(Refusal::No)) => {}
-            (
-                20,
-                Err(Refusal::Store(Error::Panicked {
-                    what: "one of many",
-                    detail,
-                })),
-            ) => {
+            (20, Err(Refusal::Store(Error::Panicked { what: "one of many", detail }))) => {
                 assert_eq!(detail, "on purpose")
             }
-            (
-                30,
-                Err(Refusal::Store(Error::Unique {
-                    what: "one of many",
-                    table,
-                    ..
-                })),
-            ) => {
+            (30, Err(Refusal::Store(Error::Unique { what: "one of many", table, .. }))) => {
                 assert_eq!(table, "thing")
             }
             (_, outcome) => assert_eq!(outcome, Ok(()), "{number}"),
@@ -262,23 +223,15 @@ fn a_name_is_taken_once_by_64_threads(config: Config) {
 
 fn no_increment_is_lost(config: Config) {
     let store = open(&config);
-    store
-        .write_blocking("insert", |tx| insert(tx, "counter"))
-        .unwrap();
+    store.write_blocking("insert", |tx| insert(tx, "counter")).unwrap();
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..20 {
                     store
                         .write_blocking("increment", |tx| {
-                            let number: i64 =
-                                tx.query_one("SELECT number FROM thing", params![], |row| {
-                                    row.get(0)
-                                })?;
-                            tx.execute(
-                                "UPDATE thing SET number = ?1 WHERE id = ?2",
-                                params![number + 1, "counter"],
-                            )
+                            let number: i64 = tx.query_one("SELECT number FROM thing", params![], |row| row.get(0))?;
+                            tx.execute("UPDATE thing SET number = ?1 WHERE id = ?2", params![number + 1, "counter"])
                         })
                         .unwrap();
                 }
@@ -286,9 +239,7 @@ fn no_increment_is_lost(config: Config) {
         }
     });
     let number: i64 = store
-        .read_blocking("sum", |tx| {
-            tx.query_one("SELECT sum(number) FROM thing", params![], |row| row.get(0))
-        })
+        .read_blocking("sum", |tx| tx.query_one("SELECT sum(number) FROM thing", params![], |row| row.get(0)))
         .unwrap();
     assert_eq!(number, 160);
 }
@@ -303,17 +254,10 @@ fn a_read_sees_what_was_answered_before(config: Config) {
                     for number in 0..25 {
                         let id = format!("{writer}-{number}");
                         let (written, sought) = (id.clone(), id);
-                        store
-                            .write("insert", move |tx| insert(tx, &written))
-                            .await
-                            .unwrap();
+                        store.write("insert", move |tx| insert(tx, &written)).await.unwrap();
                         let found: Option<String> = store
                             .read("find", move |tx| {
-                                tx.query_opt(
-                                    "SELECT id FROM thing WHERE id = ?1",
-                                    params![sought],
-                                    |row| row.get(0),
-                                )
+                                tx.query_opt("SELECT id FROM thing WHERE id = ?1", params![sought], |row| row.get(0))
                             })
                             .await
                             .unwrap();
@@ -328,31 +272,20 @@ fn a_read_sees_what_was_answered_before(config: Config) {
 fn a_read_cannot_write(config: Config) {
     let store = open(&config);
     let refused = store.read_blocking("peek", |tx| insert(tx, "sneaked in"));
-    assert!(
-        matches!(&refused, Err(Error::Other { what: "peek", .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(&refused, Err(Error::Other { what: "peek", .. })), "{refused:?}");
     assert_eq!(ids(&store).len(), 0);
 }
 
 fn a_failed_statement_dooms_its_transaction(config: Config) {
     let store = open(&config);
-    store
-        .write_blocking("insert", |tx| insert(tx, "a"))
-        .unwrap();
+    store.write_blocking("insert", |tx| insert(tx, "a")).unwrap();
     let outcome = store.write_blocking("carry on regardless", |tx| {
         insert(tx, "b")?;
         assert!(matches!(insert(tx, "a"), Err(Error::Unique { .. })));
         assert!(matches!(insert(tx, "c"), Err(Error::Unique { .. })));
         Ok::<(), Error>(())
     });
-    assert!(matches!(
-        outcome,
-        Err(Error::Unique {
-            what: "carry on regardless",
-            ..
-        })
-    ));
+    assert!(matches!(outcome, Err(Error::Unique { what: "carry on regardless", .. })));
     assert_eq!(ids(&store), ["a"]);
     store
         .write_blocking("insert if absent", |tx| {
@@ -371,18 +304,8 @@ fn values_come_back_as_they_went_in(config: Config) {
     let store = open(&config);
     let things: Vec<Thing> = vec![
         (String::new(), i64::MIN, None, None),
-        (
-            "BLOB ?1 'quoted'".into(),
-            i64::MAX,
-            Some(true),
-            Some(vec![]),
-        ),
-        (
-            "tschüß 🦘".into(),
-            -1,
-            Some(false),
-            Some((0..=255).collect()),
-        ),
+        ("BLOB ?1 'quoted'".into(), i64::MAX, Some(true), Some(vec![])),
+        ("tschüß 🦘".into(), -1, Some(false), Some((0..=255).collect())),
     ];
     let given = things.clone();
     let returned: Vec<Thing> = store
@@ -407,22 +330,11 @@ fn values_come_back_as_they_went_in(config: Config) {
             let sql = "SELECT count(*), 1, count(*) = 1, '?1 BLOB', max(number + ?3) FROM thing
                        WHERE number = ?1 OR number = ?1 + 0 AND (?2 IS NULL OR id = ?2) LIMIT ?4";
             let row = tx.query_one(sql, params![-1, Value::Null, 5, 10], |row| {
-                Ok((
-                    row.get::<u64>(0)?,
-                    row.get::<u8>(1)?,
-                    row.get::<bool>(2)?,
-                    row.get::<String>(3)?,
-                    row.get(4)?,
-                ))
+                Ok((row.get::<u64>(0)?, row.get::<u8>(1)?, row.get::<bool>(2)?, row.get::<String>(3)?, row.get(4)?))
             })?;
             assert_eq!(row, (1, 1, true, "?1 BLOB".to_owned(), Some(4)));
-            let wrong = tx
-                .query("SELECT id FROM thing", params![], |row| row.get::<i64>(0))
-                .unwrap_err();
-            assert_eq!(
-                wrong.to_string(),
-                "read: column 0: wanted an integer, found text"
-            );
+            let wrong = tx.query("SELECT id FROM thing", params![], |row| row.get::<i64>(0)).unwrap_err();
+            assert_eq!(wrong.to_string(), "read: column 0: wanted an integer, found text");
             Err::<(), Refusal>(Refusal::No)
         })
         .unwrap_err();
@@ -431,20 +343,12 @@ fn values_come_back_as_they_went_in(config: Config) {
 fn text_sorts_and_matches_as_bytes(config: Config) {
     let store = open(&config);
     store
-        .write_blocking("insert", |tx| {
-            ["b", "a/2", "A", "ä", "a-1", "a"]
-                .iter()
-                .try_for_each(|id| insert(tx, id))
-        })
+        .write_blocking("insert", |tx| ["b", "a/2", "A", "ä", "a-1", "a"].iter().try_for_each(|id| insert(tx, id)))
         .unwrap();
     assert_eq!(ids(&store), ["A", "a", "a-1", "a/2", "b", "ä"]);
     let matching: Vec<String> = store
         .read_blocking("like", |tx| {
-            tx.query(
-                "SELECT id FROM thing WHERE id LIKE ?1 ORDER BY id",
-                params!["a%"],
-                |row| row.get(0),
-            )
+            tx.query("SELECT id FROM thing WHERE id LIKE ?1 ORDER BY id", params!["a%"], |row| row.get(0))
         })
         .unwrap();
     assert_eq!(matching, ["a", "a-1", "a/2"]);
@@ -452,30 +356,14 @@ fn text_sorts_and_matches_as_bytes(config: Config) {
 
 fn unstorable_values_are_refused(config: Config) {
     let store = open(&config);
-    let nul = store
-        .write_blocking("insert", |tx| insert(tx, "a\0b"))
-        .unwrap_err();
-    assert_eq!(
-        nul.to_string(),
-        "insert: parameter ?1: text holds a NUL character"
-    );
+    let nul = store.write_blocking("insert", |tx| insert(tx, "a\0b")).unwrap_err();
+    assert_eq!(nul.to_string(), "insert: parameter ?1: text holds a NUL character");
     let large = store
-        .write_blocking("insert", |tx| {
-            tx.execute("INSERT INTO thing VALUES ('a', ?1)", params![u64::MAX])
-        })
+        .write_blocking("insert", |tx| tx.execute("INSERT INTO thing VALUES ('a', ?1)", params![u64::MAX]))
         .unwrap_err();
-    assert!(
-        large
-            .to_string()
-            .contains("18446744073709551615 does not fit a BIGINT"),
-        "{large}"
-    );
-    let few = store.write_blocking("insert", |tx| {
-        tx.execute(
-            "INSERT INTO thing (id, number) VALUES (?1, ?2)",
-            params!["a"],
-        )
-    });
+    assert!(large.to_string().contains("18446744073709551615 does not fit a BIGINT"), "{large}");
+    let few =
+        store.write_blocking("insert", |tx| tx.execute("INSERT INTO thing (id, number) VALUES (?1, ?2)", params!["a"]));
     assert!(matches!(few, Err(Error::Other { .. })), "{few:?}");
     assert_eq!(ids(&store).len(), 0);
 }
@@ -483,36 +371,24 @@ fn unstorable_values_are_refused(config: Config) {
 fn a_foreign_key_is_recognised(config: Config) {
     let store = open(&config);
     let orphan = store.write_blocking("insert", |tx| {
-        tx.execute(
-            "INSERT INTO part (id, thing) VALUES (?1, ?2)",
-            params!["p", "nothing"],
-        )
+        tx.execute("INSERT INTO part (id, thing) VALUES (?1, ?2)", params!["p", "nothing"])
     });
     assert!(matches!(orphan, Err(Error::Reference { .. })), "{orphan:?}");
 }
 
 fn streaming_stops_when_told(config: Config) {
     let store = open(&config);
-    store
-        .write_blocking("insert", |tx| {
-            (0..1000).try_for_each(|number| insert(tx, &format!("{number:04}")))
-        })
-        .unwrap();
+    store.write_blocking("insert", |tx| (0..1000).try_for_each(|number| insert(tx, &format!("{number:04}")))).unwrap();
     let seen = store
         .read_blocking("stream", |tx| {
             let mut seen = 0;
             tx.each("SELECT id FROM thing ORDER BY id", params![], |row| {
                 assert_eq!(row.get::<String>(0)?, format!("{seen:04}"));
                 seen += 1;
-                Ok(if seen == 10 {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                })
+                Ok(if seen == 10 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             // The transaction goes on.
-            let all: u64 =
-                tx.query_one("SELECT count(*) FROM thing", params![], |row| row.get(0))?;
+            let all: u64 = tx.query_one("SELECT count(*) FROM thing", params![], |row| row.get(0))?;
             assert_eq!(all, 1000);
             Ok::<_, Error>(seen)
         })
@@ -521,81 +397,30 @@ fn streaming_stops_when_told(config: Config) {
 }
 
 fn a_newer_store_is_refused_by_name(config: Config) {
-    let newer = [
-        SCHEMA[0],
-        Migration {
-            version: 7,
-            name: "more",
-            sql: "CREATE TABLE more (id TEXT);",
-        },
-    ];
+    let newer = [SCHEMA[0], Migration { version: 7, name: "more", sql: "CREATE TABLE more (id TEXT);" }];
     drop(Store::open(&config, &newer).unwrap());
     let refused = Store::open(&config, SCHEMA).err().unwrap();
-    assert_eq!(
-        refused,
-        Error::Newer {
-            store: 7,
-            name: "more".into(),
-            binary: 1
-        }
-    );
+    assert_eq!(refused, Error::Newer { store: 7, name: "more".into(), binary: 1 });
     Store::open(&config, &newer).unwrap();
 }
 
 fn a_changed_history_is_refused(config: Config) {
-    let third = Migration {
-        version: 3,
-        name: "third",
-        sql: "CREATE TABLE third (id TEXT);",
-    };
+    let third = Migration { version: 3, name: "third", sql: "CREATE TABLE third (id TEXT);" };
     drop(Store::open(&config, &[SCHEMA[0], third]).unwrap());
-    let second = Migration {
-        version: 2,
-        name: "second",
-        sql: "CREATE TABLE second (id TEXT);",
-    };
-    let late = Store::open(&config, &[SCHEMA[0], second, third])
-        .err()
-        .unwrap();
-    assert!(
-        late.to_string()
-            .contains("migration 2 (second) comes below 3"),
-        "{late}"
-    );
-    let renamed = Store::open(
-        &config,
-        &[
-            SCHEMA[0],
-            Migration {
-                name: "renamed",
-                ..third
-            },
-        ],
-    )
-    .err()
-    .unwrap();
-    assert!(
-        renamed
-            .to_string()
-            .contains("was third in this store, and is renamed here"),
-        "{renamed}"
-    );
+    let second = Migration { version: 2, name: "second", sql: "CREATE TABLE second (id TEXT);" };
+    let late = Store::open(&config, &[SCHEMA[0], second, third]).err().unwrap();
+    assert!(late.to_string().contains("migration 2 (second) comes below 3"), "{late}");
+    let renamed = Store::open(&config, &[SCHEMA[0], Migration { name: "renamed", ..third }]).err().unwrap();
+    assert!(renamed.to_string().contains("was third in this store, and is renamed here"), "{renamed}");
     assert!(Store::open(&config, &[third, SCHEMA[0]]).is_err());
 }
 
 fn a_failing_migration_leaves_nothing(config: Config) {
-    let bad = Migration {
-        version: 2,
-        name: "bad",
-        sql: "CREATE TABLE fine (id TEXT); CREATE TABLE ();",
-    };
+    let bad = Migration { version: 2, name: "bad", sql: "CREATE TABLE fine (id TEXT); CREATE TABLE ();" };
     let failed = Store::open(&config, &[SCHEMA[0], bad]).err().unwrap();
     assert!(failed.to_string().contains("migration 2 (bad)"), "{failed}");
     // Had anything been kept, the tables would be there already.
-    let good = Migration {
-        sql: "CREATE TABLE fine (id TEXT);",
-        ..bad
-    };
+    let good = Migration { sql: "CREATE TABLE fine (id TEXT);", ..bad };
     Store::open(&config, &[SCHEMA[0], good]).unwrap();
 }
 
@@ -623,12 +448,7 @@ fn the_last_handle_may_go_inside_a_closure(config: Config) {
         done.send(()).unwrap();
         Ok::<(), Error>(())
     }));
-    assert!(
-        queued
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-            .is_pending()
-    );
+    assert!(queued.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(queued);
     drop(store);
     wait.recv().unwrap();

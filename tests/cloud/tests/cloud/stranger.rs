@@ -134,6 +134,13 @@ impl Things {
         let instance = things["instance"].0.clone();
         let associate =
             format!("Action=AssociateAddress&AllocationId={}&InstanceId={instance}", address.value("allocationId"));
+        let peer = alice.ec2("Action=CreateVpc&CidrBlock=10.9.0.0/16").await.value("vpcId");
+        let peered = format!("Action=CreateVpcPeeringConnection&VpcId={}&PeerVpcId={peer}", things["vpc"].0);
+        let peering = alice.ec2(&peered).await.value("vpcPeeringConnectionId");
+        things.insert("peering", (peering, "pcx-0123456789abcdef0".into()));
+        let address = alice.ec2("Action=AllocateAddress&Domain=vpc").await.value("allocationId");
+        let nat = format!("Action=CreateNatGateway&SubnetId={}&AllocationId={address}", things["subnet"].0);
+        things.insert("nat", (alice.ec2(&nat).await.value("natGatewayId"), "nat-0123456789abcdef0".into()));
         things.insert("association", {
             let id = alice.ec2(&associate).await.value("associationId");
             (id, "eipassoc-0123456789abcdef0".into())
@@ -177,6 +184,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
     match parameter {
         "InstanceId" => &["instance"],
         "ImageId" => &["image"],
+        // That of a regional NAT gateway, which there is none of.
+        "VpcId" if action == "CreateNatGateway" => &[],
         "VpcId" => &["vpc"],
         "SubnetId" => &["subnet"],
         "NetworkInterfaceId" => &["interface"],
@@ -187,7 +196,10 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "KeyPairId" => &["pair"],
         "KeyName" if action != "CreateKeyPair" && action != "ImportKeyPair" => &["name"],
         "AllocationId" => &["allocation"],
-        "AssociationId" => &["association"],
+        "AssociationId" if action == "DisassociateAddress" => &["association"],
+        "NatGatewayId" => &["nat"],
+        "VpcPeeringConnectionId" => &["peering"],
+        "PeerVpcId" => &["vpc"],
         "PublicIp" => &["address"],
         "InternetGatewayId" => &["gateway"],
         "RouteTableId" => &["table"],
@@ -209,6 +221,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
             "table",
             "acl",
             "dhcp",
+            "nat",
+            "peering",
         ],
         _ => &[],
     }
@@ -232,6 +246,39 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "RunInstances" => {
             &[("ImageId", "{image}"), ("MinCount", "1"), ("MaxCount", "1"), ("InstanceType", "mini.nano")]
         }
+        "CreateVpcPeeringConnection" => &[("VpcId", "{vpc}"), ("PeerVpcId", "{vpc}")],
+        "CreateNatGateway" => &[("SubnetId", "{subnet}"), ("AllocationId", "{allocation}")],
+        "CreateSubnet" => &[("CidrBlock", "172.31.240.0/24")],
+        "AssociateVpcCidrBlock" => &[("CidrBlock", "10.3.0.0/16")],
+        "ModifyVpcAttribute" => &[("EnableDnsSupport.Value", "true")],
+        "ModifySubnetAttribute" => &[("MapPublicIpOnLaunch.Value", "true")],
+        "AttachInternetGateway" | "DetachInternetGateway" => &[("InternetGatewayId", "{gateway}"), ("VpcId", "{vpc}")],
+        "AssociateRouteTable" => &[("RouteTableId", "{table}"), ("SubnetId", "{subnet}")],
+        "ReplaceRouteTableAssociation" => &[("AssociationId", "{main}")],
+        "ReplaceNetworkAclAssociation" => &[("AssociationId", "{aclassociation}")],
+        "DeleteRoute" => &[("DestinationCidrBlock", "10.4.0.0/16")],
+        "CreateRoute" | "ReplaceRoute" if parameter != "RouteTableId" => {
+            &[("DestinationCidrBlock", "10.4.0.0/16"), ("RouteTableId", "{table}")]
+        }
+        "CreateRoute" | "ReplaceRoute" => &[("DestinationCidrBlock", "10.4.0.0/16"), ("GatewayId", "{gateway}")],
+        "CreateNetworkAclEntry" | "ReplaceNetworkAclEntry" => &[
+            ("RuleNumber", "7"),
+            ("Protocol", "-1"),
+            ("RuleAction", "allow"),
+            ("Egress", "false"),
+            ("CidrBlock", "0.0.0.0/0"),
+        ],
+        "DeleteNetworkAclEntry" => &[("RuleNumber", "7"), ("Egress", "false")],
+        "AssociateDhcpOptions" => &[("DhcpOptionsId", "{dhcp}"), ("VpcId", "{vpc}")],
+        "CreateNetworkInterface" => &[("SubnetId", "{subnet}")],
+        "AttachNetworkInterface" => {
+            &[("NetworkInterfaceId", "{interface}"), ("InstanceId", "{instance}"), ("DeviceIndex", "1")]
+        }
+        "AssignPrivateIpAddresses" => &[("SecondaryPrivateIpAddressCount", "1")],
+        "UnassignPrivateIpAddresses" => &[("PrivateIpAddress.1", "172.31.0.9")],
+        "ModifyNetworkInterfaceAttribute" if parameter == "SecurityGroupId" => &[("NetworkInterfaceId", "{interface}")],
+        "ModifyNetworkInterfaceAttribute" => &[("Description.Value", "foreign")],
+        "ResetNetworkInterfaceAttribute" => &[("SourceDestCheck", "true")],
         "CreateVolume" => &[("AvailabilityZone", "mallee-1a")],
         "ModifyVolume" => &[("Size", "2")],
         "CopySnapshot" => &[("SourceRegion", "mallee-1")],
@@ -299,6 +346,7 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
 const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.SubnetId", "subnet"),
     ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
+    ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
     ("CreateSnapshots", "InstanceSpecification.InstanceId", "instance"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
@@ -371,9 +419,19 @@ async fn an_id_of_another_account_looks_exactly_like_one_that_does_not_exist() {
 async fn of_mallory(cloud: &Cloud, mallory: &Client) -> BTreeMap<&'static str, String> {
     let image = cloud.register(mallory, "mallorys").await;
     mallee_tests_cloud::image_settles(mallory, &image, "available").await;
+    let tables = mallory.ec2("Action=DescribeRouteTables").await;
+    let acls = mallory.ec2("Action=DescribeNetworkAcls").await;
     let launch = format!("Action=RunInstances&ImageId={image}&InstanceType=mini.nano&MinCount=1&MaxCount=1");
     BTreeMap::from([
+        ("table", tables.value("routeTableId")),
+        ("main", tables.value("routeTableAssociationId")),
+        ("aclassociation", acls.value("networkAclAssociationId")),
+        ("gateway", mallory.ec2("Action=DescribeInternetGateways").await.value("internetGatewayId")),
+        ("vpc", mallory.ec2("Action=DescribeVpcs").await.value("vpcId")),
+        ("subnet", mallory.ec2("Action=DescribeSubnets").await.value("subnetId")),
+        ("dhcp", mallory.ec2("Action=DescribeDhcpOptions").await.value("dhcpOptionsId")),
         ("instance", mallory.ec2(&launch).await.value("instanceId")),
+        ("interface", mallory.ec2("Action=DescribeNetworkInterfaces").await.value("networkInterfaceId")),
         ("image", image),
         ("volume", mallory.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await.value("volumeId")),
         ("allocation", mallory.ec2("Action=AllocateAddress&Domain=vpc").await.value("allocationId")),

@@ -10,16 +10,20 @@ use serde::{Deserialize, Serialize};
 use super::{MOST_PARTS, Part, Upload, drop_part, find, parts};
 use crate::{
     Error, Walrus,
+    access::Action,
     blob::Place,
     call::Call,
     checksum::{Algorithm, Checksum, Kind, encode},
     error::refuse,
-    principal::Action,
     s3::{
         acl,
-        bucket::Bucket,
+        bucket::{
+            Bucket, Versioning,
+            notification::{self, Cause},
+        },
         condition::Conditions,
-        object::{self, Object, from_json, put::conflict, writable},
+        encryption,
+        object::{Object, VersionId, from_json, put::conflict, show_version, version::replace, writable},
         quoted, set, xml,
     },
 };
@@ -78,6 +82,7 @@ impl Listed {
 struct Expected {
     size: Option<u64>,
     checksum: Option<(Algorithm, String)>,
+    kind: Option<String>,
     conditions: Conditions,
 }
 
@@ -91,9 +96,12 @@ impl Expected {
         }
         let size = match call.header("x-amz-mp-object-size")? {
             None => None,
-            Some(text) => Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?)
+            }
         };
-        Ok(Self { size, checksum, conditions: Conditions::of(call, "")? })
+        let kind = call.header("x-amz-checksum-type")?.map(str::to_owned);
+        Ok(Self { size, checksum, kind, conditions: Conditions::of(call, "")? })
     }
 }
 
@@ -132,11 +140,13 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
     }
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();
     let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
-    let (etag, checksum) = walrus
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:CompleteMultipartUpload");
+    let (Outcome { etag, checksum, version, sealed }, versioning) = walrus
         .store
-        .write("complete an upload", move |tx| once(tx, &of, &key, &id, &asked.parts, &expected, now))
+        .write("complete an upload", move |tx| once(tx, &of, &key, &id, &asked.parts, &expected, now, &cause))
         .await
         .map_err(conflict)?;
+    notification::wake(&walrus.courier, &bucket);
     let mut shown = std::collections::BTreeMap::new();
     if let Some(checksum) = &checksum {
         shown.insert(format!("Checksum{}", checksum.algorithm.name()), checksum.value.clone());
@@ -151,10 +161,15 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
     };
     let mut response = xml("CompleteMultipartUploadResult", &answer)?;
     set(&mut response, "cache-control", "no-cache")?;
+    show_version(&mut response, versioning, &VersionId::parse(&version)?)?;
+    if sealed {
+        set(&mut response, "x-amz-server-side-encryption", "AES256")?;
+    }
     Ok(response)
 }
 
 /// In one transaction: the parts are the object, and the upload is over.
+#[expect(clippy::too_many_arguments, reason = "each is moved into the one transaction")]
 fn once(
     tx: &mut Tx<'_>,
     bucket: &Bucket,
@@ -163,24 +178,32 @@ fn once(
     listed: &[Listed],
     expected: &Expected,
     now: i64,
-) -> Result<(String, Option<Checksum>), Error> {
+    cause: &Cause,
+) -> Result<(Outcome, Versioning), Error> {
     let upload = find(tx, bucket.id, key, id)?;
     if upload.completed.is_some() {
-        return replayed(&upload, listed);
+        return Ok((replayed(&upload, listed)?, bucket.versioning));
     }
     let uploaded = parts(tx, &upload.id)?;
     let chosen = choose(&uploaded, listed)?;
     let size: u64 = chosen.iter().map(|part| part.size).sum();
     if size > LARGEST {
-        return Err(refuse::coded("EntityTooLarge", 400, "Your proposed upload exceeds the maximum allowed object size."));
-    }
-    if expected.size.is_some_and(|expected| expected != size) {
-        return Err(refuse::request(
-            "The provided 'x-amz-mp-object-size' header does not match what was computed.",
+        return Err(refuse::coded(
+            "EntityTooLarge",
+            400,
+            "Your proposed upload exceeds the maximum allowed object size.",
         ));
     }
-    let etag = etag(&chosen)?;
-    let checksum = checksum(&upload, &chosen);
+    if expected.size.is_some_and(|expected| expected != size) {
+        return Err(refuse::request("The provided 'x-amz-mp-object-size' header does not match what was computed."));
+    }
+    if expected.kind.as_ref().is_some_and(|kind| kind != upload.kind.name()) {
+        return Err(refuse::request(format!(
+            "The upload was created using the {} checksum type. The complete request must use the same checksum type.",
+            upload.kind.name()
+        )));
+    }
+    let (etag, checksum) = (etag(&chosen)?, checksum(&upload, &chosen));
     if let Some((algorithm, text)) = &expected.checksum {
         let same = checksum.as_ref().is_some_and(|c| c.algorithm == *algorithm && c.value == *text);
         if !same {
@@ -190,7 +213,7 @@ fn once(
             )));
         }
     }
-    let object = Object {
+    let mut object = Object {
         key: key.into(),
         modified: now,
         size,
@@ -203,32 +226,58 @@ fn once(
         headers: from_json(&upload.headers)?,
         tags: from_json(&upload.tags)?,
         acl: acl::from_text(&upload.acl, &upload.owner)?,
+        version: VersionId::null(),
+        rank: 0,
+        lock: from_json(&upload.lock)?,
+        seal: upload.seal.clone(),
     };
-    for unused in uploaded.iter().filter(|part| !chosen.iter().any(|c| c.number == part.number)) {
+    for unused in
+        uploaded.iter().filter(|part| chosen.binary_search_by_key(&part.number, |chosen| chosen.number).is_err())
+    {
         drop_part(tx, &upload.id, unused, now)?;
     }
-    object::replace(tx, bucket, &object, &expected.conditions)?;
+    let versioning = replace(tx, bucket, &mut object, &expected.conditions)?;
+    notification::created(tx, bucket, cause, &object)?;
+    let outcome = Outcome {
+        etag,
+        checksum,
+        version: object.version.as_str().to_owned(),
+        sealed: upload.seal.is_some_and(|seal| seal.kind == encryption::Kind::S3),
+    };
     tx.execute(
         "UPDATE upload SET completed = ?2, result = ?3 WHERE id = ?1",
-        params![upload.id, now, result(&etag, &checksum)?],
+        params![upload.id, now, result(&outcome)?],
     )?;
-    Ok((etag, checksum))
+    Ok((outcome, versioning))
 }
 
-/// What the row of a completed upload says came of it.
-fn result(etag: &str, checksum: &Option<Checksum>) -> Result<String, Error> {
-    serde_json::to_string(&(etag, checksum)).map_err(|e| Error::Internal(e.to_string()))
+/// What came of an upload, as its row says it once it is completed.
+#[derive(Serialize, Deserialize)]
+struct Outcome {
+    etag: String,
+    checksum: Option<Checksum>,
+    version: String,
+    sealed: bool,
+}
+
+fn result(outcome: &Outcome) -> Result<String, Error> {
+    serde_json::to_string(outcome).map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// Before there were versions it was two things.
+fn outcome(text: &str) -> Result<Outcome, serde_json::Error> {
+    let older = |(etag, checksum)| Outcome { etag, checksum, version: "null".into(), sealed: false };
+    serde_json::from_str(text).or_else(|_| serde_json::from_str(text).map(older))
 }
 
 /// The same answer to the same question; another one is about an upload that is no more.
-fn replayed(upload: &Upload, listed: &[Listed]) -> Result<(String, Option<Checksum>), Error> {
-    let (etag, checksum): (String, Option<Checksum>) =
-        serde_json::from_str(&upload.result).map_err(|e| Error::Internal(format!("a completed upload: {e}")))?;
+fn replayed(upload: &Upload, listed: &[Listed]) -> Result<Outcome, Error> {
+    let outcome = outcome(&upload.result).map_err(|e| Error::Internal(format!("a completed upload: {e}")))?;
     let sums = listed.iter().map(|part| hex::decode(part.etag.trim().trim_matches('"')).unwrap_or_default());
-    if etag_of(sums, listed.len())? != etag {
+    if etag_of(sums, listed.len())? != outcome.etag {
         return Err(refuse::no_such_upload(upload.id.as_str()));
     }
-    Ok((etag, checksum))
+    Ok(outcome)
 }
 
 /// The uploaded parts the client lists, in its order, which is theirs.
@@ -252,11 +301,14 @@ fn choose<'p>(uploaded: &'p [Part], listed: &[Listed]) -> Result<Vec<&'p Part>, 
         };
         if part.size < LEAST && at + 1 < listed.len() {
             return Err(Error::Refused(
-                AwsError::bad_request("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size")
-                    .with_field("ProposedSize", part.size.to_string())
-                    .with_field("MinSizeAllowed", LEAST.to_string())
-                    .with_field("PartNumber", part.number.to_string())
-                    .with_field("ETag", &part.etag),
+                AwsError::bad_request(
+                    "EntityTooSmall",
+                    "Your proposed upload is smaller than the minimum allowed size",
+                )
+                .with_field("ProposedSize", part.size.to_string())
+                .with_field("MinSizeAllowed", LEAST.to_string())
+                .with_field("PartNumber", part.number.to_string())
+                .with_field("ETag", &part.etag),
             ));
         }
         chosen.push(part);

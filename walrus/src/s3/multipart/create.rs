@@ -8,14 +8,18 @@ use serde::Serialize;
 use super::{checksum_asked, find_open};
 use crate::{
     Error, Walrus,
+    access::Action,
     blob::{BlobId, Place, forget},
     call::Call,
     error::refuse,
-    principal::{Acl, Action},
     s3::{
-        acl,
-        object::{meta, put::owner_of_new, to_json, writable},
-        done, set, xml,
+        acl, done,
+        object::{
+            encryption, lock, meta,
+            put::{acl_of_new, check_also, owner_of_new},
+            to_json, writable,
+        },
+        set, xml,
     },
 };
 
@@ -37,10 +41,17 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     let owner = owner_of_new(&call.principal, &bucket);
     let (algorithm, kind) = checksum_asked(call)?;
     let headers = to_json(&meta::headers(call)?)?;
-    let tags = to_json(&meta::tags(call)?)?;
+    let tags = meta::tags(call)?;
+    if !tags.is_empty() {
+        check_also(call, &bucket, Action::PutObjectTagging)?;
+    }
+    let tags = to_json(&tags)?;
     let storage_class = meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into());
-    let acl = acl::asked(walrus, call, &owner, &bucket.owner)?.unwrap_or_else(|| Acl::private(&owner));
+    let acl = acl_of_new(walrus, call, &bucket, &owner)?;
     let acl = acl::to_text(&acl, &owner)?;
+    let lock = to_json(&lock::asked(call, &bucket)?)?;
+    let wish = encryption(call, &bucket)?;
+    let seal = to_json(&wish.key(walrus)?.map(|(_, seal)| seal))?;
     let (id, key, now) = (BlobId::new(call.now), call.target.key.clone(), call.now);
     let answer =
         Answer { bucket: bucket.name.clone(), key: call.target.key.clone(), upload_id: id.as_str().to_owned() };
@@ -50,8 +61,8 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
             let made = tx.execute(
                 "INSERT INTO upload
                     (id, bucket, key, created, initiator, owner, storage_class, algorithm, kind, headers, tags, acl,
-                     completed, result)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, '')",
+                     completed, result, lock, seal)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, '', ?13, ?14)",
                 params![
                     id,
                     bucket.id,
@@ -64,7 +75,9 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
                     kind.name(),
                     headers,
                     tags,
-                    acl
+                    acl,
+                    lock,
+                    seal
                 ],
             );
             match made {
@@ -74,6 +87,7 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
         })
         .await?;
     let mut response = xml("InitiateMultipartUploadResult", &answer)?;
+    wish.show(&mut response)?;
     if let Some(algorithm) = algorithm {
         set(&mut response, "x-amz-checksum-algorithm", algorithm.name())?;
         set(&mut response, "x-amz-checksum-type", kind.name())?;
@@ -82,7 +96,7 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
 }
 
 pub async fn abort(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    let bucket = writable(walrus, call, Action::PutObject).await?;
+    let bucket = writable(walrus, call, Action::AbortMultipartUpload).await?;
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();
     let (key, now) = (call.target.key.clone(), call.now);
     walrus

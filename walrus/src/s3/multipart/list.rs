@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::{UPLOAD, Upload, find_open, some_parts, upload_row};
 use crate::{
     Error, Walrus,
+    access::Action,
     blob::BlobId,
     call::Call,
     error::refuse,
-    principal::Action,
     s3::{
         Owner, bucket, iso_time,
         object::{
@@ -59,13 +59,17 @@ pub async fn list_parts(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         checksum: std::collections::BTreeMap<String, String>,
     }
 
-    let bucket = writable(walrus, call, Action::PutObject).await?;
+    let bucket = writable(walrus, call, Action::ListMultipartUploadParts).await?;
     let encoding = Encoding::of(call)?;
     let most = most(call, "max-parts")?;
     let marker = match call.query.get("part-number-marker") {
         None | Some("") => 0,
         Some(text) => text.parse::<u32>().map_err(|_| {
-            refuse::argument("part-number-marker", text, "Provided part-number-marker not an integer or within integer range")
+            refuse::argument(
+                "part-number-marker",
+                text,
+                "Provided part-number-marker not an integer or within integer range",
+            )
         })?,
     };
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();
@@ -149,7 +153,7 @@ pub async fn list_uploads(walrus: &Walrus, call: &mut Call) -> Result<Response<B
         checksum_type: Option<&'static str>,
     }
 
-    let bucket = bucket::opened(walrus, call, Action::ListUploads).await?;
+    let bucket = bucket::opened(walrus, call, Action::ListBucketMultipartUploads).await?;
     let encoding = Encoding::of(call)?;
     let text = |name: &str| call.query.get(name).unwrap_or_default().to_owned();
     let (key_marker, id_marker) = (text("key-marker"), text("upload-id-marker"));
@@ -219,7 +223,7 @@ fn uploads(
             };
             let sql = format!(
                 "SELECT {UPLOAD} FROM upload
-                 WHERE bucket = ?1 AND completed IS NULL AND (key > ?2 OR (key = ?2 AND id > ?3))
+                 WHERE bucket = ?1 AND completed IS NULL AND (key, id) > (?2, ?3)
                  ORDER BY key, id LIMIT ?4"
             );
             let rows = tx.query(&sql, params![bucket, from, id, limit], upload_row)?;

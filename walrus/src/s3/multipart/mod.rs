@@ -19,10 +19,11 @@ use super::{
 };
 use crate::{
     Error,
-    blob::{self, BlobId, DEAD_PARTS, Piece, Place, fetch},
+    blob::{self, BlobId, DEAD_PARTS, DataKey, Piece, Place},
     call::Call,
     checksum::{Algorithm, Checksum, Kind},
     error::refuse,
+    s3::encryption::Seal,
 };
 
 pub const MOST_PARTS: u32 = 10_000;
@@ -60,6 +61,11 @@ pub const TABLES: &str = "
     );
 ";
 
+pub const LOCKS_AND_SEALS: &str = "
+    ALTER TABLE upload ADD COLUMN lock TEXT NOT NULL DEFAULT '';
+    ALTER TABLE upload ADD COLUMN seal TEXT NOT NULL DEFAULT '';
+";
+
 #[derive(Debug, Clone)]
 pub struct Upload {
     pub id: BlobId,
@@ -78,9 +84,12 @@ pub struct Upload {
     pub acl: String,
     pub completed: Option<i64>,
     pub result: String,
+    pub lock: String,
+    /// How the data key of its parts is kept.
+    pub seal: Option<Seal>,
 }
 
-const UPLOAD: &str = "id, bucket, key, created, initiator, owner, storage_class, algorithm, kind, headers, tags, acl, completed, result";
+const UPLOAD: &str = "id, bucket, key, created, initiator, owner, storage_class, algorithm, kind, headers, tags, acl, completed, result, lock, seal";
 
 fn upload_row(row: &Row<'_>) -> Result<Upload, mallee_store::Error> {
     Ok(Upload {
@@ -98,6 +107,8 @@ fn upload_row(row: &Row<'_>) -> Result<Upload, mallee_store::Error> {
         acl: row.get(11)?,
         completed: row.get(12)?,
         result: row.get(13)?,
+        lock: row.get(14)?,
+        seal: serde_json::from_str(&row.get::<String>(15)?).ok(),
     })
 }
 
@@ -130,11 +141,11 @@ pub struct Part {
 }
 
 impl Part {
-    pub fn piece(&self, tx: &mut Tx<'_>) -> Result<Piece, Error> {
+    pub fn piece(&self, tx: &mut Tx<'_>, key: Option<&DataKey>) -> Result<Piece, Error> {
         match self.place {
-            Place::Row => fetch(tx, &self.content).map(Piece::Bytes),
-            Place::Blob => Ok(Piece::Blob { id: self.content.clone(), size: self.size }),
-            Place::Parts => Err(Error::Internal("a part cannot have parts".into())),
+            Place::Row => Piece::small(tx, &self.content, key),
+            Place::Blob => Piece::blob(&self.content, self.size, key),
+            Place::Nowhere | Place::Parts => Err(Error::Internal("a part cannot have parts".into())),
         }
     }
 }
@@ -197,15 +208,37 @@ pub fn any_completed(tx: &mut Tx<'_>, before: i64) -> Result<bool, Error> {
 
 /// Completed uploads whose answer nobody will ask again. Their parts are their objects' and stay.
 pub fn forget_completed(tx: &mut Tx<'_>, before: i64) -> Result<u64, Error> {
-    let old = tx.query(
-        "SELECT id FROM upload WHERE completed < ?1 ORDER BY completed LIMIT 200",
-        params![before],
-        |row| row.get::<BlobId>(0),
-    )?;
+    let old =
+        tx.query("SELECT id FROM upload WHERE completed < ?1 ORDER BY completed LIMIT 200", params![before], |row| {
+            row.get::<BlobId>(0)
+        })?;
     for id in &old {
         tx.execute("DELETE FROM upload WHERE id = ?1", params![id])?;
     }
     Ok(old.len() as u64)
+}
+
+/// The next uploads parts may still come for.
+pub fn open_page(
+    tx: &mut Tx<'_>,
+    bucket: BucketId,
+    (key, id): &(String, String),
+    most: usize,
+) -> Result<Vec<Upload>, Error> {
+    let sql = format!(
+        "SELECT {UPLOAD} FROM upload WHERE bucket = ?1 AND completed IS NULL AND (key, id) > (?2, ?3)
+         ORDER BY key, id LIMIT ?4"
+    );
+    Ok(tx.query(&sql, params![bucket, key, id, most], upload_row)?)
+}
+
+/// Ends an upload nobody completed; whether it still was there.
+pub fn give_up(tx: &mut Tx<'_>, upload: &Upload, now: i64) -> Result<bool, Error> {
+    if tx.execute("DELETE FROM upload WHERE id = ?1 AND completed IS NULL", params![upload.id])? == 0 {
+        return Ok(false);
+    }
+    blob::forget(tx, &upload.id, Place::Parts, now)?;
+    Ok(true)
 }
 
 /// The bucket is going: its uploads go with it.

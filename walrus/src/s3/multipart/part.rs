@@ -8,20 +8,22 @@ use mallee_store::params;
 use super::{Upload, drop_part, find_open, part_number, some_parts};
 use crate::{
     Error, Walrus,
-    blob::{Received, Source, outflow},
+    access::Action,
+    blob::{DataKey, Received, Source, outflow},
     call::{Call, Promised},
     checksum::{Algorithm, Checksum},
     error::refuse,
-    principal::Action,
     s3::{
-        bucket::{self, Bucket},
+        bucket::{self, Bucket, Versioning},
         condition::Conditions,
-        done, iso_time,
+        done,
+        encryption::Keys,
+        iso_time,
         object::{
             copy::{Copied, CopySource},
             get::{Reading, WithBytes, open},
             meta,
-            put::{LARGEST, receive, show_checksum},
+            put::{LARGEST, etag, receive, show_checksum},
             to_json, writable,
         },
         quoted,
@@ -57,12 +59,15 @@ pub async fn upload_part(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     let wanted = upload.algorithm.unwrap_or(Algorithm::Crc64Nvme);
     let mut algorithms = vec![wanted];
     algorithms.extend(promised.algorithm.filter(|sent| *sent != wanted));
-    let received = receive(walrus, &mut call.payload, &promised, &algorithms).await?;
+    let keys = Keys::of(walrus, call, "x-amz-")?;
+    let key = keys.open(upload.seal.as_ref())?;
+    let received = receive(walrus, &mut call.payload, &promised, &algorithms, key.clone()).await?;
     let shown = upload.algorithm.or(promised.algorithm).unwrap_or(Algorithm::Crc64Nvme);
     let shown = received.checksums.iter().find(|(a, _)| *a == shown).map(|(a, sum)| Checksum::full(*a, sum));
-    let etag = commit(walrus, call, bucket, &upload, number, received).await?;
+    let etag = commit(walrus, call, bucket, &upload, number, received, key).await?;
     let mut response = done(StatusCode::OK);
     set(&mut response, "etag", &quoted(&etag))?;
+    keys.show(&mut response, upload.seal.as_ref())?;
     if let Some(checksum) = shown {
         show_checksum(&mut response, &checksum)?;
         response.headers_mut().remove("x-amz-checksum-type");
@@ -78,15 +83,17 @@ async fn commit(
     upload: &Upload,
     number: u32,
     received: Received,
+    key: Option<DataKey>,
 ) -> Result<String, Error> {
-    let etag = hex::encode(received.md5);
+    let etag = etag(&received, key.as_ref().zip(upload.seal.as_ref()))?;
     let checksum = received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum));
     let (checksum, size, place, now) = (to_json(&checksum)?, received.size, received.content.place(), call.now);
-    let (keeping, id, key, tag) = (received.content.keeping(), upload.id.clone(), call.target.key.clone(), etag.clone());
+    let (keeping, id, name, tag) =
+        (received.content.keeping(), upload.id.clone(), call.target.key.clone(), etag.clone());
     walrus
         .store
         .write("put a part", move |tx| {
-            let upload = find_open(tx, &bucket, &key, id.as_str())?;
+            let upload = find_open(tx, &bucket, &name, id.as_str())?;
             if let Some(before) = some_parts(tx, &upload.id, number - 1, 1)?.first().filter(|p| p.number == number) {
                 drop_part(tx, &upload.id, before, now)?;
             }
@@ -107,7 +114,11 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
     let source = CopySource::of(call)?;
     let of_source = Conditions::of(call, "x-amz-copy-source-")?;
     let (bucket, upload, number) = opened(walrus, call).await?;
-    let (from, object, reading) = open(walrus, &call.principal, &source.bucket, &source.key, WithBytes::Yes).await?;
+    let of_upload = Keys::of(walrus, call, "x-amz-")?;
+    let key = of_upload.open(upload.seal.as_ref())?;
+    let keys = Keys::of(walrus, call, "x-amz-copy-source-")?;
+    let (from, object, reading) =
+        open(walrus, &call.principal, Action::GetObject, source.clone(), keys, WithBytes::Yes).await?;
     let expected = call.header("x-amz-source-expected-bucket-owner")?;
     if expected.is_some_and(|account| account != from.account) {
         return Err(refuse::access_denied());
@@ -136,13 +147,15 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
         },
     };
     if span.length > LARGEST {
-        return Err(refuse::request("The specified copy source is larger than the maximum allowable size for a copy source: 5368709120"));
+        return Err(refuse::request(
+            "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120",
+        ));
     }
     let Some(Reading { pieces, pin, .. }) = reading else { return Err(Error::Internal("nothing to read".into())) };
     let damage = walrus.damage(&format!("/{}/{}", source.bucket, source.key), &object.content);
     let cut = Source::cut(walrus.blobs.clone(), pieces, span.begin, span.length, Some(pin));
     let mut stream = std::pin::pin!(outflow(cut, damage).await?);
-    let mut intake = walrus.intake(false, &[upload.algorithm.unwrap_or(Algorithm::Crc64Nvme)])?;
+    let mut intake = walrus.intake(false, &[upload.algorithm.unwrap_or(Algorithm::Crc64Nvme)])?.sealed(key.clone());
     while let Some(block) = stream.next().await {
         intake.push(block?).await?;
     }
@@ -151,9 +164,16 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
         return Err(Error::Internal("a part's copy is shorter than its source".into()));
     }
     let shown = upload.algorithm.and_then(|_| received.checksums.first());
-    let checksum = shown.map(|(a, sum)| (format!("Checksum{}", a.name()), crate::checksum::encode(sum))).into_iter().collect();
-    let etag = commit(walrus, call, bucket, &upload, number, received).await?;
-    xml("CopyPartResult", &Copied { last_modified: iso_time(call.now), etag: quoted(&etag), checksum })
+    let checksum =
+        shown.map(|(a, sum)| (format!("Checksum{}", a.name()), crate::checksum::encode(sum))).into_iter().collect();
+    let etag = commit(walrus, call, bucket, &upload, number, received, key).await?;
+    let mut response =
+        xml("CopyPartResult", &Copied { last_modified: iso_time(call.now), etag: quoted(&etag), checksum })?;
+    of_upload.show(&mut response, upload.seal.as_ref())?;
+    if from.versioning != Versioning::Never {
+        set(&mut response, "x-amz-copy-source-version-id", object.version.as_str())?;
+    }
+    Ok(response)
 }
 
 /// The end of `bytes=first-last`, both given.

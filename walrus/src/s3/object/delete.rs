@@ -1,18 +1,28 @@
 //! DeleteObject and DeleteObjects.
 
 use http::{Response, StatusCode};
-use mallee_aws::document;
+use mallee_aws::{AwsError, document};
 use mallee_service::Body;
-use mallee_store::Tx;
 use serde::{Deserialize, Serialize};
 
-use super::{check_version, remove, writable};
+use super::{
+    VersionId, lock, put,
+    version::{self, Removed},
+    writable,
+};
 use crate::{
     Error, Walrus,
+    access::{Action, allow},
     call::Call,
     error::refuse,
-    principal::Action,
-    s3::{bucket::BucketId, condition::Conditions, done, xml},
+    s3::{
+        bucket::{
+            self, Versioning,
+            notification::{self, Cause},
+        },
+        condition::{Conditions, seconds_of},
+        done, set, xml,
+    },
 };
 
 /// Keys per request, by AWS.
@@ -21,26 +31,35 @@ const MOST_KEYS: usize = 1000;
 const KEYS_AT_ONCE: usize = 250;
 
 pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    let bucket = writable(walrus, call, Action::DeleteObject).await?;
-    check_version(call)?;
-    let conditions = Conditions::of(call, "")?;
-    let (id, key, now) = (bucket.id, call.target.key.clone(), call.now);
-    walrus
+    let version = VersionId::asked(call)?;
+    let action = if version.is_some() { Action::DeleteObjectVersion } else { Action::DeleteObject };
+    let bucket = writable(walrus, call, action).await?;
+    let bypass = lock::bypass(call, &bucket, &call.target.key)?;
+    let conditions = Conditions::of_delete(call)?;
+    let owner = put::owner_of_new(&call.principal, &bucket);
+    let (key, now, of) = (call.target.key.clone(), call.now, bucket.clone());
+    let cause = Cause::of(walrus, call, "s3:ObjectRemoved:Delete");
+    let removed = walrus
         .store
         .write("delete an object", move |tx| {
-            check_etag(tx, id, &key, &conditions)?;
-            remove(tx, id, &key, now)
+            let removed = match &version {
+                None => version::hide(tx, &of, &key, &owner, &conditions, now),
+                Some(version) => version::destroy(tx, of.id, &key, version, bypass, &conditions, now),
+            }?;
+            notification::removed(tx, &of, &cause, &key, version.is_none(), &removed)?;
+            Ok(removed)
         })
-        .await?;
-    Ok(done(StatusCode::NO_CONTENT))
-}
-
-fn check_etag(tx: &mut Tx<'_>, bucket: BucketId, key: &str, conditions: &Conditions) -> Result<(), Error> {
-    if conditions.if_match.is_none() {
-        return Ok(());
+        .await
+        .map_err(put::conflict)?;
+    notification::wake(&walrus.courier, &bucket);
+    let mut response = done(StatusCode::NO_CONTENT);
+    if let Some(version) = removed.version.filter(|_| bucket.versioning != Versioning::Never) {
+        set(&mut response, "x-amz-version-id", version.as_str())?;
     }
-    let there = super::content_at(tx, bucket, key)?;
-    conditions.check_write(key, there.as_ref().map(|there| there.etag.as_str()))
+    if removed.marker {
+        set(&mut response, "x-amz-delete-marker", "true")?;
+    }
+    Ok(response)
 }
 
 #[derive(Deserialize)]
@@ -59,6 +78,21 @@ struct Named {
     version_id: Option<String>,
     #[serde(rename = "ETag")]
     etag: Option<String>,
+    #[serde(rename = "LastModifiedTime")]
+    modified: Option<String>,
+    #[serde(rename = "Size")]
+    size: Option<u64>,
+}
+
+impl Named {
+    fn conditions(&self) -> Result<Conditions, Error> {
+        let modified = match &self.modified {
+            None => None,
+            Some(text) => Some(seconds_of(text).ok_or_else(refuse::malformed_xml)?),
+        };
+        let if_match = self.etag.clone();
+        Ok(Conditions { if_match, if_match_modified: modified, if_match_size: self.size, ..Conditions::default() })
+    }
 }
 
 #[derive(Serialize)]
@@ -67,6 +101,22 @@ struct Deleted {
     key: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     version_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delete_marker: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delete_marker_version_id: Option<String>,
+}
+
+impl Deleted {
+    fn new(named: Named, removed: Removed) -> Self {
+        let marker = removed.marker.then(|| removed.version.as_ref().map(|v| v.as_str().to_owned())).flatten();
+        Self {
+            key: named.key,
+            version_id: named.version_id.filter(|version| !version.is_empty()),
+            delete_marker: removed.marker.then_some(true),
+            delete_marker_version_id: marker,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -79,6 +129,17 @@ struct Failed {
     message: String,
 }
 
+impl Failed {
+    fn new(named: &Named, refusal: &AwsError) -> Self {
+        Self {
+            key: named.key.clone(),
+            version_id: named.version_id.clone(),
+            code: refusal.code.clone().into_owned(),
+            message: refusal.message.clone(),
+        }
+    }
+}
+
 pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
@@ -87,7 +148,14 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
         error: Vec<Failed>,
     }
 
-    let bucket = writable(walrus, call, Action::DeleteObject).await?;
+    let name = call.target.bucket.clone();
+    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find(tx, &name)).await?;
+    bucket::check_expected_owner(call, &bucket)?;
+    // Without a policy every key is the same.
+    if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {
+        return Err(refuse::access_denied());
+    }
+    let owner = put::owner_of_new(&call.principal, &bucket);
     let body = call.document(document::Limits::LARGE.bytes).await?;
     let asked: Delete = document::parse(&body, "Delete", document::Limits::LARGE)?;
     if asked.object.is_empty() || asked.object.len() > MOST_KEYS {
@@ -96,51 +164,53 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     let quiet = asked.quiet == Some(true);
     let mut answer = Answer { deleted: Vec::new(), error: Vec::new() };
     for batch in asked.object.chunks(KEYS_AT_ONCE) {
-        let (batch, id, now) = (batch.to_vec(), bucket.id, call.now);
+        // Each key is judged by itself: policies name keys.
+        let mut wanted = Vec::with_capacity(batch.len());
+        for named in batch {
+            let version = named.version_id.as_deref().filter(|version| !version.is_empty());
+            let action = if version.is_some() { Action::DeleteObjectVersion } else { Action::DeleteObject };
+            let judged = match version.map(VersionId::parse).transpose() {
+                _ if !allow(&call.principal, action, bucket.key(&named.key, None)) => Err(refuse::access_denied()),
+                version => version
+                    .and_then(|version| Ok((version, named.conditions()?, lock::bypass(call, &bucket, &named.key)?))),
+            };
+            match judged {
+                Ok((version, conditions, bypass)) => wanted.push((named.clone(), version, conditions, bypass)),
+                Err(e) => answer.error.push(Failed::new(named, &e.told())),
+            }
+        }
+        let (of, owner, now) = (bucket.clone(), owner.clone(), call.now);
+        let cause = Cause::of(walrus, call, "s3:ObjectRemoved:Delete");
         let outcomes = walrus
             .store
             .write("delete objects", move |tx| {
-                let mut outcomes = Vec::with_capacity(batch.len());
-                for named in &batch {
-                    outcomes.push((named.clone(), delete_named(tx, id, named, now)?));
+                let mut outcomes = Vec::with_capacity(wanted.len());
+                for (named, version, conditions, bypass) in &wanted {
+                    let outcome = match version {
+                        None => version::hide(tx, &of, &named.key, &owner, conditions, now),
+                        Some(version) => version::destroy(tx, of.id, &named.key, version, *bypass, conditions, now),
+                    };
+                    // One of many: what is refused about it does not stop the others.
+                    outcomes.push(match outcome {
+                        Ok(removed) => {
+                            notification::removed(tx, &of, &cause, &named.key, version.is_none(), &removed)?;
+                            (named.clone(), Ok(removed))
+                        }
+                        Err(Error::Refused(refusal)) => (named.clone(), Err(refusal)),
+                        Err(e) => return Err(e),
+                    });
                 }
                 Ok::<_, Error>(outcomes)
             })
             .await?;
-        for (named, refusal) in outcomes {
-            match refusal {
-                None if quiet => {}
-                None => answer.deleted.push(Deleted { key: named.key, version_id: named.version_id }),
-                Some(refusal) => answer.error.push(Failed {
-                    key: named.key,
-                    version_id: named.version_id,
-                    code: refusal.code.into_owned(),
-                    message: refusal.message,
-                }),
+        for (named, outcome) in outcomes {
+            match outcome {
+                Ok(_) if quiet => {}
+                Ok(removed) => answer.deleted.push(Deleted::new(named, removed)),
+                Err(refusal) => answer.error.push(Failed::new(&named, &refusal)),
             }
         }
     }
+    notification::wake(&walrus.courier, &bucket);
     xml("DeleteResult", &answer)
-}
-
-/// One of many: what is refused about it does not stop the others.
-fn delete_named(
-    tx: &mut Tx<'_>,
-    bucket: BucketId,
-    named: &Named,
-    now: i64,
-) -> Result<Option<mallee_aws::AwsError>, Error> {
-    let refused = |e: Error| match e {
-        Error::Refused(refusal) => Ok(Some(refusal)),
-        e => Err(e),
-    };
-    if let Some(version) = named.version_id.as_deref().filter(|version| !["", "null"].contains(version)) {
-        return refused(refuse::no_such_version(&named.key, version));
-    }
-    let conditions = Conditions { if_match: named.etag.clone(), ..Conditions::default() };
-    if let Err(e) = check_etag(tx, bucket, &named.key, &conditions) {
-        return refused(e);
-    }
-    remove(tx, bucket, &named.key, now)?;
-    Ok(None)
 }

@@ -6,17 +6,20 @@ use mallee_service::{Body, body};
 use mallee_store::Tx;
 use serde::Serialize;
 
-use super::{Object, check_version, opened, put::show_checksum};
+use super::{Object, Wanted, lock, opened, put::show_checksum, show_version};
 use crate::{
     Error, Walrus,
-    blob::{BlobId, Piece, Pin, Pins, Place, Source, fetch, outflow},
+    access::Action,
+    blob::{BlobId, Piece, Pin, Pins, Place, Source, outflow},
     call::Call,
     error::refuse,
-    principal::{Action, Principal},
+    principal::Principal,
     s3::{
-        bucket::{self, Bucket},
+        bucket::{self, Bucket, lifecycle},
         condition::{Conditions, Verdict},
-        done, http_time,
+        done,
+        encryption::Keys,
+        http_time,
         multipart::{self, Part},
         quoted,
         range::{self, Ranged, Span},
@@ -34,14 +37,16 @@ pub struct Reading {
 }
 
 /// Everything that a read of the content needs, from one view of the store.
-pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object) -> Result<Reading, Error> {
+pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object, keys: &Keys) -> Result<Reading, Error> {
+    let key = keys.open(object.seal.as_ref())?;
     // Before this view of the store is given up: the sweep waits longer than it takes to come here.
     let pin = pins.pin(&object.content);
     let parts = if object.place == Place::Parts { multipart::parts(tx, &object.content)? } else { Vec::new() };
     let pieces = match object.place {
-        Place::Row => vec![Piece::Bytes(fetch(tx, &object.content)?)],
-        Place::Blob => vec![Piece::Blob { id: object.content.clone(), size: object.size }],
-        Place::Parts => parts.iter().map(|part| part.piece(tx)).collect::<Result<_, _>>()?,
+        Place::Nowhere => Vec::new(),
+        Place::Row => vec![Piece::small(tx, &object.content, key.as_ref())?],
+        Place::Blob => vec![Piece::blob(&object.content, object.size, key.as_ref())?],
+        Place::Parts => parts.iter().map(|part| part.piece(tx, key.as_ref())).collect::<Result<_, _>>()?,
     };
     Ok(Reading { object, pieces, parts, pin })
 }
@@ -50,19 +55,20 @@ pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object) -> Result<Reading, 
 pub async fn open(
     walrus: &Walrus,
     principal: &Principal,
-    bucket_name: &str,
-    key: &str,
+    action: Action,
+    wanted: Wanted,
+    keys: Keys,
     with_bytes: WithBytes,
 ) -> Result<(Bucket, Object, Option<Reading>), Error> {
-    let (name, key, principal, pins) = (bucket_name.to_owned(), key.to_owned(), principal.clone(), walrus.pins.clone());
+    let (principal, pins) = (principal.clone(), walrus.pins.clone());
     walrus
         .store
         .read("open an object", move |tx| {
-            let bucket = bucket::find(tx, &name)?;
-            let object = opened(tx, &principal, Action::GetObject, &bucket, &key)?;
+            let bucket = bucket::find(tx, &wanted.bucket)?;
+            let object = opened(tx, &principal, action, &bucket, &wanted)?;
             let reading = match with_bytes {
-                WithBytes::Yes => Some(reading(tx, &pins, object.clone())?),
-                WithBytes::No => None,
+                WithBytes::Yes => Some(reading(tx, &pins, object.clone(), &keys)?),
+                WithBytes::No => keys.open(object.seal.as_ref()).map(|_| None)?,
             };
             Ok((bucket, object, reading))
         })
@@ -88,12 +94,8 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 }
 
 fn refuse_reading(call: &Call) -> Result<(), Error> {
-    check_version(call)?;
-    if call.header("x-amz-server-side-encryption-customer-algorithm")?.is_some() {
-        return Err(refuse::not_implemented("Server-side encryption with customer keys"));
-    }
     let overrides = call.query.iter().any(|(name, _)| OVERRIDES.iter().any(|(known, _)| *known == name));
-    if overrides && call.principal == Principal::Anonymous {
+    if overrides && call.principal.is_anonymous() {
         return Err(refuse::request("Request specific response headers cannot be used for anonymous GET requests."));
     }
     Ok(())
@@ -112,8 +114,9 @@ async fn answer(walrus: &Walrus, call: &Call) -> Result<Response<Body>, Error> {
     let head = call.method == Method::HEAD;
     let part_number = part_number(call)?;
     let with_bytes = if head && part_number.is_none() { WithBytes::No } else { WithBytes::Yes };
+    let keys = Keys::of(walrus, call, "x-amz-")?;
     let (bucket, object, reading) =
-        open(walrus, &call.principal, &call.target.bucket, &call.target.key, with_bytes).await?;
+        open(walrus, &call.principal, Action::GetObject, Wanted::of(call)?, keys.clone(), with_bytes).await?;
     bucket::check_expected_owner(call, &bucket)?;
 
     match Conditions::of(call, "")?.judge(&object.etag, object.modified_seconds()) {
@@ -122,6 +125,7 @@ async fn answer(walrus: &Walrus, call: &Call) -> Result<Response<Body>, Error> {
             let mut response = done(StatusCode::NOT_MODIFIED);
             set(&mut response, "etag", &quoted(&object.etag))?;
             set(&mut response, "last-modified", &http_time(object.modified))?;
+            show_version(&mut response, bucket.versioning, &object.version)?;
             return Ok(response);
         }
         Verdict::Failed(condition) => return Err(refuse::precondition(condition)),
@@ -154,12 +158,18 @@ async fn answer(walrus: &Walrus, call: &Call) -> Result<Response<Body>, Error> {
     };
     *response.status_mut() = status;
     describe(&mut response, call, &object)?;
+    show_version(&mut response, bucket.versioning, &object.version)?;
+    keys.show(&mut response, object.seal.as_ref())?;
+    lock::show(&mut response, &object.lock)?;
+    lifecycle::show_expiration(walrus, &mut response, &bucket, &object).await?;
     set(&mut response, "content-length", &span.length.to_string())?;
     if status == StatusCode::PARTIAL_CONTENT && span.length > 0 {
         let last = span.begin + span.length - 1;
         set(&mut response, "content-range", &format!("bytes {}-{last}/{}", span.begin, object.size))?;
     }
-    if part_number.is_some() && let Some(parts) = object.parts() {
+    if part_number.is_some()
+        && let Some(parts) = object.parts()
+    {
         set(&mut response, "x-amz-mp-parts-count", &parts.to_string())?;
     }
     if let Some(checksum) = &object.checksum
@@ -203,6 +213,12 @@ async fn content(
     span: Span,
     (resource, id): &(String, BlobId),
 ) -> Result<Body, Error> {
+    // What came out of a row is at hand and verified: no worker and no stream for it.
+    if let [Piece::Bytes(bytes)] = &reading.pieces[..] {
+        let end = span.begin.saturating_add(span.length).min(bytes.len() as u64);
+        let begin = span.begin.min(end);
+        return Ok(body::full(bytes.slice(begin as usize..end as usize)));
+    }
     let source = Source::cut(walrus.blobs.clone(), reading.pieces, span.begin, span.length, Some(reading.pin));
     let stream = outflow(source, walrus.damage(resource, id)).await?;
     Ok(body::stream(stream))
@@ -214,9 +230,7 @@ fn part_number(call: &Call) -> Result<Option<u32>, Error> {
 }
 
 fn span_of_part(number: u32, object: &Object, reading: Option<&Reading>) -> Result<Span, Error> {
-    let invalid = || {
-        refuse::coded("InvalidPartNumber", 416, "The requested partnumber is not satisfiable")
-    };
+    let invalid = || refuse::coded("InvalidPartNumber", 416, "The requested partnumber is not satisfiable");
     let parts = reading.map(|reading| reading.parts.as_slice()).unwrap_or_default();
     if object.place != Place::Parts {
         return if number == 1 { Ok(Span { begin: 0, length: object.size }) } else { Err(invalid()) };
@@ -275,7 +289,11 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         .collect();
     let known = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
     if wanted.is_empty() || wanted.iter().any(|name| !known.contains(&name.as_str())) {
-        return Err(refuse::argument("x-amz-object-attributes", &wanted.join(","), "Invalid attribute name specified."));
+        return Err(refuse::argument(
+            "x-amz-object-attributes",
+            &wanted.join(","),
+            "Invalid attribute name specified.",
+        ));
     }
     let wants = |name: &str| wanted.iter().any(|wanted| wanted == name);
     let number = |name: &str, otherwise: usize| -> Result<usize, Error> {
@@ -284,11 +302,14 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         })
     };
     let (most, marker) = (number("x-amz-max-parts", 1000)?.min(1000), number("x-amz-part-number-marker", 0)?);
+    let (wanted, keys) = (Wanted::of(call)?, Keys::of(walrus, call, "x-amz-")?);
     let (bucket, object, reading) =
-        open(walrus, &call.principal, &call.target.bucket, &call.target.key, WithBytes::Yes).await?;
+        open(walrus, &call.principal, Action::GetObjectAttributes, wanted, keys, WithBytes::Yes).await?;
     bucket::check_expected_owner(call, &bucket)?;
     let parts = reading.map(|reading| reading.parts).unwrap_or_default();
-    let one_checksum = |algorithm: &str, value: &str| std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())]);
+    let one_checksum = |algorithm: &str, value: &str| {
+        std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())])
+    };
     let object_parts = (wants("ObjectParts") && !parts.is_empty()).then(|| {
         let shown: Vec<PartOut> = parts
             .iter()
@@ -297,7 +318,11 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
             .filter(|(number, _)| *number as usize > marker)
             .take(most)
             .map(|(part_number, part)| PartOut {
-                checksum: part.checksum.as_ref().map(|c| one_checksum(c.algorithm.name(), &c.value)).unwrap_or_default(),
+                checksum: part
+                    .checksum
+                    .as_ref()
+                    .map(|c| one_checksum(c.algorithm.name(), &c.value))
+                    .unwrap_or_default(),
                 part_number,
                 size: part.size,
             })
@@ -328,5 +353,6 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         },
     )?;
     set(&mut response, header::LAST_MODIFIED.as_str(), &http_time(object.modified))?;
+    show_version(&mut response, bucket.versioning, &object.version)?;
     Ok(response)
 }

@@ -1,4 +1,4 @@
-//! ListObjects (both versions) and ListObjectVersions. A page costs its own rows, whatever the bucket holds: after a
+//! ListObjects, both versions. A page costs its own rows, whatever the bucket holds: after a
 //! common prefix the next row is looked up beyond it, so the keys inside are never visited.
 
 use std::ops::ControlFlow;
@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::{
     Error, Walrus,
+    access::Action,
     call::Call,
     checksum::Checksum,
     error::refuse,
-    principal::Action,
     s3::{
         Owner,
         bucket::{self, BucketId},
@@ -198,7 +198,9 @@ impl Encoding {
         let mut out = String::with_capacity(text.len());
         for byte in text.bytes() {
             match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' | b'*' => out.push(byte.into()),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' | b'*' => {
+                    out.push(byte.into())
+                }
                 b' ' => out.push('+'),
                 byte => out.push_str(&format!("%{byte:02X}")),
             }
@@ -213,8 +215,14 @@ pub fn most(call: &Call, name: &str) -> Result<usize, Error> {
         None | Some("") => Ok(MOST),
         Some(text) => match text.parse::<i64>() {
             Ok(n) if (0..=i64::from(i32::MAX)).contains(&n) => Ok((n as usize).min(MOST)),
-            Ok(_) => Err(refuse::argument(name, text, &format!("Argument {name} must be an integer between 0 and 2147483647"))),
-            Err(_) => Err(refuse::argument(name, text, &format!("Provided {name} not an integer or within integer range"))),
+            Ok(_) => Err(refuse::argument(
+                name,
+                text,
+                &format!("Argument {name} must be an integer between 0 and 2147483647"),
+            )),
+            Err(_) => {
+                Err(refuse::argument(name, text, &format!("Provided {name} not an integer or within integer range")))
+            }
         },
     }
 }
@@ -229,10 +237,6 @@ pub struct CommonPrefix {
 struct Contents {
     #[serde(rename = "Key")]
     key: String,
-    #[serde(rename = "VersionId", skip_serializing_if = "Option::is_none")]
-    version_id: Option<&'static str>,
-    #[serde(rename = "IsLatest", skip_serializing_if = "Option::is_none")]
-    is_latest: Option<bool>,
     #[serde(rename = "LastModified")]
     last_modified: String,
     #[serde(rename = "ETag")]
@@ -266,14 +270,6 @@ struct Answer {
     next_continuation_token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_count: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_marker: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version_id_marker: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_key_marker: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_version_id_marker: Option<String>,
     max_keys: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     delimiter: Option<String>,
@@ -281,17 +277,15 @@ struct Answer {
     encoding_type: Option<&'static str>,
     is_truncated: bool,
     contents: Vec<Contents>,
-    version: Vec<Contents>,
     common_prefixes: Vec<CommonPrefix>,
 }
 
-/// What the three listings have in common.
+/// What the two listings have in common.
 async fn listed(
     walrus: &Walrus,
     call: &Call,
     after: String,
     with_owner: bool,
-    versions: bool,
 ) -> Result<(Answer, Option<String>, usize), Error> {
     let bucket = bucket::opened(walrus, call, Action::ListBucket).await?;
     let encoding = Encoding::of(call)?;
@@ -316,8 +310,6 @@ async fn listed(
                 let checksum: Option<Checksum> = super::from_json(&shown.checksum)?;
                 let contents = Contents {
                     key: encoding.write(&shown.key),
-                    version_id: versions.then_some("null"),
-                    is_latest: versions.then_some(true),
                     last_modified: iso_time(shown.modified),
                     etag: quoted(&shown.etag),
                     checksum_algorithm: checksum.as_ref().map(|c| c.algorithm.name()),
@@ -326,7 +318,7 @@ async fn listed(
                     storage_class: shown.storage_class,
                     owner: with_owner.then(|| Owner::of(walrus, &shown.owner)),
                 };
-                if versions { &mut answer.version } else { &mut answer.contents }.push(contents);
+                answer.contents.push(contents);
             }
         }
     }
@@ -336,7 +328,7 @@ async fn listed(
 pub async fn v1(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let encoding = Encoding::of(call)?;
     let marker = call.query.get("marker").unwrap_or_default().to_owned();
-    let (mut answer, next, _) = listed(walrus, call, marker.clone(), true, false).await?;
+    let (mut answer, next, _) = listed(walrus, call, marker.clone(), true).await?;
     answer.marker = Some(encoding.write(&marker));
     // AWS gives it only with a delimiter; some clients without one read it too, and the last key is the same.
     answer.next_marker = next.map(|next| encoding.write(&next));
@@ -355,28 +347,17 @@ pub async fn v2(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Erro
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .filter(|text| !token.is_empty() && !text.contains('\0'))
-            .ok_or_else(|| refuse::argument("continuation-token", token, "The continuation token provided is incorrect"))?,
+            .ok_or_else(|| {
+                refuse::argument("continuation-token", token, "The continuation token provided is incorrect")
+            })?,
     };
     let with_owner = call.query.get("fetch-owner") == Some("true");
-    let (mut answer, next, count) = listed(walrus, call, after, with_owner, false).await?;
+    let (mut answer, next, count) = listed(walrus, call, after, with_owner).await?;
     answer.key_count = Some(count);
     answer.start_after = start_after.map(|text| encoding.write(&text));
     answer.continuation_token = token;
     answer.next_continuation_token = next.map(|next| URL_SAFE_NO_PAD.encode(next));
     xml("ListBucketResult", &answer)
-}
-
-/// Nothing is versioned here, so every object is its only version, `null`.
-pub async fn versions(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    let encoding = Encoding::of(call)?;
-    let marker = call.query.get("key-marker").unwrap_or_default().to_owned();
-    let version_marker = call.query.get("version-id-marker").unwrap_or_default().to_owned();
-    let (mut answer, next, _) = listed(walrus, call, marker.clone(), true, true).await?;
-    answer.key_marker = Some(encoding.write(&marker));
-    answer.version_id_marker = Some(version_marker);
-    answer.next_version_id_marker = next.as_ref().map(|_| "null".to_owned());
-    answer.next_key_marker = next.map(|next| encoding.write(&next));
-    xml("ListVersionsResult", &answer)
 }
 
 #[cfg(test)]
@@ -433,7 +414,11 @@ mod tests {
         let keys = KEYS.map(String::from);
         for (prefix, delimiter, after, expected) in table {
             for most in 1..=10 {
-                assert_eq!(all(&keys, prefix, delimiter, after, most).0, expected, "{prefix:?} {delimiter:?} {after:?} {most}");
+                assert_eq!(
+                    all(&keys, prefix, delimiter, after, most).0,
+                    expected,
+                    "{prefix:?} {delimiter:?} {after:?} {most}"
+                );
             }
         }
     }

@@ -29,23 +29,13 @@ const STORAGE_CLASSES: [&str; 10] = [
     "OUTPOSTS",
     "EXPRESS_ONEZONE",
 ];
-/// What would be a lie to accept: bytes would stand on the disk as they came, and locks would not hold.
-const REFUSED: [(&str, &str); 8] = [
-    ("x-amz-server-side-encryption", "Server-side encryption"),
-    ("x-amz-server-side-encryption-customer-algorithm", "Server-side encryption with customer keys"),
-    ("x-amz-server-side-encryption-aws-kms-key-id", "Server-side encryption with KMS keys"),
-    ("x-amz-object-lock-mode", "Object lock"),
-    ("x-amz-object-lock-retain-until-date", "Object lock"),
-    ("x-amz-object-lock-legal-hold", "Object lock"),
-    ("x-amz-write-offset-bytes", "Appending to an object"),
-    ("x-amz-copy-source-server-side-encryption-customer-algorithm", "Server-side encryption with customer keys"),
-];
+/// What would be a lie to accept.
+const REFUSED: [(&str, &str); 1] = [("x-amz-write-offset-bytes", "Appending to an object")];
 
 /// Refuses by name what is not done.
 pub fn refuse_unsupported(call: &Call) -> Result<(), Error> {
     for (header, what) in REFUSED {
-        // Being told that there is no lock is fine.
-        if call.header(header)?.is_some_and(|value| !(header.ends_with("legal-hold") && value == "OFF")) {
+        if call.header(header)?.is_some() {
             return Err(refuse::not_implemented(what));
         }
     }
@@ -74,8 +64,11 @@ pub fn headers(call: &Call) -> Result<Vec<(String, String)>, Error> {
 pub fn tidied(mut kept: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
     for (name, value) in &mut kept {
         if name == "content-encoding" {
-            let left: Vec<&str> =
-                value.split(',').map(str::trim).filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("aws-chunked")).collect();
+            let left: Vec<&str> = value
+                .split(',')
+                .map(str::trim)
+                .filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("aws-chunked"))
+                .collect();
             *value = left.join(",");
         }
         if http::HeaderValue::from_bytes(value.as_bytes()).is_err() {
@@ -114,7 +107,13 @@ pub const STANDARD: &str = "STANDARD";
 /// `x-amz-tagging`: a query string.
 pub fn tags(call: &Call) -> Result<Vec<(String, String)>, Error> {
     let Some(text) = call.header("x-amz-tagging")? else { return Ok(Vec::new()) };
-    let wrong = || refuse::argument("x-amz-tagging", text, "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters without tag name duplicates.");
+    let wrong = || {
+        refuse::argument(
+            "x-amz-tagging",
+            text,
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters without tag name duplicates.",
+        )
+    };
     let params = Params::parse(text.as_bytes()).map_err(|_| wrong())?;
     checked_tags(params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
@@ -165,7 +164,9 @@ mod tests {
     fn tags_are_checked() {
         let tag = |k: &str, v: &str| (k.to_owned(), v.to_owned());
         assert!(checked_tags(vec![tag("a", "1"), tag("b", "")]).is_ok());
-        for bad in [vec![tag("", "1")], vec![tag("a", "1"), tag("a", "2")], vec![tag("aws:x", "1")], vec![tag("a", "{")]] {
+        for bad in
+            [vec![tag("", "1")], vec![tag("a", "1"), tag("a", "2")], vec![tag("aws:x", "1")], vec![tag("a", "{")]]
+        {
             assert!(checked_tags(bad).is_err());
         }
         assert!(checked_tags((0..11).map(|n| tag(&n.to_string(), "")).collect()).is_err());

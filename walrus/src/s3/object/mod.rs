@@ -1,4 +1,4 @@
-//! Objects: a row per key that says everything about the object but its bytes, and where those are.
+//! Objects: a row per version that says everything about it but its bytes, and where those are.
 //!
 //! A write makes its bytes durable first and then changes the row, in one transaction with everything the row's old
 //! content needs to be swept. So readers see the old object or the new one, whole, and a crash leaves one of the two.
@@ -8,24 +8,36 @@ pub mod copy;
 pub mod delete;
 pub mod get;
 pub mod list;
+pub mod lock;
 pub mod meta;
 pub mod post;
 pub mod put;
 pub mod tagging;
+pub mod version;
+pub mod versions;
 
+use http::Response;
+use mallee_aws::AwsError;
+use mallee_service::Body;
 use mallee_store::{Row, Tx, params};
 
+pub use version::VersionId;
+
+use lock::Lock;
+
 use super::{
-    bucket::{self, Bucket, BucketId},
-    condition::Conditions,
+    bucket::{self, Bucket, Versioning, settings::Encryption},
+    encryption::{Seal, Wish},
+    set,
 };
 use crate::{
     Error, Walrus,
+    access::{Action, ObjectAccess, allow},
     blob::{self, BlobId, Place},
     call::Call,
     checksum::Checksum,
     error::refuse,
-    principal::{Acl, Action, Principal, Resource, allow},
+    principal::{Acl, Principal},
 };
 
 /// Rows of objects refer to their bucket, so the store itself refuses to forget a bucket that has objects.
@@ -66,12 +78,48 @@ pub struct Object {
     pub headers: Vec<(String, String)>,
     pub tags: Vec<(String, String)>,
     pub acl: Acl,
+    pub version: VersionId,
+    /// Its place among the versions of its key; see [`version`].
+    pub rank: i64,
+    pub lock: Lock,
+    /// How its data key is kept, where it is encrypted.
+    pub seal: Option<Seal>,
 }
 
-const COLUMNS: &str =
-    "key, modified, size, etag, storage_class, owner, checksum, content, place, headers, tags, acl";
+const COLUMNS: &str = "key, modified, size, etag, storage_class, owner, checksum, content, place, headers, tags, acl, version, rank, lock, seal";
 
 impl Object {
+    /// A row that says that there is nothing at the key.
+    pub fn marker(key: &str, owner: &str, now: i64) -> Self {
+        Self {
+            key: key.into(),
+            modified: now,
+            size: 0,
+            etag: String::new(),
+            storage_class: String::new(),
+            owner: owner.into(),
+            checksum: None,
+            content: BlobId::none(),
+            place: Place::Nowhere,
+            headers: Vec::new(),
+            tags: Vec::new(),
+            acl: Acl::private(owner),
+            version: VersionId::null(),
+            rank: 0,
+            lock: Lock::default(),
+            seal: None,
+        }
+    }
+
+    pub fn is_marker(&self) -> bool {
+        self.place == Place::Nowhere
+    }
+
+    /// What access to it depends on.
+    pub fn access(&self) -> ObjectAccess<'_> {
+        ObjectAccess { owner: &self.owner, acl: &self.acl, tags: &self.tags }
+    }
+
     /// In whole seconds, as conditions compare it.
     pub fn modified_seconds(&self) -> i64 {
         self.modified.div_euclid(1000)
@@ -91,6 +139,8 @@ struct Raw {
     headers: String,
     tags: String,
     acl: String,
+    lock: String,
+    seal: String,
 }
 
 fn raw(row: &Row<'_>) -> Result<Raw, mallee_store::Error> {
@@ -107,6 +157,10 @@ fn raw(row: &Row<'_>) -> Result<Raw, mallee_store::Error> {
         headers: Vec::new(),
         tags: Vec::new(),
         acl: Acl::default(),
+        version: row.get(12)?,
+        rank: row.get(13)?,
+        lock: Lock::default(),
+        seal: None,
     };
     Ok(Raw {
         object,
@@ -115,6 +169,8 @@ fn raw(row: &Row<'_>) -> Result<Raw, mallee_store::Error> {
         headers: row.get(9)?,
         tags: row.get(10)?,
         acl: row.get(11)?,
+        lock: row.get(14)?,
+        seal: row.get(15)?,
     })
 }
 
@@ -126,6 +182,8 @@ impl Raw {
         object.headers = from_json(&self.headers)?;
         object.tags = from_json(&self.tags)?;
         object.acl = super::acl::from_text(&self.acl, &object.owner)?;
+        object.lock = from_json(&self.lock)?;
+        object.seal = from_json(&self.seal)?;
         Ok(object)
     }
 }
@@ -145,29 +203,70 @@ pub fn to_json<T: serde::Serialize + Default + PartialEq>(value: &T) -> Result<S
     serde_json::to_string(value).map_err(|e| Error::Internal(e.to_string()))
 }
 
-pub fn find(tx: &mut Tx<'_>, bucket: BucketId, key: &str) -> Result<Option<Object>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM object WHERE bucket = ?1 AND key = ?2");
-    tx.query_opt(&sql, params![bucket, key], raw)?.map(Raw::read).transpose()
+/// What a request is about.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub bucket: String,
+    pub key: String,
+    pub version: Option<VersionId>,
 }
 
-/// What is at the key, once the principal may do `action` to it. Who may not list the bucket is not told whether there
-/// is anything.
-pub fn opened(tx: &mut Tx<'_>, principal: &Principal, action: Action, bucket: &Bucket, key: &str) -> Result<Object, Error> {
-    let object = find(tx, bucket.id, key)?;
-    let resource = Resource::Key {
-        bucket_owner: &bucket.owner,
-        bucket_acl: &bucket.acl,
-        object: object.as_ref().map(|object| (object.owner.as_str(), &object.acl)),
-    };
-    let allowed = allow(principal, action, resource);
-    match object {
-        Some(object) if allowed => Ok(object),
-        Some(_) => Err(refuse::access_denied()),
-        None if allow(principal, Action::ListBucket, Resource::Bucket { owner: &bucket.owner, acl: &bucket.acl }) => {
-            Err(refuse::no_such_key(key))
-        }
-        None => Err(refuse::access_denied()),
+impl Wanted {
+    pub fn of(call: &Call) -> Result<Self, Error> {
+        let version = VersionId::asked(call)?;
+        Ok(Self { bucket: call.target.bucket.clone(), key: call.target.key.clone(), version })
     }
+}
+
+/// The object that is wanted, once the principal may do `action` to it. Who may not list the bucket is not told whether
+/// there is anything.
+pub fn opened(
+    tx: &mut Tx<'_>,
+    principal: &Principal,
+    action: Action,
+    bucket: &Bucket,
+    wanted: &Wanted,
+) -> Result<Object, Error> {
+    let (key, version) = (wanted.key.as_str(), wanted.version.as_ref());
+    let (object, action) = match version {
+        None => (version::current(tx, bucket.id, key)?, action),
+        Some(version) => (version::find(tx, bucket.id, key, version)?, action.of_version()),
+    };
+    let allowed = allow(principal, action, bucket.key(key, object.as_ref().map(Object::access)));
+    match (object, version) {
+        (Some(_), _) if !allowed => Err(refuse::access_denied()),
+        (Some(object), _) if object.is_marker() => {
+            let refusal =
+                AwsError::new("MethodNotAllowed", 405, "The specified method is not allowed against this resource.")
+                    .with_field("Method", "GET")
+                    .with_field("ResourceType", "DeleteMarker");
+            Err(Error::Hidden { refusal, version: object.version.as_str().into(), modified: Some(object.modified) })
+        }
+        (Some(object), _) => Ok(object),
+        (None, version) => {
+            let listing = if version.is_some() { Action::ListBucketVersions } else { Action::ListBucket };
+            if !allow(principal, listing, bucket.resource()) {
+                return Err(refuse::access_denied());
+            }
+            match version {
+                Some(version) => Err(refuse::no_such_version(key, version.as_str())),
+                None => Err(hidden(tx, bucket, key)?),
+            }
+        }
+    }
+}
+
+/// That there is no such key, and the marker that says so, where there is one.
+fn hidden(tx: &mut Tx<'_>, bucket: &Bucket, key: &str) -> Result<Error, Error> {
+    if bucket.versioning == Versioning::Never {
+        return Ok(refuse::no_such_key(key));
+    }
+    Ok(match (version::newest_old(tx, bucket.id, key)?, refuse::no_such_key(key)) {
+        (Some(marker), Error::Refused(refusal)) if marker.is_marker() => {
+            Error::Hidden { refusal, version: marker.version.as_str().into(), modified: None }
+        }
+        (_, refusal) => refusal,
+    })
 }
 
 /// The bucket, once the principal may put an object into it or take one away.
@@ -175,86 +274,35 @@ pub async fn writable(walrus: &Walrus, call: &Call, action: Action) -> Result<Bu
     let name = call.target.bucket.clone();
     let bucket = walrus.store.read("find a bucket", move |tx| bucket::find(tx, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
-    let resource = Resource::Key { bucket_owner: &bucket.owner, bucket_acl: &bucket.acl, object: None };
-    if !allow(&call.principal, action, resource) {
+    if !allow(&call.principal, action, bucket.key(&call.target.key, None)) {
         return Err(refuse::access_denied());
     }
     Ok(bucket)
 }
 
-/// Puts a row in place of what is there, unless the conditions say no: the one way an object comes to be. Its content
-/// must be kept in the same transaction.
-pub fn replace(tx: &mut Tx<'_>, bucket: &Bucket, object: &Object, conditions: &Conditions) -> Result<(), Error> {
-    let there = content_at(tx, bucket.id, &object.key)?;
-    conditions.check_write(&object.key, there.as_ref().map(|there| there.etag.as_str()))?;
-    let written = tx.execute(
-        "INSERT INTO object
-            (bucket, key, modified, size, etag, storage_class, owner, checksum, content, place, headers, tags, acl)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-         ON CONFLICT (bucket, key) DO UPDATE SET
-            modified = ?3, size = ?4, etag = ?5, storage_class = ?6, owner = ?7, checksum = ?8, content = ?9, place = ?10,
-            headers = ?11, tags = ?12, acl = ?13",
-        params![
-            bucket.id,
-            object.key,
-            object.modified,
-            object.size,
-            object.etag,
-            object.storage_class,
-            object.owner,
-            to_json(&object.checksum)?,
-            object.content,
-            object.place.number(),
-            to_json(&object.headers)?,
-            to_json(&object.tags)?,
-            super::acl::to_text(&object.acl, &object.owner)?
-        ],
-    );
-    match written {
-        // The bucket was deleted since it was opened.
-        Err(mallee_store::Error::Reference { .. }) => return Err(refuse::no_such_bucket(&bucket.name)),
-        written => written?,
+/// How what is put is encrypted: as the request says, or else the bucket.
+pub fn encryption(call: &Call, bucket: &Bucket) -> Result<Wish, Error> {
+    let by_default = match bucket.settings.encryption {
+        Some(Encryption::Aes256) => Wish::S3,
+        None => Wish::Plain,
     };
-    match there {
-        Some(there) => let_go(tx, &there.content, there.place, object.modified),
-        None => Ok(()),
-    }
+    Wish::of(call, by_default)
 }
 
-struct There {
-    etag: String,
-    content: BlobId,
-    place: Place,
-}
-
-fn content_at(tx: &mut Tx<'_>, bucket: BucketId, key: &str) -> Result<Option<There>, Error> {
-    let row = tx.query_opt(
-        "SELECT etag, content, place FROM object WHERE bucket = ?1 AND key = ?2",
-        params![bucket, key],
-        |row| Ok((row.get::<String>(0)?, row.get::<BlobId>(1)?, row.get::<i64>(2)?)),
-    )?;
-    row.map(|(etag, content, place)| Ok(There { etag, content, place: Place::from_number(place)? })).transpose()
-}
-
-/// Takes the object away; whether there was one.
-pub fn remove(tx: &mut Tx<'_>, bucket: BucketId, key: &str, now: i64) -> Result<bool, Error> {
-    let Some(there) = content_at(tx, bucket, key)? else { return Ok(false) };
-    tx.execute("DELETE FROM object WHERE bucket = ?1 AND key = ?2", params![bucket, key])?;
-    let_go(tx, &there.content, there.place, now)?;
-    Ok(true)
-}
-
-/// An object has stopped referring to this content; copies may go on.
+/// A row has stopped referring to this content; copies and other versions may go on.
 fn let_go(tx: &mut Tx<'_>, content: &BlobId, place: Place, now: i64) -> Result<(), Error> {
-    let elsewhere =
-        tx.query("SELECT 1 FROM object WHERE content = ?1 LIMIT 1", params![content], |row| row.get::<i64>(0))?;
+    let elsewhere = tx.query(
+        "SELECT 1 FROM object WHERE content = ?1 UNION ALL SELECT 1 FROM old_version WHERE content = ?1 LIMIT 1",
+        params![content],
+        |row| row.get::<i64>(0),
+    )?;
     if elsewhere.is_empty() { blob::forget(tx, content, place, now) } else { Ok(()) }
 }
 
-/// Refuses a version that cannot be: nothing here is versioned, so everything's version is `null`.
-pub fn check_version(call: &Call) -> Result<(), Error> {
-    match call.query.get("versionId") {
-        None | Some("null") => Ok(()),
-        Some(version) => Err(refuse::no_such_version(&call.target.key, version)),
+/// Names the version in the answer, where the bucket has any.
+pub fn show_version(response: &mut Response<Body>, bucket: Versioning, version: &VersionId) -> Result<(), Error> {
+    if bucket == Versioning::Never && version.is_null() {
+        return Ok(());
     }
+    set(response, "x-amz-version-id", version.as_str())
 }

@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use mallee_aws::{
     AwsError,
-    signature::{Route, Rules, post::Form},
+    signature::{Route, Rules, Verified, post::Form},
 };
 use mallee_service::Body;
 use multer::{Constraints, Field, Multipart, SizeLimit};
@@ -16,18 +16,20 @@ use time::OffsetDateTime;
 use super::{
     meta,
     put::{Draft, LARGEST, commit, owner_of_new},
+    show_version,
     tagging::Tagging,
     writable,
 };
 use crate::{
     Error, Walrus,
-    blob::Received,
+    access::Action,
+    blob::{DataKey, Received},
     call::{Call, Promised, Target},
-    checksum::{Algorithm, Checksum},
+    checksum::Algorithm,
+    circumstances,
     error::refuse,
     front,
-    principal::{Acl, Action},
-    s3::{acl, condition::Conditions, done, quoted, set, xml},
+    s3::{bucket::notification::Cause, condition::Conditions, done, quoted, set, xml},
 };
 
 /// One field but the file, by AWS.
@@ -40,10 +42,14 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(u64::MAX).per_field(u64::MAX));
     let mut parts = Multipart::with_constraints(call.payload.take_stream(), boundary, limits);
     let (form, file) = fields(&mut parts, &call.target.bucket).await?;
-    let length = admitted(walrus, call, &form)?;
+    let (length, verified) = admitted(walrus, call, &form)?;
 
     let key = form.get("key").filter(|key| !key.is_empty()).ok_or_else(|| {
-        refuse::argument("key", "", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
+        refuse::argument(
+            "key",
+            "",
+            "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.",
+        )
     })?;
     // The same function that takes paths apart checks it.
     let path = format!("/{}", key.replace('%', "%25"));
@@ -51,35 +57,33 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     if call.target.key.is_empty() {
         return Err(refuse::argument("key", "", "The key is empty."));
     }
-    call.headers = as_headers(&form)?;
+    call.headers = as_headers(&form, call)?;
+    let tags = match form.get("tagging") {
+        Some(document) => Tagging::parse(document.as_bytes())?,
+        None => Vec::new(),
+    };
+    let mut context =
+        circumstances::of(&call.headers, &call.query, call.wire, verified.as_ref(), &call.principal, call.now);
+    circumstances::add_tags(&mut context, tags.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    call.principal = call.principal.clone().with_context(context);
     let bucket = writable(walrus, call, Action::PutObject).await?;
     meta::refuse_unsupported(call)?;
     let owner = owner_of_new(&call.principal, &bucket);
-    let draft = Draft {
-        headers: meta::headers(call)?,
-        tags: match form.get("tagging") {
-            Some(document) => Tagging::parse(document.as_bytes())?,
-            None => Vec::new(),
-        },
-        storage_class: meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into()),
-        acl: acl::asked(walrus, call, &owner, &bucket.owner)?.unwrap_or_else(|| Acl::private(&owner)),
-        owner,
-    };
+    let draft = Draft::of(walrus, call, &bucket, owner, tags)?;
     let promised = Promised::of(call)?;
-    let received = receive(walrus, file, &promised, &length).await?;
-    let checksum = received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum));
-    let etag = hex::encode(received.md5);
-    let object = draft.object(&call.target.key, call.now, &received, etag.clone(), checksum);
-    commit(walrus, bucket, object, received, Conditions::default()).await?;
-    answer(call, &form, &etag)
+    let received = receive(walrus, file, &promised, &length, draft.data_key()).await?;
+    let wish = draft.wish.clone();
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:Post");
+    let object = draft.object(&call.target.key, call.now, &received)?;
+    let (object, versioning) = commit(walrus, bucket, object, received, Conditions::default(), cause).await?;
+    let mut response = answer(call, &form, &object.etag)?;
+    wish.show(&mut response)?;
+    show_version(&mut response, versioning, &object.version)?;
+    Ok(response)
 }
 
 fn malformed() -> Error {
-    refuse::coded(
-        "MalformedPOSTRequest",
-        400,
-        "The body of your POST request is not well-formed multipart/form-data.",
-    )
+    refuse::coded("MalformedPOSTRequest", 400, "The body of your POST request is not well-formed multipart/form-data.")
 }
 
 /// Everything before the file, and the file's beginning.
@@ -126,23 +130,31 @@ fn cut(e: multer::Error) -> Error {
 }
 
 /// Settles who sends the form, and how long its file may be.
-fn admitted(walrus: &Walrus, call: &mut Call, form: &Form) -> Result<RangeInclusive<u64>, Error> {
+fn admitted(walrus: &Walrus, call: &mut Call, form: &Form) -> Result<(RangeInclusive<u64>, Option<Verified>), Error> {
     let rules = Rules { route: Route::S3, sigv2: walrus.sigv2, bucket_in_host: None };
-    let Some(presented) = form.presented(&rules)? else { return Ok(0..=LARGEST) };
-    let (principal, _) = front::verify(walrus, &presented, call.now)?;
+    let Some(presented) = form.presented(&rules)? else { return Ok((0..=LARGEST, None)) };
+    let (principal, verified) = front::verify(walrus, &presented, call.now)?;
     let now = OffsetDateTime::from_unix_timestamp(call.now / 1000).map_err(|e| Error::Internal(e.to_string()))?;
     let length = form.policy(now)?;
     call.principal = principal;
-    Ok(length)
+    Ok((length, Some(verified)))
 }
 
 /// The fields that mean the same as headers of a PUT.
-fn as_headers(form: &Form) -> Result<HeaderMap, Error> {
+fn as_headers(form: &Form, call: &Call) -> Result<HeaderMap, Error> {
     let mut headers = HeaderMap::new();
+    // About the browser, not about the object: for policies and logs.
+    for name in [header::HOST, header::USER_AGENT, header::REFERER, header::ORIGIN] {
+        if let Some(value) = call.headers.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
     for (name, value) in form.iter() {
         let name = match name {
             "acl" => "x-amz-acl",
-            "x-amz-signature" | "x-amz-credential" | "x-amz-date" | "x-amz-algorithm" | "x-amz-security-token" => continue,
+            "x-amz-signature" | "x-amz-credential" | "x-amz-date" | "x-amz-algorithm" | "x-amz-security-token" => {
+                continue;
+            }
             name if meta::is_kept(name) || name.starts_with("x-amz-") || name == "content-md5" => name,
             _ => continue,
         };
@@ -158,18 +170,29 @@ async fn receive(
     mut file: Field<'static>,
     promised: &Promised,
     length: &RangeInclusive<u64>,
+    key: Option<DataKey>,
 ) -> Result<Received, Error> {
     let most = *length.end().min(&LARGEST);
-    let mut intake = walrus.intake(false, &[promised.algorithm.unwrap_or(Algorithm::Crc64Nvme)])?;
+    let mut intake = walrus.intake(false, &[promised.algorithm.unwrap_or(Algorithm::Crc64Nvme)])?.sealed(key);
     while let Some(bytes) = file.chunk().await.map_err(cut)? {
         intake.push(bytes).await?;
         if intake.size() > most {
-            return Err(size_refused("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size", intake.size(), most));
+            return Err(size_refused(
+                "EntityTooLarge",
+                "Your proposed upload exceeds the maximum allowed size",
+                intake.size(),
+                most,
+            ));
         }
     }
     if intake.size() < *length.start() {
         let (size, least) = (intake.size(), *length.start());
-        return Err(size_refused("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size", size, least));
+        return Err(size_refused(
+            "EntityTooSmall",
+            "Your proposed upload is smaller than the minimum allowed size",
+            size,
+            least,
+        ));
     }
     let received = intake.finish().await?;
     promised.check(&received.md5, &received.checksums, &mallee_aws::chunked::Trailers::default())?;
@@ -199,9 +222,10 @@ fn answer(call: &Call, form: &Form, etag: &str) -> Result<Response<Body>, Error>
     let (bucket, key) = (call.target.bucket.clone(), call.target.key.clone());
     let encoded = encoded(&key);
     let location = format!("{}/{bucket}/{encoded}", call.origin);
-    let redirect = form.get("success_action_redirect").or_else(|| form.get("redirect")).filter(|url| {
-        url.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_some())
-    });
+    let redirect = form
+        .get("success_action_redirect")
+        .or_else(|| form.get("redirect"))
+        .filter(|url| url.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_some()));
     let mut response = match (redirect, form.get("success_action_status")) {
         (Some(url), _) => {
             let glue = if url.contains('?') { '&' } else { '?' };
@@ -225,7 +249,7 @@ fn answer(call: &Call, form: &Form, etag: &str) -> Result<Response<Body>, Error>
     Ok(response)
 }
 
-fn encoded(key: &str) -> String {
+pub fn encoded(key: &str) -> String {
     let mut out = String::with_capacity(key.len());
     for byte in key.bytes() {
         match byte {

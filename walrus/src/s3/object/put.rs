@@ -3,19 +3,32 @@
 use http::{Response, StatusCode};
 use mallee_service::Body;
 
-use super::{Object, meta, replace, writable};
+use super::{
+    Object, VersionId, encryption,
+    lock::{self, Lock},
+    meta, show_version,
+    version::{self, replace},
+    writable,
+};
 use crate::{
     Error, Walrus,
-    blob::{Intake, Received},
+    access::{Action, allow},
+    blob::{DataKey, Intake, Received},
     call::{Call, Payload, Promised},
     checksum::{Algorithm, Checksum, Kind},
     error::refuse,
-    principal::{Acl, Action, Principal},
+    principal::{Acl, Principal},
     s3::{
         acl,
-        bucket::Bucket,
+        bucket::{
+            Bucket, Versioning, lifecycle,
+            notification::{self, Cause},
+            ownership,
+        },
         condition::Conditions,
-        done, quoted, set,
+        done,
+        encryption::{self as sse, Seal, Wish},
+        quoted, set,
     },
 };
 
@@ -27,28 +40,45 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     meta::refuse_unsupported(call)?;
     let conditions = Conditions::of(call, "")?;
     let owner = owner_of_new(&call.principal, &bucket);
-    let draft = Draft {
-        headers: meta::headers(call)?,
-        tags: meta::tags(call)?,
-        storage_class: meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into()),
-        acl: acl::asked(walrus, call, &owner, &bucket.owner)?.unwrap_or_else(|| Acl::private(&owner)),
-        owner,
-    };
+    let tags = meta::tags(call)?;
+    let draft = Draft::of(walrus, call, &bucket, owner, tags)?;
     check_early(walrus, &bucket, &call.target.key, &conditions).await?;
     let promised = Promised::of(call)?;
     let algorithm = promised.algorithm.unwrap_or(Algorithm::Crc64Nvme);
-    let received = receive(walrus, &mut call.payload, &promised, &[algorithm]).await?;
-    let checksum = received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum));
-    let etag = hex::encode(received.md5);
-    let object = draft.object(&call.target.key, call.now, &received, etag, checksum);
-    let response = stored(&object)?;
-    commit(walrus, bucket, object, received, conditions).await?;
+    let received = receive(walrus, &mut call.payload, &promised, &[algorithm], draft.data_key()).await?;
+    let wish = draft.wish.clone();
+    let cause = Cause::of(walrus, call, "s3:ObjectCreated:Put");
+    let object = draft.object(&call.target.key, call.now, &received)?;
+    let (object, versioning) = commit(walrus, bucket.clone(), object, received, conditions, cause).await?;
+    let mut response = stored(&object)?;
+    wish.show(&mut response)?;
+    show_version(&mut response, versioning, &object.version)?;
+    lifecycle::show_expiration(walrus, &mut response, &bucket, &object).await?;
     Ok(response)
 }
 
 /// Who owns what this principal puts. What nobody puts is the bucket owner's.
 pub fn owner_of_new(principal: &Principal, bucket: &Bucket) -> String {
-    principal.account().map_or_else(|| bucket.owner.clone(), |account| account.canonical_id.clone())
+    let writer = principal.account().map(|account| account.canonical_id.as_str());
+    let canned = principal.context.values("s3:x-amz-acl").first();
+    ownership::owner_of_new(bucket, writer, canned.map(String::as_str))
+}
+
+/// The list what is put gets: the one that was asked for, if it may be, or its owner's alone.
+pub fn acl_of_new(walrus: &Walrus, call: &Call, bucket: &Bucket, owner: &str) -> Result<Acl, Error> {
+    let Some(acl) = acl::asked(walrus, call, owner, &bucket.owner)? else { return Ok(Acl::private(owner)) };
+    ownership::check_acl(bucket, &acl, owner)?;
+    check_also(call, bucket, Action::PutObjectAcl)?;
+    Ok(acl)
+}
+
+/// Who may put an object may not thereby say who else has it, or what policies take it for.
+pub fn check_also(call: &Call, bucket: &Bucket, action: Action) -> Result<(), Error> {
+    if allow(&call.principal, action, bucket.key(&call.target.key, None)) {
+        Ok(())
+    } else {
+        Err(refuse::access_denied())
+    }
 }
 
 /// What the request says about the object before its bytes have come.
@@ -58,24 +88,66 @@ pub struct Draft {
     pub storage_class: String,
     pub owner: String,
     pub acl: Acl,
+    pub lock: Lock,
+    pub wish: Wish,
+    sealed: Option<(DataKey, Seal)>,
 }
 
 impl Draft {
-    pub fn object(self, key: &str, now: i64, received: &Received, etag: String, checksum: Option<Checksum>) -> Object {
-        Object {
+    pub fn of(
+        walrus: &Walrus,
+        call: &Call,
+        bucket: &Bucket,
+        owner: String,
+        tags: Vec<(String, String)>,
+    ) -> Result<Self, Error> {
+        let wish = encryption(call, bucket)?;
+        if !tags.is_empty() {
+            check_also(call, bucket, Action::PutObjectTagging)?;
+        }
+        Ok(Self {
+            headers: meta::headers(call)?,
+            tags,
+            storage_class: meta::storage_class(call)?.unwrap_or_else(|| meta::STANDARD.into()),
+            acl: acl_of_new(walrus, call, bucket, &owner)?,
+            lock: lock::asked(call, bucket)?,
+            sealed: wish.key(walrus)?,
+            wish,
+            owner,
+        })
+    }
+
+    pub fn data_key(&self) -> Option<DataKey> {
+        self.sealed.as_ref().map(|(key, _)| key.clone())
+    }
+
+    pub fn object(self, key: &str, now: i64, received: &Received) -> Result<Object, Error> {
+        Ok(Object {
             key: key.into(),
             modified: now,
             size: received.size,
-            etag,
+            etag: etag(received, self.sealed.as_ref().map(|(key, seal)| (key, seal)))?,
             storage_class: self.storage_class,
             owner: self.owner,
-            checksum,
+            checksum: received.checksums.first().map(|(a, sum)| Checksum::full(*a, sum)),
             content: received.content.id().clone(),
             place: received.content.place(),
             headers: self.headers,
             tags: self.tags,
             acl: self.acl,
-        }
+            version: VersionId::null(),
+            rank: 0,
+            lock: self.lock,
+            seal: self.sealed.map(|(_, seal)| seal),
+        })
+    }
+}
+
+/// The MD5, but for what is under a customer's key: there it would tell what the bytes are.
+pub fn etag(received: &Received, sealed: Option<(&DataKey, &Seal)>) -> Result<String, Error> {
+    match sealed {
+        Some((key, seal)) if seal.kind == sse::Kind::Customer => Ok(hex::encode(key.mark(&received.md5)?)),
+        _ => Ok(hex::encode(received.md5)),
     }
 }
 
@@ -88,7 +160,7 @@ async fn check_early(walrus: &Walrus, bucket: &Bucket, key: &str, conditions: &C
     walrus
         .store
         .read("check a condition", move |tx| {
-            let there = super::content_at(tx, id, &key)?;
+            let there = version::there(tx, id, &key)?;
             conditions.check_write(&key, there.as_ref().map(|there| there.etag.as_str()))
         })
         .await
@@ -100,6 +172,7 @@ pub async fn receive(
     payload: &mut Payload,
     promised: &Promised,
     checksums: &[Algorithm],
+    key: Option<DataKey>,
 ) -> Result<Received, Error> {
     let too_large = |size: u64| {
         Error::Refused(
@@ -114,7 +187,7 @@ pub async fn receive(
     if let Some(size) = payload.length.filter(|size| *size > LARGEST) {
         return Err(too_large(size));
     }
-    let mut intake = walrus.intake(payload.hash_is_signed(), checksums)?;
+    let mut intake = walrus.intake(payload.hash_is_signed(), checksums)?.sealed(key);
     while let Some(bytes) = payload.next().await? {
         intake.push(bytes).await?;
         if intake.size() > LARGEST {
@@ -134,25 +207,31 @@ async fn verify(intake: Intake, payload: &Payload, promised: &Promised) -> Resul
     Ok(received)
 }
 
-/// Makes the row; from here on the object is there.
+/// Makes the row; from here on the object is there, and has its version.
 pub async fn commit(
     walrus: &Walrus,
     bucket: Bucket,
     object: Object,
     received: Received,
     conditions: Conditions,
-) -> Result<(), Error> {
+    cause: Cause,
+) -> Result<(Object, Versioning), Error> {
     let keeping = received.content.keeping();
-    walrus
+    let told = bucket.clone();
+    let kept = walrus
         .store
         .write("put an object", move |tx| {
+            let mut object = object.clone();
             keeping.keep(tx)?;
-            replace(tx, &bucket, &object, &conditions)
+            let versioning = replace(tx, &bucket, &mut object, &conditions)?;
+            notification::created(tx, &bucket, &cause, &object)?;
+            Ok((object, versioning))
         })
         .await
         .map_err(conflict)?;
     received.content.keep();
-    Ok(())
+    notification::wake(&walrus.courier, &told);
+    Ok(kept)
 }
 
 /// Two writers under a condition that could not be told apart: the client asks again.

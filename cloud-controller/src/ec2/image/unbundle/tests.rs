@@ -123,7 +123,10 @@ fn a_flipped_byte_is_found_and_its_part_is_named() {
     for (part, byte) in [(0, 0), (0, 5_000), (2, 17), (good.parts.len() - 1, 3)] {
         let mut parts = good.parts.clone();
         parts[part][byte] ^= 1;
-        wrong_because(&Bundle { manifest: good.manifest.clone(), parts }, &format!("part {part} (disk.part.{part:02}) is damaged"));
+        wrong_because(
+            &Bundle { manifest: good.manifest.clone(), parts },
+            &format!("part {part} (disk.part.{part:02}) is damaged"),
+        );
     }
 }
 

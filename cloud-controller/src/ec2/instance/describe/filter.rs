@@ -86,9 +86,15 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("launch-index", |f| vec![f.instance.launch_index.to_string().into()]),
     ("launch-time", |f| vec![timestamp(f.instance.launched).into()]),
     ("maintenance-options.auto-recovery", |_| vec!["disabled".into()]),
-    ("metadata-options.http-endpoint", |f| vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_endpoint.into()]),
-    ("metadata-options.http-put-response-hop-limit", |f| vec![f.instance.options.metadata.hop_limit.to_string().into()]),
-    ("metadata-options.http-tokens", |f| vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_tokens.into()]),
+    ("metadata-options.http-endpoint", |f| {
+        vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_endpoint.into()]
+    }),
+    ("metadata-options.http-put-response-hop-limit", |f| {
+        vec![f.instance.options.metadata.hop_limit.to_string().into()]
+    }),
+    ("metadata-options.http-tokens", |f| {
+        vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_tokens.into()]
+    }),
     ("metadata-options.instance-metadata-tags", |f| {
         vec![MetadataOptionsInfo::from(&f.instance.options.metadata).instance_metadata_tags.into()]
     }),

@@ -12,6 +12,11 @@ use super::super::row::{MetadataOptions, ShutdownBehavior};
 use crate::{
     Outcome, Refusal,
     ec2::{
+        interface::{
+            Secondary,
+            attach::MOST as MOST_INTERFACES,
+            change::{PrivateIpAddress, addresses},
+        },
         tag::TagSpecification,
         unsupported::{self, Unsupported},
     },
@@ -141,14 +146,7 @@ pub struct NetworkInterface {
     #[serde(rename = "Ipv6PrefixCount")]
     pub ipv6_prefix_count: Option<Unsupported>,
     pub primary_ipv6: Option<Unsupported>,
-    pub secondary_private_ip_address_count: Option<Unsupported>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct PrivateIpAddress {
-    pub private_ip_address: Ipv4Addr,
-    pub primary: Option<bool>,
+    pub secondary_private_ip_address_count: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -177,7 +175,9 @@ impl MetadataOptionsAsked {
         let choice = |name: &str, value: &str, yes: &str, no: &str| match value {
             v if v == yes => Ok(true),
             v if v == no => Ok(false),
-            other => Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid."))),
+            other => {
+                Err(AwsError::invalid_parameter_value(format!("Value ({other}) for parameter {name} is invalid.")))
+            }
         };
         if let Some(tokens) = &self.http_tokens {
             options.tokens_required = choice("HttpTokens", tokens, "required", "optional")?;
@@ -194,7 +194,9 @@ impl MetadataOptionsAsked {
         }
         if let Some(limit) = self.http_put_response_hop_limit {
             options.hop_limit = u8::try_from(limit).ok().filter(|l| (1..=64).contains(l)).ok_or_else(|| {
-                AwsError::invalid_parameter_value(format!("Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."))
+                AwsError::invalid_parameter_value(format!(
+                    "Value ({limit}) for parameter HttpPutResponseHopLimit is invalid. Expecting 1 to 64."
+                ))
             })?;
         }
         Ok(options)
@@ -204,6 +206,10 @@ impl MetadataOptionsAsked {
 /// An interface of every instance of the launch.
 #[derive(Clone)]
 pub struct InterfacePlan {
+    /// One that is there already.
+    pub existing: Option<NetworkInterfaceId>,
+    pub subnet: Option<SubnetId>,
+    pub secondary: Secondary,
     pub device_index: u32,
     pub description: String,
     pub address: Option<Ipv4Addr>,
@@ -236,14 +242,22 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
         ("Monitoring.Enabled=true", on(&input.monitoring)),
         ("EnclaveOptions.Enabled=true", on(&input.enclave_options)),
         ("HibernationOptions.Configured=true", input.hibernation_options.as_ref().is_some_and(|h| h.configured)),
-        ("CreditSpecification.CpuCredits=unlimited", input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard")),
+        (
+            "CreditSpecification.CpuCredits=unlimited",
+            input.credit_specification.as_ref().is_some_and(|c| c.cpu_credits != "standard"),
+        ),
     ] {
         if sent {
             return Err(AwsError::unsupported(format!("{name} is not supported by this cloud")).into());
         }
     }
-    if let Some(recovery) = input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled") {
-        return Err(AwsError::unsupported(format!("MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud")).into());
+    if let Some(recovery) =
+        input.maintenance_options.as_ref().and_then(|m| m.auto_recovery.as_deref()).filter(|r| *r != "disabled")
+    {
+        return Err(AwsError::unsupported(format!(
+            "MaintenanceOptions.AutoRecovery={recovery} is not supported by this cloud"
+        ))
+        .into());
     }
     if let Some(p) = &input.placement {
         unsupported::refuse(&[
@@ -257,7 +271,9 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
             ("Placement.SpreadDomain", p.spread_domain),
         ])?;
         if let Some(tenancy) = p.tenancy.as_deref().filter(|t| !t.is_empty() && *t != "default") {
-            return Err(AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into());
+            return Err(
+                AwsError::unsupported(format!("Placement.Tenancy={tenancy} is not supported by this cloud")).into()
+            );
         }
     }
     input.block_device_mapping.iter().try_for_each(check_mapping)
@@ -276,41 +292,69 @@ fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
     match (mapping.virtual_name.as_deref(), &mapping.no_device) {
         (_, Some(_)) => Ok(()),
         // AWS ignores ephemeral disks that the instance type does not have.
-        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => Ok(()),
-        _ => Err(Refusal::new("InvalidBlockDeviceMapping", format!("The block device mapping of '{device}' is not valid"))),
+        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => {
+            Ok(())
+        }
+        _ => Err(Refusal::new(
+            "InvalidBlockDeviceMapping",
+            format!("The block device mapping of '{device}' is not valid"),
+        )),
     }
 }
 
-/// The one interface of a launch, from either of the two ways to say it, and its subnet.
-pub fn interface_plan(input: &RunInstances) -> Outcome<(InterfacePlan, Option<SubnetId>)> {
-    let Some(asked) = input.network_interface.first() else {
+/// The interfaces of a launch by device index, from either of the two ways to say it, and the subnet of the first.
+pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Option<SubnetId>)> {
+    if input.network_interface.is_empty() {
         let interface = InterfacePlan {
+            existing: None,
+            subnet: None,
             device_index: 0,
             description: String::new(),
             address: input.private_ip_address,
+            secondary: Secondary::none(),
             group_ids: input.security_group_id.clone(),
             group_names: input.security_group.clone(),
             delete_on_termination: true,
             public: None,
         };
-        return Ok((interface, None));
-    };
-    if !input.security_group_id.is_empty() || !input.security_group.is_empty() || input.subnet_id.is_some() || input.private_ip_address.is_some()
+        return Ok((vec![interface], None));
+    }
+    if !input.security_group_id.is_empty()
+        || !input.security_group.is_empty()
+        || input.subnet_id.is_some()
+        || input.private_ip_address.is_some()
     {
         return Err(AwsError::invalid_parameter_combination(
             "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
         )
         .into());
     }
-    if input.network_interface.len() > 1 {
-        return Err(AwsError::unsupported("More than one NetworkInterface per instance is not supported by this cloud").into());
+    if input.network_interface.len() > MOST_INTERFACES {
+        let message =
+            format!("Interface count {} exceeds the limit of {MOST_INTERFACES}", input.network_interface.len());
+        return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
-    if let Some(id) = &asked.network_interface_id {
-        return Err(AwsError::unsupported(format!(
-            "NetworkInterface.NetworkInterfaceId ({id}): launching with an existing interface is not supported by this cloud"
-        ))
+    let mut plans =
+        input.network_interface.iter().map(|asked| plan_of(asked, input.max_count)).collect::<Outcome<Vec<_>>>()?;
+    plans.sort_by_key(|plan| plan.device_index);
+    if plans.windows(2).any(|pair| pair[0].device_index == pair[1].device_index) {
+        return Err(AwsError::invalid_parameter_value("Each network interface requires a unique device index.").into());
+    }
+    if plans.first().is_none_or(|first| first.device_index != 0) {
+        return Err(AwsError::invalid_parameter_value(
+            "The first network interface must have device index 0 on network card 0",
+        )
         .into());
     }
+    if plans.len() > 1 && plans.iter().any(|plan| plan.public == Some(true)) {
+        let message = "The associatePublicIPAddress parameter cannot be specified when launching with multiple network interfaces.";
+        return Err(AwsError::invalid_parameter_combination(message).into());
+    }
+    let subnet = plans.first().and_then(|first| first.subnet.clone());
+    Ok((plans, subnet))
+}
+
+fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
     unsupported::refuse(&[
         ("NetworkInterface.AssociateCarrierIpAddress", asked.associate_carrier_ip_address),
         ("NetworkInterface.Ipv4Prefix", asked.ipv4_prefix),
@@ -320,29 +364,47 @@ pub fn interface_plan(input: &RunInstances) -> Outcome<(InterfacePlan, Option<Su
         ("NetworkInterface.Ipv6Prefix", asked.ipv6_prefix),
         ("NetworkInterface.Ipv6PrefixCount", asked.ipv6_prefix_count),
         ("NetworkInterface.PrimaryIpv6", asked.primary_ipv6),
-        ("NetworkInterface.SecondaryPrivateIpAddressCount", asked.secondary_private_ip_address_count),
     ])?;
-    if asked.device_index.unwrap_or(0) != 0 || asked.network_card_index.unwrap_or(0) != 0 {
-        return Err(AwsError::invalid_parameter_value("The first network interface must have device index 0 on network card 0").into());
+    if asked.network_card_index.unwrap_or(0) != 0 {
+        return Err(AwsError::invalid_parameter_value("Instances have one network card, whose index is 0").into());
     }
     if let Some(kind) = asked.interface_type.as_deref().filter(|k| *k != "interface") {
-        return Err(AwsError::unsupported(format!("NetworkInterface.InterfaceType={kind} is not supported by this cloud")).into());
+        return Err(AwsError::unsupported(format!(
+            "NetworkInterface.InterfaceType={kind} is not supported by this cloud"
+        ))
+        .into());
     }
-    let primary = match asked.private_ip_addresses.as_slice() {
-        [] => None,
-        [only] if only.primary.unwrap_or(true) => Some(only.private_ip_address),
-        _ => return Err(AwsError::unsupported("Secondary private addresses are not supported by this cloud").into()),
-    };
-    let interface = InterfacePlan {
-        device_index: 0,
+    let (address, secondary) =
+        addresses(asked.private_ip_address, &asked.private_ip_addresses, asked.secondary_private_ip_address_count)?;
+    if asked.network_interface_id.is_some() {
+        let says_more = asked.subnet_id.is_some()
+            || address.is_some()
+            || secondary != Secondary::none()
+            || !asked.security_group_id.is_empty()
+            || asked.associate_public_ip_address.is_some();
+        if says_more || count > 1 {
+            let message = "A network interface that is there already is given to one instance, as it is";
+            return Err(AwsError::invalid_parameter_combination(message).into());
+        }
+    }
+    if !secondary.named.is_empty() && count > 1 {
+        return Err(
+            AwsError::invalid_parameter_combination("A private address can be given to one instance only").into()
+        );
+    }
+    Ok(InterfacePlan {
+        existing: asked.network_interface_id.clone(),
+        subnet: asked.subnet_id.clone(),
+        device_index: asked.device_index.unwrap_or(0),
         description: asked.description.clone().unwrap_or_default(),
-        address: asked.private_ip_address.or(primary),
+        address,
+        secondary,
         group_ids: asked.security_group_id.clone(),
         group_names: Vec::new(),
-        delete_on_termination: asked.delete_on_termination.unwrap_or(true),
+        // One that was there before outlives the instance.
+        delete_on_termination: asked.delete_on_termination.unwrap_or(asked.network_interface_id.is_none()),
         public: asked.associate_public_ip_address,
-    };
-    Ok((interface, asked.subnet_id.clone()))
+    })
 }
 
 #[cfg(test)]

@@ -1,17 +1,40 @@
-//! Buckets: a name in the whole cloud, an owner, and an access control list.
+//! Buckets: a name in the whole cloud, an owner, an access control list, and configurations, a file each.
+
+use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use mallee_aws::{AwsError, document};
+use mallee_policy::Policy;
 use mallee_service::Body;
 use mallee_store::{Row, Tx, params};
 use serde::{Deserialize, Serialize};
 
+pub mod cors;
+pub mod encryption;
+pub mod lifecycle;
+pub mod logging;
+pub mod notification;
+pub mod object_lock;
+pub mod ownership;
+pub mod policy;
+pub mod public_access;
+pub mod request_payment;
+pub mod settings;
+pub mod tagging;
+pub mod versioning;
+pub mod website;
+
+pub use object_lock::LockDefault;
+pub use settings::{Ownership, Settings};
+pub use versioning::Versioning;
+
 use super::{Owner, acl, done, iso_time, multipart, set, xml, xml_text};
 use crate::{
     Error, Walrus,
+    access::{Action, BucketAccess, ObjectAccess, Resource, allow},
     call::Call,
     error::refuse,
-    principal::{Acl, Action, Principal, Resource, allow},
+    principal::Acl,
 };
 
 /// How many buckets one account may have, as at AWS by default.
@@ -56,11 +79,48 @@ pub struct Bucket {
     pub created: i64,
     pub location: String,
     pub acl: Acl,
+    pub versioning: Versioning,
+    /// Object lock, and what it does by default; `None` where the bucket was made without it.
+    pub lock: Option<LockDefault>,
+    pub settings: Settings,
+    pub policy: Option<Arc<Policy>>,
 }
 
-const COLUMNS: &str = "id, name, owner, account, created, location, acl";
+impl Bucket {
+    /// What it says about access.
+    pub fn access(&self) -> BucketAccess<'_> {
+        BucketAccess {
+            name: &self.name,
+            owner: &self.owner,
+            account: &self.account,
+            acl: &self.acl,
+            policy: self.policy.as_deref(),
+            ownership: self.settings.ownership.unwrap_or_default(),
+            block: self.settings.block.unwrap_or_default(),
+            requester_pays: self.settings.requester_pays,
+        }
+    }
 
-fn from_row(row: &Row<'_>) -> Result<(Bucket, String), mallee_store::Error> {
+    pub fn resource(&self) -> Resource<'_> {
+        Resource::Bucket(self.access())
+    }
+
+    /// A key in it, with what is there.
+    pub fn key<'a>(&'a self, key: &'a str, object: Option<ObjectAccess<'a>>) -> Resource<'a> {
+        Resource::Key { bucket: self.access(), key, object }
+    }
+}
+
+const COLUMNS: &str = "id, name, owner, account, created, location, acl, versioning, object_lock, settings";
+
+/// A row's lists and configurations, as the store has them.
+struct Texts {
+    acl: String,
+    lock: String,
+    settings: String,
+}
+
+fn from_row(row: &Row<'_>) -> Result<(Bucket, Texts), mallee_store::Error> {
     let bucket = Bucket {
         id: row.get(0)?,
         name: row.get(1)?,
@@ -69,19 +129,31 @@ fn from_row(row: &Row<'_>) -> Result<(Bucket, String), mallee_store::Error> {
         created: row.get(4)?,
         location: row.get(5)?,
         acl: Acl::default(),
+        versioning: Versioning::from_number(row.get(7)?),
+        lock: None,
+        settings: Settings::default(),
+        policy: None,
     };
-    Ok((bucket, row.get(6)?))
+    Ok((bucket, Texts { acl: row.get(6)?, lock: row.get(8)?, settings: row.get(9)? }))
 }
 
-fn with_acl((mut bucket, text): (Bucket, String)) -> Result<Bucket, Error> {
-    bucket.acl = acl::from_text(&text, &bucket.owner)?;
+fn with_texts((mut bucket, texts): (Bucket, Texts)) -> Result<Bucket, Error> {
+    bucket.acl = acl::from_text(&texts.acl, &bucket.owner)?;
+    bucket.lock = object_lock::from_text(&texts.lock)?;
+    (bucket.settings, bucket.policy) = Settings::from_text(&texts.settings)?;
     Ok(bucket)
 }
 
 /// The bucket of this name, or `NoSuchBucket`.
 pub fn find(tx: &mut Tx<'_>, name: &str) -> Result<Bucket, Error> {
     let sql = format!("SELECT {COLUMNS} FROM bucket WHERE name = ?1");
-    with_acl(tx.query_opt(&sql, params![name], from_row)?.ok_or_else(|| refuse::no_such_bucket(name))?)
+    with_texts(tx.query_opt(&sql, params![name], from_row)?.ok_or_else(|| refuse::no_such_bucket(name))?)
+}
+
+/// The bucket of this number, unless it is gone.
+pub fn find_by_id(tx: &mut Tx<'_>, id: BucketId) -> Result<Option<Bucket>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM bucket WHERE id = ?1");
+    tx.query_opt(&sql, params![id], from_row)?.map(with_texts).transpose()
 }
 
 /// That the bucket is the account's whom the client believes it to be.
@@ -97,7 +169,7 @@ pub async fn opened(walrus: &Walrus, call: &Call, action: Action) -> Result<Buck
     let name = call.target.bucket.clone();
     let bucket = walrus.store.read("find a bucket", move |tx| find(tx, &name)).await?;
     check_expected_owner(call, &bucket)?;
-    if !allow(&call.principal, action, Resource::Bucket { owner: &bucket.owner, acl: &bucket.acl }) {
+    if !allow(&call.principal, action, bucket.resource()) {
         return Err(refuse::access_denied());
     }
     Ok(bucket)
@@ -148,7 +220,8 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         bucket_region: String,
     }
 
-    let Some(account) = call.principal.account().filter(|_| allow(&call.principal, Action::ListAllMyBuckets, Resource::Service))
+    let Some(account) =
+        call.principal.account().filter(|_| allow(&call.principal, Action::ListAllMyBuckets, Resource::Service))
     else {
         return Err(refuse::access_denied());
     };
@@ -166,7 +239,8 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         .store
         .read("list buckets", move |tx| {
             let mut found = Vec::new();
-            let sql = format!("SELECT {COLUMNS} FROM bucket WHERE owner = ?1 AND name > ?2 AND name >= ?3 ORDER BY name");
+            let sql =
+                format!("SELECT {COLUMNS} FROM bucket WHERE owner = ?1 AND name > ?2 AND name >= ?3 ORDER BY name");
             tx.each(&sql, params![owner, after, wanted_prefix], |row| {
                 let (bucket, _) = from_row(row)?;
                 if !bucket.name.starts_with(&wanted_prefix) || found.len() as i64 > most {
@@ -206,9 +280,7 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     }
     let Some(account) = call.principal.account().cloned() else { return Err(refuse::access_denied()) };
     check_name(&call.target.bucket)?;
-    if call.header("x-amz-bucket-object-lock-enabled")?.is_some_and(|v| v.eq_ignore_ascii_case("true")) {
-        return Err(refuse::not_implemented("Object lock"));
-    }
+    let locks = call.header("x-amz-bucket-object-lock-enabled")?.is_some_and(|v| v.eq_ignore_ascii_case("true"));
     let body = call.document(document::Limits::SMALL.bytes).await?;
     let configuration: Configuration = if body.is_empty() {
         Configuration::default()
@@ -218,24 +290,37 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     // Any region's name is taken: there is one, and clients have theirs built in.
     let location = configuration.location_constraint.filter(|l| !l.is_empty()).unwrap_or_else(|| walrus.region());
     if location.len() > 64 || !location.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        return Err(refuse::coded(
-            "InvalidLocationConstraint",
-            400,
-            "The specified location-constraint is not valid",
-        ));
+        return Err(refuse::coded("InvalidLocationConstraint", 400, "The specified location-constraint is not valid"));
     }
     let acl = acl::asked(walrus, call, &account.canonical_id, &account.canonical_id)?
         .unwrap_or_else(|| Acl::private(&account.canonical_id));
     let text = acl::to_text(&acl, &account.canonical_id)?;
+    // A lock is on a version, so a bucket with locks keeps them all.
+    let (versioning, object_lock) = match locks {
+        true => (Versioning::Enabled, object_lock::to_text(&LockDefault::default())?),
+        false => (Versioning::Never, String::new()),
+    };
+    let settings = Settings { ownership: ownership::asked(call)?, ..Settings::default() }.to_text()?;
     let (name, now) = (call.target.bucket.clone(), call.now);
     let id = BucketId(i64::from(rand::random::<u32>()) << 31 | i64::from(rand::random::<u32>() >> 1));
     walrus
         .store
         .write("create a bucket", move |tx| {
             let made = tx.execute(
-                "INSERT INTO bucket (id, name, owner, account, created, location, acl)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
-                params![id, name, account.canonical_id, account.account, now, location, text],
+                "INSERT INTO bucket (id, name, owner, account, created, location, acl, versioning, object_lock, settings)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+                params![
+                    id,
+                    name,
+                    account.canonical_id,
+                    account.account,
+                    now,
+                    location,
+                    text,
+                    versioning.number(),
+                    object_lock,
+                    settings
+                ],
             )?;
             if made == 1 {
                 return Ok(());
@@ -291,7 +376,7 @@ pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
 }
 
 pub async fn location(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
-    let bucket = opened(walrus, call, Action::GetBucketConfiguration).await?;
+    let bucket = opened(walrus, call, Action::GetBucketLocation).await?;
     // The oldest region has no name here, by the manual.
     let location = if bucket.location == "us-east-1" { "" } else { &bucket.location };
     Ok(xml_text(document::render_text("LocationConstraint", location)))
@@ -305,6 +390,7 @@ pub async fn get_acl(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>,
 pub async fn put_acl(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let bucket = opened(walrus, call, Action::PutBucketAcl).await?;
     let acl = acl::from_request(walrus, call, &bucket.owner, &bucket.owner).await?;
+    ownership::check_acl(&bucket, &acl, &bucket.owner)?;
     let (id, text) = (bucket.id, acl::to_text(&acl, &bucket.owner)?);
     let changed = walrus
         .store
@@ -319,13 +405,8 @@ pub async fn put_acl(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>,
 }
 
 /// The rows of the operation table that do nothing but say that there is nothing.
-pub async fn configuration(walrus: &Walrus, call: &Call, of_object: bool) -> Result<Bucket, Error> {
-    let action = match (call.method == http::Method::GET, of_object) {
-        (true, true) => Action::ListBucket,
-        (true, false) => Action::GetBucketConfiguration,
-        (false, _) => Action::PutBucketConfiguration,
-    };
-    if call.principal == Principal::Anonymous {
+pub async fn configuration(walrus: &Walrus, call: &Call, action: Action) -> Result<Bucket, Error> {
+    if call.principal.is_anonymous() {
         return Err(refuse::access_denied());
     }
     opened(walrus, call, action).await
@@ -340,7 +421,9 @@ mod tests {
         for good in ["abc", "a.b-c", "123", "my-bucket.example", &"a".repeat(63)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in ["ab", "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.0.1", "xn--a", "b-s3alias", "é12", &"a".repeat(64)] {
+        for bad in
+            ["ab", "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.0.1", "xn--a", "b-s3alias", "é12", &"a".repeat(64)]
+        {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }
