@@ -32,12 +32,17 @@ def cloud():
     return cloud
 
 
+def ended():
+    """Ends the cloud of the tests, unless MALLEE_TEST_KEEP says otherwise."""
+    cloud = under_test()
+    if cloud.exists() and not os.environ.get("MALLEE_TEST_KEEP"):
+        cloud.down(everything=True)
+
+
 def pytest_sessionfinish(session):
-    """The cloud ends with the last of the processes that used it, unless MALLEE_TEST_KEEP says otherwise."""
-    if not hasattr(session.config, "workerinput") and not os.environ.get("MALLEE_TEST_KEEP"):
-        cloud = under_test()
-        if cloud.exists():
-            cloud.down(everything=True)
+    """The cloud ends with the last of the processes that used it."""
+    if not hasattr(session.config, "workerinput"):
+        ended()
 
 
 @pytest.fixture(scope="session")
