@@ -9,10 +9,9 @@ use std::{
 };
 
 use mallee_aws::{AccessKeyId, SecretKey};
-use mallee_service::{Faults, TierHttp, pki};
+use mallee_service::{Faults, TierHttp, pki::PkiError, seal::SealingKey};
 use mallee_store::{Row, Store, params};
 use mallee_tiers::{CloudClient, Generation, IdentitiesAsked, Identity};
-use openssl::symm::{Cipher, decrypt_aead, encrypt_aead};
 use sha2::Digest;
 
 use crate::{Error, config::StaticIdentity, principal::Account};
@@ -108,35 +107,13 @@ pub fn from_config(identities: &[StaticIdentity]) -> Vec<Identity> {
 #[derive(Clone)]
 pub struct SealedCopy {
     store: Store,
-    key: [u8; 32],
+    key: SealingKey,
 }
 
 impl SealedCopy {
     /// The key is a file beside the store, made when it is not there: a copy of the store alone gives no secrets away.
     pub fn open(store: Store, key_file: &Path) -> Result<Self, Error> {
-        let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("{}: {e}", key_file.display()));
-        if !key_file.exists() {
-            let fresh: [u8; 32] = rand::random();
-            pki::write_secret(key_file, hex::encode(fresh).as_bytes()).map_err(|e| failed(&e))?;
-        }
-        let text = std::fs::read_to_string(key_file).map_err(|e| failed(&e))?;
-        let mut key = [0; 32];
-        hex::decode_to_slice(text.trim(), &mut key).map_err(|e| failed(&e))?;
-        Ok(Self { store, key })
-    }
-
-    fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
-        let (nonce, mut tag): ([u8; 12], [u8; 16]) = (rand::random(), [0; 16]);
-        let sealed = encrypt_aead(Cipher::aes_256_gcm(), &self.key, Some(&nonce), SEAL, plain, &mut tag)
-            .map_err(|e| Error::Internal(format!("sealing: {e}")))?;
-        Ok([&nonce[..], &tag[..], &sealed[..]].concat())
-    }
-
-    fn unseal(&self, sealed: &[u8]) -> Result<Vec<u8>, Error> {
-        let broken = || Error::Internal("the sealed identities cannot be opened with this key file".into());
-        let (nonce, rest) = sealed.split_at_checked(12).ok_or_else(broken)?;
-        let (tag, rest) = rest.split_at_checked(16).ok_or_else(broken)?;
-        decrypt_aead(Cipher::aes_256_gcm(), &self.key, Some(nonce), SEAL, rest, tag).map_err(|_| broken())
+        Ok(Self { store, key: SealingKey::open_or_create(key_file).map_err(sealing)? })
     }
 
     /// What was kept; nothing in a new store.
@@ -150,14 +127,14 @@ impl SealedCopy {
             })
             .await?;
         let Some((generation, sealed)) = row else { return Ok(None) };
-        let identities = serde_json::from_slice(&self.unseal(&sealed)?)
+        let identities = serde_json::from_slice(&self.key.open(SEAL, &sealed).map_err(sealing)?)
             .map_err(|e| Error::Internal(format!("the kept identities: {e}")))?;
         Ok(Some((generation, identities)))
     }
 
     pub async fn keep(&self, generation: Generation, identities: &[Identity]) -> Result<(), Error> {
         let plain = serde_json::to_vec(identities).map_err(|e| Error::Internal(e.to_string()))?;
-        let sealed = self.seal(&plain)?;
+        let sealed = self.key.seal(SEAL, &plain).map_err(sealing)?;
         self.store
             .write("keep the identities", move |tx| {
                 tx.execute(
@@ -172,7 +149,11 @@ impl SealedCopy {
 }
 
 /// Binds a sealed copy to what it is.
-const SEAL: &[u8] = b"mallee walrus identities 1";
+const SEAL: &str = "mallee walrus identities 1";
+
+fn sealing(e: PkiError) -> Error {
+    Error::Internal(e.to_string())
+}
 
 /// Keeps the copy as new as the cloud-controller's, for as long as the daemon runs: a question that hangs until there is
 /// something newer.
