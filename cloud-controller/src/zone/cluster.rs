@@ -100,29 +100,8 @@ impl Reconciler for Sender {
 
 /// Takes the zone's reports until the runtime ends.
 pub async fn observe(cloud: Arc<Cloud>, zone: String) {
-    let mut since: Option<Seen> = None;
-    let mut pause = super::Pause::default();
-    loop {
-        match ask(&cloud, &zone, since).await {
-            Ok(observation) => {
-                let seen = observation.seen;
-                match take(&cloud, &zone, observation).await {
-                    Ok(()) => {
-                        since = Some(seen);
-                        pause.reset();
-                    }
-                    Err(e) => {
-                        tracing::warn!(zone, error = e, "reports were not taken; they are asked for again");
-                        pause.wait().await;
-                    }
-                }
-            }
-            Err(e) => {
-                tracing::debug!(zone, error = %e, "the cluster-controller cannot be asked for reports");
-                pause.wait().await;
-            }
-        }
-    }
+    let (ask, take) = (|since| ask(&cloud, &zone, since), |observation| take(&cloud, &zone, observation));
+    super::follow(&zone, "cluster-controller", ask, take).await
 }
 
 async fn ask(cloud: &Cloud, zone: &str, since: Option<Seen>) -> Result<Observation<InstanceReport>, TierError> {

@@ -13,12 +13,13 @@ mod storage;
 mod why;
 
 use std::{
+    fmt::Display,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use mallee_service::{Faults, IntentSender, PassReport, Poke, Reconciler, drive as drive_one};
-use mallee_tiers::{TierError, TierErrorKind};
+use mallee_tiers::{Observation, Reported, Seen, TierError, TierErrorKind};
 
 pub use orphan::all as orphans;
 pub use registry::Tiers;
@@ -116,6 +117,41 @@ impl Trouble {
         };
         faults.raise(&key, format!("{tier} of zone {zone} does not take its list: {}", e.message), remedy);
         report.error(format!("{zone}: {}", e.message));
+    }
+}
+
+/// Asks a tier of `zone` for its reports and takes them, again and again. Reports that were not taken are asked for again.
+async fn follow<R: Reported, E: Display, A, T>(
+    zone: &str,
+    tier: &str,
+    ask: impl Fn(Option<Seen>) -> A,
+    take: impl Fn(Observation<R>) -> T,
+) where
+    A: Future<Output = Result<Observation<R>, TierError>>,
+    T: Future<Output = Result<(), E>>,
+{
+    let mut since: Option<Seen> = None;
+    let mut pause = Pause::default();
+    loop {
+        let observation = match ask(since).await {
+            Ok(observation) => observation,
+            Err(e) => {
+                tracing::debug!(zone, error = %e, "the {tier} cannot be asked for reports");
+                pause.wait().await;
+                continue;
+            }
+        };
+        let seen = observation.seen;
+        match take(observation).await {
+            Ok(()) => {
+                since = Some(seen);
+                pause.reset();
+            }
+            Err(e) => {
+                tracing::warn!(zone, error = %e, "reports were not taken; they are asked for again");
+                pause.wait().await;
+            }
+        }
     }
 }
 

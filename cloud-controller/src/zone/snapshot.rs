@@ -64,29 +64,8 @@ impl Reconciler for Sender {
 
 /// Takes the zone's reports until the runtime ends.
 pub async fn observe(cloud: Arc<Cloud>, zone: String) {
-    let mut since: Option<Seen> = None;
-    let mut pause = super::Pause::default();
-    loop {
-        let observation = match ask(&cloud, &zone, since).await {
-            Ok(observation) => observation,
-            Err(e) => {
-                tracing::debug!(zone, error = %e, "the storage-controller cannot be asked for reports");
-                pause.wait().await;
-                continue;
-            }
-        };
-        let seen = observation.seen;
-        match take(&cloud, &zone, observation).await {
-            Ok(()) => {
-                since = Some(seen);
-                pause.reset();
-            }
-            Err(e) => {
-                tracing::warn!(zone, error = %e, "reports were not taken; they are asked for again");
-                pause.wait().await;
-            }
-        }
-    }
+    let (ask, take) = (|since| ask(&cloud, &zone, since), |observation| take(&cloud, &zone, observation));
+    super::follow(&zone, "storage-controller", ask, take).await
 }
 
 async fn ask(cloud: &Cloud, zone: &str, since: Option<Seen>) -> Result<Observation<SnapshotReport>, TierError> {
