@@ -82,7 +82,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<SnapshotReport
         .write("take reports of snapshots", move |tx| {
             let mut keep = false;
             for report in &reports {
-                match snapshot::take_report(tx, report, now)? {
+                match snapshot::take_report(tx, &zone, report, now)? {
                     Follows::Nothing => {}
                     Follows::Orphan => orphan::note(tx, &zone, "snapshots", &report.id, now)?,
                     Follows::Keep => keep = true,

@@ -16,8 +16,9 @@ pub enum Follows {
     Keep,
 }
 
-pub fn take(tx: &mut Tx<'_>, report: &SnapshotReport, now: i64) -> Result<Follows, StoreError> {
-    let Some(before) = row::any(tx, &report.id)? else {
+/// Takes what `zone` reports. A snapshot of another zone is none of its business, and shown as an orphan there.
+pub fn take(tx: &mut Tx<'_>, zone: &str, report: &SnapshotReport, now: i64) -> Result<Follows, StoreError> {
+    let Some(before) = row::any(tx, &report.id)?.filter(|snapshot| snapshot.zone == zone) else {
         let gone = report.observed == SnapshotObserved::Gone;
         return Ok(if gone { Follows::Nothing } else { Follows::Orphan });
     };

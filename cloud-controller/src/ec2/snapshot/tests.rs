@@ -39,8 +39,18 @@ async fn report(stage: &Rehearsal, id: &str, observed: SnapshotObserved, change:
         size_gib: row.size_gib,
     };
     change(&mut report);
-    let taken: Result<_, StoreError> =
-        stage.cloud.store.write("report", move |tx| super::take_report(tx, &report, now)).await;
+    let (stranger, own) = (report.clone(), row.zone);
+    let taken: Result<_, StoreError> = stage
+        .cloud
+        .store
+        .write("report", move |tx| {
+            // What another zone says of it is not believed, whatever it is.
+            let before = row::any(tx, &stranger.id)?.map(|row| row.observed);
+            super::take_report(tx, "z-of-others", &stranger, now)?;
+            assert_eq!(row::any(tx, &stranger.id)?.map(|row| row.observed), before);
+            super::take_report(tx, &own, &report, now)
+        })
+        .await;
     taken.unwrap();
 }
 
