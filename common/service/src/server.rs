@@ -83,9 +83,12 @@ impl Server {
 /// Serves plain HTTP on a unix socket that only root may open; whoever opens it is the operator.
 pub fn serve_admin(path: &Path, handler: Arc<impl Handler>) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Under another name until it listens and is closed to others: whoever finds the path can call it.
+    let unready = path.with_extension("sock.new");
+    let _ = std::fs::remove_file(&unready);
+    let listener = UnixListener::bind(&unready)?;
+    std::fs::set_permissions(&unready, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unready, path)?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let handler = handler.clone();

@@ -260,6 +260,14 @@ impl Cloud {
             tokio::net::TcpStream::connect(address).await.is_ok().then_some(())
         })
         .await;
+        // The port is taken before the store is open; a killed one's socket file refuses until the new one replaces it.
+        if tier == Tier::CloudController {
+            let socket = self.admin_socket();
+            eventually(&format!("{tier:?} serves on {}", socket.display()), || async {
+                tokio::net::UnixStream::connect(&socket).await.is_ok().then_some(())
+            })
+            .await;
+        }
     }
 
     fn spawn(&self, tier: Tier, config: &str) -> Child {
@@ -346,9 +354,13 @@ impl Cloud {
         }
     }
 
+    fn admin_socket(&self) -> PathBuf {
+        self.state_of(Tier::CloudController).join("admin.sock")
+    }
+
     /// The operator's socket.
     pub fn admin(&self) -> AdminClient {
-        AdminClient::new(Arc::new(AdminSocket(self.state_of(Tier::CloudController).join("admin.sock"))))
+        AdminClient::new(Arc::new(AdminSocket(self.admin_socket())))
     }
 
     pub async fn status(&self) -> CloudStatus {
