@@ -21,7 +21,10 @@ def pytest_collection_modifyitems(items):
 
 
 def under_test():
-    return Cloud("/var/tmp/mallee-test", name="test-1", subnet="172.29.77", port=28773, suffix="test")
+    """`MALLEE_TEST_NUMBER` (0 to 9) lets checkouts on one machine be tested at the same time."""
+    at = int(os.environ.get("MALLEE_TEST_NUMBER", "0"))
+    suffix = f"test{at or ''}"
+    return Cloud(f"/var/tmp/mallee-{suffix}", name=f"{suffix}-1", subnet=f"172.29.{80 + at}", port=28773 + 100 * at, suffix=suffix)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from waiting import until, until_empty
 
 #: Where daemons write. What others on the machine do there meanwhile is told apart by what is ignored below.
 PLACES = ["/etc", "/run", "/var/lib", "/var/log", "/var/cache", "/var/tmp", "/dev/shm", "/usr/local"]
-IGNORED = ["/var/tmp/mallee-test/", "/var/lib/mallee/", "/run/lock/", "/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/log/apt/"]
+IGNORED = ["/var/tmp/mallee-test", "/var/lib/mallee/", "/run/lock/", "/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/log/apt/"]
 
 
 @pytest.fixture(scope="module")
