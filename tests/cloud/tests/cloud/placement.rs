@@ -23,8 +23,11 @@ async fn what_does_not_fit_waits_and_says_why_and_runs_when_there_is_room() {
     })
     .await;
     assert_eq!(cloud.state(&third).await, "pending");
-    let described = cloud.ec2(&format!("Action=DescribeInstances&InstanceId.1={third}")).await;
-    assert!(described.text().contains("memory"), "the user is not told why: {}", described.text());
+    eventually("the user is told why, too", || async {
+        let described = cloud.ec2(&format!("Action=DescribeInstances&InstanceId.1={third}")).await;
+        described.text().contains("memory").then_some(())
+    })
+    .await;
     cloud.ec2(&format!("Action=TerminateInstances&InstanceId.1={first}")).await.ok();
     cloud.instance_is(&third, "running").await;
 }
