@@ -7,6 +7,7 @@ mod buckets;
 mod client;
 mod crash;
 mod documentation;
+mod hard;
 mod objects;
 mod tiers;
 mod versions;
