@@ -103,7 +103,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let clock = Clock::System;
     let faults = Faults::new(clock.clone());
     let failed = |what: &str, e: &dyn std::fmt::Display| Error::Internal(format!("{what}: {e}"));
-    std::fs::create_dir_all(&config.daemon.state)
+    mallee_store::durable_folder(&config.daemon.state)
         .map_err(|e| failed(&config.daemon.state.display().to_string(), &e))?;
     let tls = certificate(&config).await?;
     let server = Server::bind(&config.daemon.listen, tls.as_ref()).await.map_err(|e| failed("listen", &e))?;

@@ -215,7 +215,7 @@ impl Sweep {
             return Ok(());
         }
         let blobs = self.blobs.clone();
-        spawn_blocking(move || files.iter().try_for_each(|id| blobs.remove(id))).await??;
+        spawn_blocking(move || blobs.remove(&files)).await??;
         Ok(())
     }
 

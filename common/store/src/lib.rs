@@ -45,6 +45,7 @@
 //! ```
 
 mod error;
+mod folder;
 mod migrate;
 mod postgres;
 mod sqlite;
@@ -53,6 +54,7 @@ mod tx;
 mod value;
 
 pub use error::Error;
+pub use folder::durable_folder;
 pub use migrate::Migration;
 pub use store::{Config, Figures, Store};
 pub use tx::{Row, Tx};

@@ -3,7 +3,7 @@
 //! A durable commit costs an fsync, however much is in it; so closures that wait for the disk anyway share one, each in a
 //! savepoint of its own.
 
-use crate::Error;
+use crate::{Error, durable_folder};
 use crate::migrate::{self, Migration, WHAT};
 use crate::store::{Counters, Engine, Job, Verdict};
 use crate::tx::{Row, Session, Source, Tx, Visit};
@@ -33,7 +33,7 @@ pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counter
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    std::fs::create_dir_all(folder).map_err(unusable)?;
+    durable_folder(folder).map_err(unusable)?;
     let lock = lock(path)?;
     // Made here for its mode; SQLite gives the WAL the same one.
     private_file(path).map_err(unusable)?;
@@ -42,11 +42,8 @@ pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counter
     writer.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(WHAT, error))?;
     let identity = migrate::apply(&mut Tx::new(Session::Sqlite(&writer), WHAT), migrations)?;
     writer.execute_batch("COMMIT").map_err(|error| failure(WHAT, error))?;
-    // A new file is durable only when its folder is, and a new folder when the one above is.
-    for folder in [Some(folder), folder.parent()].into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty())
-    {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
-    }
+    // A new file is durable only when its folder is.
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
 
     let mut threads = Vec::with_capacity(READERS + 1);
     let (reads, queue) = channel::<Box<dyn Job>>();

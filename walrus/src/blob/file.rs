@@ -5,6 +5,7 @@
 //! temporary name would protect, and a rename would only be one more thing to sync.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{self, IoSlice, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
@@ -13,6 +14,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm;
+use mallee_store::durable_folder;
 
 use super::{BLOCK, BlobId, BlobReader, BlobWriter, Blobs};
 
@@ -30,7 +32,7 @@ pub struct FileBlobs {
 impl FileBlobs {
     /// Makes the folders, durably, so that no request ever has to.
     pub fn open(dir: &Path, reserve: u64) -> io::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        durable_folder(dir)?;
         for n in 0..=255_u8 {
             let folder = dir.join(format!("{n:02x}"));
             match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
@@ -39,9 +41,6 @@ impl FileBlobs {
             }
         }
         File::open(dir)?.sync_all()?;
-        if let Some(above) = dir.parent() {
-            File::open(above)?.sync_all()?;
-        }
         Ok(Self { dir: dir.into(), reserve })
     }
 
@@ -63,11 +62,17 @@ impl Blobs for FileBlobs {
         Ok(Box::new(Reader { file, size, id: id.clone() }))
     }
 
-    fn remove(&self, id: &BlobId) -> io::Result<()> {
-        match std::fs::remove_file(self.folder(id).join(id.as_str())) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
+    fn remove(&self, ids: &[BlobId]) -> io::Result<()> {
+        let mut folders = BTreeSet::new();
+        for id in ids {
+            let folder = self.folder(id);
+            match std::fs::remove_file(folder.join(id.as_str())) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                // Also where it was gone: whoever removed it may not have come to this.
+                _ => folders.insert(folder),
+            };
         }
+        folders.iter().try_for_each(|folder| File::open(folder)?.sync_all())
     }
 
     fn room(&self) -> io::Result<()> {
@@ -216,8 +221,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (blobs, id) = written(dir.path(), b"here");
         let reader = blobs.open(&id, 4).unwrap();
-        blobs.remove(&id).unwrap();
-        blobs.remove(&id).unwrap();
+        blobs.remove(std::slice::from_ref(&id)).unwrap();
+        blobs.remove(std::slice::from_ref(&id)).unwrap();
         assert_eq!(reader.block(0).unwrap(), &b"here"[..]);
         assert_eq!(blobs.open(&id, 4).err().unwrap().kind(), io::ErrorKind::NotFound);
     }

@@ -286,7 +286,7 @@ impl Intake {
     async fn remove(&self, young: &Young) {
         let (blobs, id) = (self.blobs.clone(), young.id().clone());
         // Best effort: its row stands in `loose`, so the sweep comes by as well.
-        let _ = spawn_blocking(move || blobs.remove(&id)).await;
+        let _ = spawn_blocking(move || blobs.remove(&[id])).await;
     }
 
     /// The end of the bytes: whatever is not small is durable when this returns.

@@ -38,8 +38,8 @@ pub trait Blobs: Send + Sync + 'static {
     fn create(&self, id: &BlobId) -> io::Result<Box<dyn BlobWriter>>;
     /// A blob of `size` bytes, which stays readable until the reader is dropped, whatever is removed meanwhile.
     fn open(&self, id: &BlobId, size: u64) -> io::Result<Box<dyn BlobReader>>;
-    /// Removes it; succeeds when it is not there.
-    fn remove(&self, id: &BlobId) -> io::Result<()>;
+    /// Removes them, so that no power cut brings one back: their rows go next. Succeeds where one is not there.
+    fn remove(&self, ids: &[BlobId]) -> io::Result<()>;
     /// `StorageFull` when so little is left that the store could not write the rows that make room again.
     fn room(&self) -> io::Result<()>;
 }
