@@ -167,7 +167,7 @@ pub fn check_expected_owner(call: &Call, bucket: &Bucket) -> Result<(), Error> {
 /// The request's bucket, once the principal may do `action` to it.
 pub async fn opened(walrus: &Walrus, call: &Call, action: Action) -> Result<Bucket, Error> {
     let name = call.target.bucket.clone();
-    let bucket = walrus.store.read("find a bucket", move |tx| find(tx, &name)).await?;
+    let bucket = walrus.store.look_up("find a bucket", move |tx| find(tx, &name)).await?;
     check_expected_owner(call, &bucket)?;
     if !allow(&call.principal, action, bucket.resource()) {
         return Err(refuse::access_denied());

@@ -149,7 +149,7 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     }
 
     let name = call.target.bucket.clone();
-    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find(tx, &name)).await?;
+    let bucket = walrus.store.look_up("find a bucket", move |tx| bucket::find(tx, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
     // Without a policy every key is the same.
     if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {
