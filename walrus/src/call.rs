@@ -137,6 +137,8 @@ pub struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub principal: Principal,
+    /// The region the signature is for, where it names one.
+    pub region: Option<String>,
     pub wire: Wire,
     pub payload: Payload,
     pub request_id: String,
@@ -334,8 +336,7 @@ impl Promised {
         for algorithm in Algorithm::ALL {
             if let Some(text) = call.header(algorithm.header())? {
                 promised.set(algorithm)?;
-                let invalid = || refuse::request(format!("Value for {} header is invalid.", algorithm.header()));
-                promised.value = Some(algorithm.parse(text).ok_or_else(invalid)?);
+                promised.value = Some(algorithm.parse(text).ok_or_else(|| refuse::wrong_checksum(algorithm.name()))?);
             }
         }
         if let Some(names) = call.header("x-amz-trailer")? {
@@ -365,9 +366,7 @@ impl Promised {
 
     fn set(&mut self, algorithm: Algorithm) -> Result<(), Error> {
         if self.algorithm.is_some() {
-            return Err(refuse::request(
-                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
-            ));
+            return Err(refuse::several_checksums());
         }
         self.algorithm = Some(algorithm);
         Ok(())
@@ -390,10 +389,7 @@ impl Promised {
         };
         let came = sums.iter().find(|(known, _)| *known == algorithm).map(|(_, sum)| sum);
         if came != Some(&promised) {
-            return Err(refuse::bad_digest(format!(
-                "The {} you specified did not match the calculated checksum.",
-                algorithm.name()
-            )));
+            return Err(refuse::wrong_checksum(algorithm.name()));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mallee_aws::{
     AwsError, Protocol, document,
@@ -25,7 +25,7 @@ use crate::{
     operation::{self, Does, Op},
     principal::Principal,
     s3::{
-        bucket::{self, cors, logging, website},
+        bucket::{self, cors, logging, request_payment, website},
         done, http_time, multipart, object, set, xml_text,
     },
     tier,
@@ -137,6 +137,7 @@ impl Front {
         let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
         let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
         let expects = parts.headers.contains_key(header::EXPECT);
+        let page = Page::of(walrus, &parts);
         let mut call = match prepare(walrus, parts, incoming, connection, request_id) {
             Ok(call) => call,
             Err(refused) => {
@@ -148,6 +149,9 @@ impl Front {
                 let mut response = refusal(walrus, &e, request_id, &resource, head);
                 if expects {
                     close(&mut response);
+                }
+                if let Some(page) = page {
+                    page.tell(walrus, request_id, &mut response).await;
                 }
                 return (response, "-");
             }
@@ -174,10 +178,13 @@ impl Front {
             // There is one region, and clients that ask in the wrong one are told.
             let _ = set(&mut response, "x-amz-bucket-region", &walrus.region());
         }
-        if call.headers.contains_key(header::ORIGIN)
-            && let Err(e) = cors::tell(walrus, &call.target.bucket, &call.method, &call.headers, &mut response).await
+        if let Some(page) = page {
+            page.tell(walrus, request_id, &mut response).await;
+        }
+        if told.is_none()
+            && let Err(e) = request_payment::tell(walrus, &call, &mut response).await
         {
-            tracing::error!(request.id = request_id, error = %e, "an answer without its CORS headers");
+            tracing::error!(request.id = request_id, error = %e, "an answer that does not say who paid");
         }
         if let Some(owner) = walrus.access_logs.owner(&call.target.bucket) {
             let logged = logging::Logged {
@@ -198,6 +205,33 @@ impl Front {
             walrus.access_logs.take(logged.bucket, call.now, logging::line(&owner, &logged));
         }
         (response, operation)
+    }
+}
+
+/// A request of a browser's page, whose script is shown no answer that does not let it see: no refusal either, whoever
+/// refuses.
+struct Page {
+    bucket: String,
+    method: Method,
+    headers: HeaderMap,
+}
+
+impl Page {
+    fn of(walrus: &Walrus, parts: &http::request::Parts) -> Option<Self> {
+        let asked = [header::ORIGIN, header::ACCESS_CONTROL_REQUEST_METHOD];
+        if !parts.headers.contains_key(header::ORIGIN) {
+            return None;
+        }
+        let host = host(parts).ok()?;
+        let target = Target::of(parts.uri.path(), bucket_in_host(&host, &walrus.host_suffixes)).ok()?;
+        let headers = asked.into_iter().filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone())));
+        Some(Self { bucket: target.bucket, method: parts.method.clone(), headers: headers.collect() })
+    }
+
+    async fn tell(&self, walrus: &Walrus, request_id: &str, response: &mut Response<Body>) {
+        if let Err(e) = cors::tell(walrus, &self.bucket, &self.method, &self.headers, response).await {
+            tracing::error!(request.id = request_id, error = %e, "an answer without its CORS headers");
+        }
     }
 }
 
@@ -226,7 +260,7 @@ fn prepare(
     let mut parts = parts;
     match settle(walrus, &mut parts, now) {
         Err(e) => Err(Box::new((e, Some(incoming)))),
-        Ok(Settled { target, query, principal, verified, host }) => {
+        Ok(Settled { target, query, principal, region, verified, host }) => {
             let wire = wire(connection);
             let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
             let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
@@ -236,6 +270,7 @@ fn prepare(
                 query,
                 headers: parts.headers,
                 principal: principal.with_context(context),
+                region,
                 wire,
                 payload,
                 request_id: request_id.to_owned(),
@@ -250,6 +285,7 @@ struct Settled {
     target: Target,
     query: Query,
     principal: Principal,
+    region: Option<String>,
     verified: Option<Verified>,
     host: String,
 }
@@ -259,6 +295,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
     let bucket = bucket_in_host(&host, &walrus.host_suffixes);
     let rules = Rules { route: Route::S3, sigv2: walrus.sigv2, bucket_in_host: bucket };
     let presented = Presented::from_request(parts, None, &rules)?;
+    let region = presented.as_ref().and_then(|presented| presented.scope.as_ref()).map(|scope| scope.region.clone());
     let (principal, verified) = match presented {
         Some(presented) => {
             let (principal, verified) = verify(walrus, &presented, now)?;
@@ -272,7 +309,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
     if verified.as_ref().is_some_and(|v| matches!(v.method, V4Presigned { .. } | V2S3Presigned)) {
         take_hoisted(&mut parts.headers, &query)?;
     }
-    Ok(Settled { target, query, principal, verified, host })
+    Ok(Settled { target, query, principal, region, verified, host })
 }
 
 /// Parameters of a presigned URL that are about the signature itself.
@@ -288,7 +325,7 @@ const OF_THE_SIGNATURE: [&str; 8] = [
 ];
 
 /// SDKs that presign move `x-amz-acl`, `x-amz-meta-*` and the like from the headers into the URL, where they are signed.
-fn take_hoisted(headers: &mut http::HeaderMap, query: &Query) -> Result<(), Error> {
+fn take_hoisted(headers: &mut HeaderMap, query: &Query) -> Result<(), Error> {
     for (name, value) in query.iter() {
         let name = name.to_ascii_lowercase();
         if !name.starts_with("x-amz-") || OF_THE_SIGNATURE.contains(&name.as_str()) {

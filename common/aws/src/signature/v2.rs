@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use time::OffsetDateTime;
+use time::{OffsetDateTime, macros::datetime};
 
 use super::canonical::{Query, join_sorted};
 use super::v4::{parse_basic_date, parse_mail_date, single};
@@ -56,6 +56,9 @@ const SUB_RESOURCES: [&str; 35] = [
     "versions",
     "website",
 ];
+
+/// The last second there is.
+const THE_END: OffsetDateTime = datetime!(9999-12-31 23:59:59 UTC);
 
 /// Sub-resources younger than the scheme, which it does not sign: whoever holds a URL could add one to it.
 const UNSIGNED_SUB_RESOURCES: [&str; 8] = [
@@ -192,9 +195,11 @@ pub(super) fn from_s3_url(
         })
     };
     let (access_key, signature, expires) = (get("AWSAccessKeyId")?, get("Signature")?, get("Expires")?);
-    let seconds = expires.bytes().all(|byte| byte.is_ascii_digit()).then(|| expires.parse().ok()).flatten();
+    let digits = !expires.is_empty() && expires.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = digits.then(|| expires.parse().unwrap_or(i64::MAX));
+    // Clients that mean "for ever" count farther than there are years.
     let signed_at = seconds
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .map(|seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(THE_END))
         .ok_or_else(|| AwsError::new("AccessDenied", 403, "Invalid date (should be seconds since epoch)"))?;
     s3(
         parts,

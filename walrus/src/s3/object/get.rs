@@ -18,7 +18,7 @@ use crate::{
         bucket::{self, Bucket, lifecycle},
         condition::{Conditions, Verdict},
         done,
-        encryption::Keys,
+        encryption::{self, Keys},
         http_time,
         multipart::{self, Part},
         quoted,
@@ -94,6 +94,7 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 }
 
 fn refuse_reading(call: &Call) -> Result<(), Error> {
+    encryption::refuse_on_read(call)?;
     let overrides = call.query.iter().any(|(name, _)| OVERRIDES.iter().any(|(known, _)| *known == name));
     if overrides && call.principal.is_anonymous() {
         return Err(refuse::request("Request specific response headers cannot be used for anonymous GET requests."));
@@ -288,7 +289,12 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         .map(|name| name.trim().to_owned())
         .collect();
     let known = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
-    if wanted.is_empty() || wanted.iter().any(|name| !known.contains(&name.as_str())) {
+    if wanted.iter().all(String::is_empty) {
+        return Err(refuse::request(
+            "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
+        ));
+    }
+    if wanted.iter().any(|name| !known.contains(&name.as_str())) {
         return Err(refuse::argument(
             "x-amz-object-attributes",
             &wanted.join(","),
