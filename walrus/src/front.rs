@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use mallee_aws::{
     AwsError, Protocol, document,
     signature::{self, Presented, Route, Rules, Verified},
@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 use crate::{
     Error, Walrus,
+    arrival::Arrival,
     call::{Call, Payload, Query, Target, bucket_in_host},
     circumstances::{self, Wire},
     error::refuse,
@@ -137,15 +138,12 @@ impl Front {
         let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
         let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
         let expects = parts.headers.contains_key(header::EXPECT);
+        // hyper says "100 Continue" only where a body follows.
+        let never_told = expects && incoming.is_end_stream();
         let page = Page::of(walrus, &parts);
         let mut call = match prepare(walrus, parts, incoming, connection, request_id) {
             Ok(call) => call,
-            Err(refused) => {
-                let (e, body) = *refused;
-                if let (Some(body), false) = (body, expects) {
-                    let mut payload = Payload::undecoded(body);
-                    payload.drain().await;
-                }
+            Err(e) => {
                 let mut response = refusal(walrus, &e, request_id, &resource, head);
                 if expects {
                     close(&mut response);
@@ -163,15 +161,9 @@ impl Front {
         let told = outcome.as_ref().err().map(Error::told);
         let mut response = match outcome {
             Ok(response) => response,
-            Err(e) => {
-                // A client that waits for "100 Continue" has sent nothing, and now will not.
-                if !expects {
-                    call.payload.drain().await;
-                }
-                refusal(walrus, &e, request_id, &call.target.resource(), head)
-            }
+            Err(e) => refusal(walrus, &e, request_id, &call.target.resource(), head),
         };
-        if expects && told.is_some() {
+        if (expects && told.is_some()) || never_told {
             close(&mut response);
         }
         if operation == "HeadBucket" && told.is_some() {
@@ -236,6 +228,8 @@ impl Page {
 }
 
 /// Nobody knows whether a client that waited to be told to go on will still send its body, so nothing can come after it.
+/// Nor after an answer it got instead of being told: botocore takes that answer's status for the next one's as well, and then
+/// waits for the connection to end.
 fn close(response: &mut Response<Body>) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
@@ -243,9 +237,6 @@ fn close(response: &mut Response<Body>) {
 fn wire(connection: &Connection) -> Wire {
     Wire { remote: connection.remote.map(|remote| remote.ip()), tls: connection.tls }
 }
-
-/// A refusal, with the body that has not been read.
-type Refused = Box<(Error, Option<Incoming>)>;
 
 /// Takes the request apart and settles who sends it. The body is not touched: hyper answers `Expect: 100-continue` when
 /// it is first read.
@@ -255,39 +246,36 @@ fn prepare(
     incoming: Incoming,
     connection: &Connection,
     request_id: &str,
-) -> Result<Call, Refused> {
+) -> Result<Call, Error> {
     let now = walrus.clock.now_ms();
     let mut parts = parts;
-    match settle(walrus, &mut parts, now) {
-        Err(e) => Err(Box::new((e, Some(incoming)))),
-        Ok(Settled { target, query, principal, region, verified, host }) => {
-            let wire = wire(connection);
-            let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
-            let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
-            Ok(Call {
-                method: parts.method,
-                target,
-                query,
-                headers: parts.headers,
-                principal: principal.with_context(context),
-                region,
-                wire,
-                payload,
-                request_id: request_id.to_owned(),
-                now,
-                origin: format!("{}://{host}", if connection.tls { "https" } else { "http" }),
-            })
-        }
-    }
+    let arrival = Arrival::new(incoming, &parts.headers, walrus.pace);
+    let Settled { target, query, principal, verified, host, region } = settle(walrus, &mut parts, now)?;
+    let wire = wire(connection);
+    let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
+    let payload = Payload::new(arrival, verified, &parts.headers)?;
+    Ok(Call {
+        method: parts.method,
+        target,
+        query,
+        headers: parts.headers,
+        principal: principal.with_context(context),
+        wire,
+        payload,
+        request_id: request_id.to_owned(),
+        now,
+        region,
+        origin: format!("{}://{host}", if connection.tls { "https" } else { "http" }),
+    })
 }
 
 struct Settled {
     target: Target,
     query: Query,
     principal: Principal,
-    region: Option<String>,
     verified: Option<Verified>,
     host: String,
+    region: Option<String>,
 }
 
 fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result<Settled, Error> {
@@ -309,7 +297,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
     if verified.as_ref().is_some_and(|v| matches!(v.method, V4Presigned { .. } | V2S3Presigned)) {
         take_hoisted(&mut parts.headers, &query)?;
     }
-    Ok(Settled { target, query, principal, region, verified, host })
+    Ok(Settled { target, query, principal, verified, host, region })
 }
 
 /// Parameters of a presigned URL that are about the signature itself.
