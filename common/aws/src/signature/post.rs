@@ -105,7 +105,7 @@ impl Form {
             let access_key = needed("awsaccesskeyid")?.parse().map_err(|_| route.unknown_key())?;
             let signature = STANDARD.decode(needed("signature")?).map_err(|_| route.signature_mismatch())?;
             let string_to_sign = policy.as_bytes().to_vec();
-            (access_key, None, Proof::V2 { string_to_sign, algorithm: Algorithm::HmacSha1, signature })
+            (access_key, None, Proof::V2 { string_to_sign, or_else: None, algorithm: Algorithm::HmacSha1, signature })
         };
         Ok(Some(Presented {
             access_key,

@@ -250,6 +250,17 @@ mod botocore {
         assert_eq!(code(check(&parts("PUT", uri, &more), Route::S3, NOW)), "SignatureDoesNotMatch");
     }
 
+    /// boto3's `signature_version="s3"`: the bucket's path is signed with a slash that it is not asked with.
+    #[test]
+    fn sigv2_s3_bucket() {
+        let authorization = "AWS AKIDEXAMPLE:3Bphr8/RX/WoJS+X0iyvybUD0Jo=";
+        let headers = [("date", "Fri, 20 Nov 2026 01:02:03 GMT"), ("authorization", authorization)];
+        for (uri, good) in [("/b?acl", true), ("/b/?acl", true), ("/b/k?acl", false), ("/c?acl", false), ("/b", false)]
+        {
+            assert_eq!(check(&parts("GET", uri, &headers), Route::S3, NOW).is_ok(), good, "{uri}");
+        }
+    }
+
     #[test]
     fn sigv2_s3_presigned() {
         let urls = [

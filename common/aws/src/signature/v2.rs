@@ -135,7 +135,7 @@ pub(super) fn from_query(
         payload: Payload::Unsigned,
         signed_at,
         clock,
-        proof: Proof::V2 { string_to_sign, algorithm, signature },
+        proof: Proof::V2 { string_to_sign, or_else: None, algorithm, signature },
     })
 }
 
@@ -159,6 +159,7 @@ pub(super) fn from_s3_header(
     let signed_at = parse_mail_date(when)
         .or_else(|| parse_basic_date(when))
         .or_else(|| parse_iso_date(when))
+        .filter(|signed_at| *signed_at >= OffsetDateTime::UNIX_EPOCH)
         .ok_or_else(|| route.bad_date())?;
     // With x-amz-date the line is empty: the date is signed among the x-amz- headers.
     let date_line = if amz_date.is_some() { "" } else { date.unwrap_or_default() };
@@ -264,7 +265,16 @@ fn s3(
         text.push(b'\n');
     }
     push_amz_headers(&mut text, parts, query, presigned);
-    push_resource(&mut text, parts.uri.path(), parts.uri.query().unwrap_or_default(), rules.bucket_in_host, route)?;
+    let (path, raw_query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    // boto3 asks for `/bucket?acl` and signs `/bucket/?acl`, which is the same.
+    let or_else = if rules.bucket_in_host.is_none() && path.rfind('/') == Some(0) && path.len() > 1 {
+        let mut text = text.clone();
+        push_resource(&mut text, &format!("{path}/"), raw_query, None, route)?;
+        Some(text)
+    } else {
+        None
+    };
+    push_resource(&mut text, path, raw_query, rules.bucket_in_host, route)?;
     let payload = match single(parts, "x-amz-content-sha256") {
         Err(()) => return Err(route.malformed_header("x-amz-content-sha256 is given twice.")),
         Ok(None | Some("UNSIGNED-PAYLOAD")) => Payload::Unsigned,
@@ -286,7 +296,7 @@ fn s3(
         payload,
         signed_at: credentials.signed_at,
         clock: credentials.clock,
-        proof: Proof::V2 { string_to_sign: text, algorithm: Algorithm::HmacSha1, signature },
+        proof: Proof::V2 { string_to_sign: text, or_else, algorithm: Algorithm::HmacSha1, signature },
     })
 }
 

@@ -250,7 +250,7 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         #[serde(rename = "ETag", skip_serializing_if = "Option::is_none")]
         etag: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        checksum: Option<std::collections::BTreeMap<String, String>>,
+        checksum: Option<Checksums>,
         #[serde(skip_serializing_if = "Option::is_none")]
         object_parts: Option<ObjectParts>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -269,10 +269,16 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         is_truncated: bool,
         part: Vec<PartOut>,
     }
+    /// `ChecksumCRC32` and its like, by name.
+    #[derive(Serialize, Default)]
+    struct Checksums {
+        #[serde(flatten)]
+        by_name: std::collections::BTreeMap<String, String>,
+    }
     #[derive(Serialize)]
     struct PartOut {
         #[serde(flatten)]
-        checksum: std::collections::BTreeMap<String, String>,
+        checksum: Checksums,
         #[serde(rename = "PartNumber")]
         part_number: u32,
         #[serde(rename = "Size")]
@@ -313,8 +319,8 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         open(walrus, &call.principal, Action::GetObjectAttributes, wanted, keys, WithBytes::Yes).await?;
     bucket::check_expected_owner(call, &bucket)?;
     let parts = reading.map(|reading| reading.parts).unwrap_or_default();
-    let one_checksum = |algorithm: &str, value: &str| {
-        std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())])
+    let one_checksum = |algorithm: &str, value: &str| Checksums {
+        by_name: [(format!("Checksum{algorithm}"), value.to_owned())].into(),
     };
     let object_parts = (wants("ObjectParts") && !parts.is_empty()).then(|| {
         let shown: Vec<PartOut> = parts
@@ -345,7 +351,7 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
     });
     let checksum = object.checksum.as_ref().filter(|_| wants("Checksum")).map(|checksum| {
         let mut shown = one_checksum(checksum.algorithm.name(), &checksum.value);
-        shown.insert("ChecksumType".into(), checksum.kind.name().into());
+        shown.by_name.insert("ChecksumType".into(), checksum.kind.name().into());
         shown
     });
     let mut response = xml(
