@@ -94,6 +94,8 @@ pub struct Running {
     /// Where it listens, with the ports it was given.
     pub addresses: Vec<SocketAddr>,
     pub walrus: Arc<Walrus>,
+    /// The rows, for whoever wants to see what it costs to find them.
+    pub store: Store,
     /// The sweep, for whoever wants to see what it does.
     pub sweep: Driven,
     /// What does as lifecycles say, for whoever wants it done at another time.
@@ -189,7 +191,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let sweep = drive(Arc::new(sweep), poke, Duration::from_secs(2));
     server.serve(Arc::new(front::Front::new(walrus.clone())));
     tracing::info!(addresses = ?addresses, region = walrus.region(), "walrus serves");
-    Ok(Running { addresses, walrus, sweep, lifecycle, scrub })
+    Ok(Running { addresses, store: walrus.store.clone(), walrus, sweep, lifecycle, scrub })
 }
 
 /// The certificate, from disk or for a join token; a walrus that stands alone may do without.

@@ -653,7 +653,7 @@ async fn slow_uploads_hold_little_memory_and_leave_nothing() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let most: usize = between(&status, "VmHWM:", "kB").unwrap().trim().parse().unwrap();
     drop(streams);
-    println!("{} MiB at most under 64 uploads, cut off after {} MiB each", most >> 10, pieces * PIECE >> 20);
+    println!("{} MiB at most under 64 uploads, cut off after {} MiB each", most >> 10, (pieces * PIECE) >> 20);
     assert!(most < 100 << 10, "{} MiB", most >> 10);
     nothing_left(&server, &state).await;
     assert!(!server.s3.get("/bkt").await.text().contains("<Contents>"));

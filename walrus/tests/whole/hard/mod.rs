@@ -5,5 +5,6 @@ mod disk;
 mod full;
 mod kill;
 pub mod load;
+mod many;
 mod power;
 pub mod server;
