@@ -17,7 +17,11 @@ use tokio::{
 
 use crate::{
     buckets::{World, form, world, world_with},
-    client::{ALICE, Answer, BOB, S3, between, config},
+    client::{ALICE, Answer, BOB, S3, between},
+    hard::{
+        load::nothing_left,
+        server::{Server, rounds},
+    },
 };
 
 async fn absent(world: &World, key: &str) {
@@ -630,52 +634,93 @@ async fn nonsense_ends_no_connection_and_no_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_uploads_hold_little_memory_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let state = dir.path().join("state");
-    std::fs::write(dir.path().join("walrus.toml"), config(&state, &address.to_string())).unwrap();
-    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_walrus"))
-        .arg("--config")
-        .arg(dir.path().join("walrus.toml"))
-        .spawn()
-        .unwrap();
-    crate::buckets::soon(async || TcpStream::connect(address).await.ok()).await;
-    let s3 = S3::new(address);
-    s3.put("/bkt", "").await;
-    let pid = process.id();
-    let resident = move || -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        between(&status, "VmRSS:", "kB").unwrap().trim().parse().unwrap()
-    };
+    let server = Server::start(dir.path(), &state, "").await;
+    server.s3.put("/bkt", "").await;
     const PIECE: usize = 256 << 10;
+    // 64 MiB of each in the soak.
+    let pieces = rounds(24, 256);
     let block: Bytes = vec![b'x'; PIECE].into();
     let mut streams = Vec::new();
     for n in 0..64 {
-        let path = format!("/bkt/slow-{n}");
-        let request = s3.signed_as("PUT", &path, &[("content-length", "67108864")], Bytes::new(), Payload::Unsigned);
-        let mut head = format!("PUT {path} HTTP/1.1\r\n");
-        for (name, value) in request.headers() {
-            head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
-        }
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
-        streams.push(stream);
+        streams.push(upload(&server.s3, &format!("/bkt/slow-{n}"), 2 * pieces * PIECE).await);
     }
-    let mut most = 0;
-    for _ in 0..16 {
+    for _ in 0..pieces {
         for stream in &mut streams {
             stream.write_all(&block).await.unwrap();
         }
-        most = most.max(resident());
     }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let most: usize = between(&status, "VmHWM:", "kB").unwrap().trim().parse().unwrap();
     drop(streams);
+    println!("{} MiB at most under 64 uploads, cut off after {} MiB each", most >> 10, (pieces * PIECE) >> 20);
     assert!(most < 100 << 10, "{} MiB", most >> 10);
-    crate::buckets::soon(async || {
-        let files = std::fs::read_dir(state.join("blobs")).unwrap().flatten();
-        let files = files.filter_map(|folder| std::fs::read_dir(folder.path()).ok()).flatten().count();
-        (files == 0).then_some(())
-    })
-    .await;
-    assert!(!s3.get("/bkt").await.text().contains("<Contents>"));
-    process.kill().unwrap();
-    process.wait().unwrap();
+    nothing_left(&server, &state).await;
+    assert!(!server.s3.get("/bkt").await.text().contains("<Contents>"));
+}
+
+/// The head of a PUT whose body is to come.
+async fn upload(s3: &S3, path: &str, size: usize) -> TcpStream {
+    let size = size.to_string();
+    let request = s3.signed_as("PUT", path, &[("content-length", &size)], Bytes::new(), Payload::Unsigned);
+    let mut head = format!("PUT {path} HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    let mut stream = TcpStream::connect(s3.address).await.unwrap();
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_upload_and_a_trickling_one_are_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let lines = "upload_patience_ms = 1000\nupload_bytes_per_second = 200000";
+    let server = Server::start(dir.path(), &state, lines).await;
+    server.s3.put("/bkt", "").await;
+    let mut silent = upload(&server.s3, "/bkt/silent", 1 << 20).await;
+    silent.write_all(&[b'x'; 300_000]).await.unwrap();
+    let (mut trickles, mut pouring) = upload(&server.s3, "/bkt/trickling", 1 << 20).await.into_split();
+    let pouring = tokio::spawn(async move {
+        // Never silent, and never fast.
+        while pouring.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut told = String::new();
+    silent.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("<Code>RequestTimeout<"), "{told}");
+    let mut told = Vec::new();
+    let _ = trickles.read_to_end(&mut told).await;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("<Code>RequestTimeout<"), "{told}");
+    pouring.await.unwrap();
+    // One that comes at a run is left alone.
+    assert_eq!(server.s3.put("/bkt/fast", vec![b'x'; 4 << 20]).await.status, StatusCode::OK);
+    server.s3.call("DELETE", "/bkt/fast", &[], "").await;
+    nothing_left(&server, &state).await;
+}
+
+/// A client that sends all of its body before it reads learns all the same why it was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let world = world().await;
+    for (path, code) in [("/nowhere/k", "NoSuchBucket"), ("/bkt/k", "SignatureDoesNotMatch")] {
+        let mut stream = upload(&world.s3, path, 24 << 20).await;
+        if code == "SignatureDoesNotMatch" {
+            stream = TcpStream::connect(world.s3.address).await.unwrap();
+            let request = world.s3.signed_as("PUT", "/bkt/other", &[], Bytes::new(), Payload::Unsigned);
+            let mut head = format!("PUT {path} HTTP/1.1\r\ncontent-length: {}\r\n", 24 << 20);
+            for (name, value) in request.headers() {
+                head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+            }
+            stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        }
+        stream.write_all(&vec![b'x'; 24 << 20]).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains(code), "{answer}");
+    }
 }
