@@ -1,4 +1,4 @@
-//! Memory for blocks on their way to a backend: bytes are gathered in it once, and the disk takes them from there.
+//! Memory for blocks on their way to a backend and back: bytes are gathered in it once, and the disk takes them from there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ pub const ALIGNMENT: usize = 4096;
 const MARGIN: usize = ALIGNMENT;
 const SPACE: usize = MARGIN + BLOCK + MARGIN;
 /// Memory that is kept for the next blocks.
-const KEPT: usize = 16;
+const KEPT: usize = 32;
 
 /// Where the memory of blocks comes from and goes back to: fresh memory costs a page fault every 4 KiB.
 #[derive(Clone, Default)]
@@ -62,6 +62,13 @@ impl Block {
         self.length = 0;
         self.push(bytes, BLOCK);
     }
+    /// Room for `length` bytes and `behind` more that are not the block's, in place of what there was: whoever asks writes all
+    /// of it.
+    pub fn room(&mut self, length: usize, behind: usize) -> Option<&mut [u8]> {
+        let begin = self.start + self.head;
+        self.length = length.min(BLOCK);
+        self.memory.get_mut(begin..begin + length + behind)
+    }
     /// The memory from the aligned place on, with `before` in front of the bytes (as long as the block's head) and `behind`
     /// after them, and where that ends. What lies beyond is from earlier blocks.
     pub fn framed(&mut self, before: &[u8], behind: &[u8]) -> Option<(&mut [u8], usize)> {
@@ -70,6 +77,12 @@ impl Block {
         memory.get_mut(..self.head).filter(|head| head.len() == before.len())?.copy_from_slice(before);
         memory.get_mut(bytes_end..bytes_end + behind.len())?.copy_from_slice(behind);
         Some((memory, bytes_end + behind.len()))
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
     }
 }
 

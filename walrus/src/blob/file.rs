@@ -7,16 +7,16 @@
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use mallee_store::durable_folder;
 
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::ReadWriteFlags};
 
 use super::{
     BLOCK, BlobId, BlobReader, BlobWriter, Blobs,
@@ -70,7 +70,7 @@ impl Blobs for FileBlobs {
 
     fn open(&self, id: &BlobId, size: u64) -> io::Result<Box<dyn BlobReader>> {
         let file = File::open(self.folder(id).join(id.as_str()))?;
-        Ok(Box::new(Reader { file, size, id: id.clone() }))
+        Ok(Box::new(Reader { file, size, id: id.clone(), pool: self.pool.clone() }))
     }
 
     fn remove(&self, ids: &[BlobId]) -> io::Result<()> {
@@ -173,27 +173,56 @@ struct Reader {
     file: File,
     size: u64,
     id: BlobId,
+    pool: Pool,
+}
+
+impl Reader {
+    /// How long the block is.
+    fn length(&self, n: u64) -> io::Result<usize> {
+        match self.size.saturating_sub(n * BLOCK as u64).min(BLOCK as u64) {
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("blob {} has no block {n}", self.id))),
+            length => Ok(length as usize),
+        }
+    }
+
+    fn damaged(&self, n: u64, how: &str) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, format!("blob {}, block {n}: {how}", self.id))
+    }
+
+    /// The block, once `read` has filled the memory with it and its checksum from there in the file on.
+    fn verified(&self, n: u64, read: impl FnOnce(&mut [u8], u64) -> io::Result<()>) -> io::Result<Bytes> {
+        let length = self.length(n)?;
+        let mut block = self.pool.block(0);
+        let memory = block.room(length, SUM).ok_or_else(|| io::Error::other("a block without room"))?;
+        read(memory, n * (BLOCK + SUM) as u64)?;
+        let right = memory.split_at_checked(length).is_some_and(|(bytes, sum)| checksum(bytes)[..] == *sum);
+        if right { Ok(Bytes::from_owner(block)) } else { Err(self.damaged(n, "its checksum is wrong")) }
+    }
 }
 
 impl BlobReader for Reader {
     fn block(&self, n: u64) -> io::Result<Bytes> {
-        let begin = n * BLOCK as u64;
-        let length = self.size.saturating_sub(begin).min(BLOCK as u64) as usize;
-        if length == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("blob {} has no block {n}", self.id)));
+        self.verified(n, |memory, at| {
+            self.file.read_exact_at(memory, at).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => self.damaged(n, "the file is too short"),
+                _ => e,
+            })
+        })
+    }
+
+    fn at_hand(&self, n: u64) -> Option<io::Result<Bytes>> {
+        let missing = || io::Error::from(io::ErrorKind::WouldBlock);
+        let read = self.verified(n, |memory, at| {
+            let length = memory.len();
+            match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(memory)], at, ReadWriteFlags::NOWAIT) {
+                Ok(read) if read == length => Ok(()),
+                _ => Err(missing()),
+            }
+        });
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+            read => Some(read),
         }
-        let mut bytes = BytesMut::zeroed(length + SUM);
-        let damaged =
-            |how: &str| io::Error::new(io::ErrorKind::InvalidData, format!("blob {}, block {n}: {how}", self.id));
-        self.file.read_exact_at(&mut bytes, n * (BLOCK + SUM) as u64).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => damaged("the file is too short"),
-            _ => e,
-        })?;
-        let sum = bytes.split_off(length);
-        if checksum(&bytes)[..] != sum[..] {
-            return Err(damaged("its checksum is wrong"));
-        }
-        Ok(bytes.freeze())
     }
 }
 
@@ -233,6 +262,10 @@ mod tests {
         assert_eq!(reader.block(1).unwrap(), bytes[BLOCK..2 * BLOCK]);
         assert_eq!(reader.block(2).unwrap(), bytes[2 * BLOCK..]);
         assert!(reader.block(3).is_err());
+        // What has just been read is in memory; a file system may be unable to say so.
+        for (n, expected) in (0..).zip(bytes.chunks(BLOCK)) {
+            assert!(reader.at_hand(n).is_none_or(|block| block.unwrap() == expected));
+        }
     }
 
     #[test]
@@ -265,6 +298,7 @@ mod tests {
         file.write_all_at(&[8], 1000).unwrap();
         let reader = blobs.open(&id, bytes.len() as u64).unwrap();
         assert_eq!(reader.block(0).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(reader.at_hand(0).is_none_or(|block| block.is_err()));
         assert!(reader.block(1).is_ok());
         file.set_len((BLOCK + SUM + 50) as u64).unwrap();
         assert_eq!(reader.block(1).unwrap_err().kind(), io::ErrorKind::InvalidData);

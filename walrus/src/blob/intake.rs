@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mallee_store::{Tx, params};
-use openssl::hash::{Hasher, MessageDigest};
 use sha2::Digest;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{
-    BLOCK, BlobId, BlobIds, BlobWriter, Blobs, Block, BlockKey, DataKey, SEALED_BLOCK, Young, file::checksum, id,
+    BLOCK, BlobId, BlobIds, BlobWriter, Blobs, Block, BlockKey, DataKey, SEALED_BLOCK, Young,
+    file::checksum,
+    id,
+    md5::{Lanes, Md5, md5},
 };
 use crate::{
     Error,
@@ -121,19 +123,14 @@ impl Keeping {
     }
 }
 
-/// Everything that is computed over the bytes of one request.
+/// What is computed over the bytes of one request, beside their MD5.
 struct Digests {
-    md5: Hasher,
     sha256: Option<sha2::Sha256>,
     checksums: Vec<(Algorithm, Running)>,
-    broken: Option<String>,
 }
 
 impl Digests {
     fn update(&mut self, bytes: &[u8]) {
-        if let Err(e) = self.md5.update(bytes) {
-            self.broken = Some(e.to_string());
-        }
         if let Some(digest) = &mut self.sha256 {
             digest.update(bytes);
         }
@@ -155,6 +152,7 @@ fn joined(pieces: Vec<Bytes>) -> Bytes {
 pub struct Intake {
     blobs: Arc<dyn Blobs>,
     ids: BlobIds,
+    lanes: Lanes,
     size: u64,
     /// What the bytes are encrypted under, if they are.
     key: Option<DataKey>,
@@ -186,6 +184,7 @@ enum Behind {
 
 /// What a worker needs; it goes from one block to the next.
 struct Work {
+    md5: Md5,
     digests: Box<Digests>,
     blobs: Arc<dyn Blobs>,
     id: BlobId,
@@ -203,18 +202,19 @@ impl Work {
         Ok(self)
     }
 
-    fn finish(mut self, last: Block) -> Result<Box<Digests>, Error> {
+    fn finish(mut self, last: Block) -> Result<([u8; 16], Box<Digests>), Error> {
         let (writer, last) = self.prepare(last)?;
         writer.finish(last)?;
-        Ok(self.digests)
+        Ok((self.md5.finish()?, self.digests))
     }
 
     /// Hashes and encrypts it.
-    fn prepare(&mut self, mut block: Block) -> Result<(Box<dyn BlobWriter>, Block), Error> {
+    fn prepare(&mut self, block: Block) -> Result<(Box<dyn BlobWriter>, Block), Error> {
         let writer = match self.writer.take() {
             Some(writer) => writer,
             None => self.blobs.create(&self.id)?,
         };
+        let mut block = self.md5.update(block)?;
         self.digests.update(block.bytes());
         if let Some(key) = &self.key {
             let sealed = key.seal(self.blocks, block.bytes())?;
@@ -227,16 +227,19 @@ impl Work {
 
 impl Intake {
     /// `sha256`: whether the request's signature covers the body's hash.
-    pub fn new(blobs: Arc<dyn Blobs>, ids: BlobIds, sha256: bool, checksums: &[Algorithm]) -> Result<Self, Error> {
+    pub fn new(
+        blobs: Arc<dyn Blobs>,
+        ids: BlobIds,
+        lanes: Lanes,
+        sha256: bool,
+        checksums: &[Algorithm],
+    ) -> Result<Self, Error> {
         blobs.room()?;
-        let md5 = Hasher::new(MessageDigest::md5()).map_err(|e| Error::Internal(format!("MD5: {e}")))?;
         let digests = Digests {
-            md5,
             sha256: sha256.then(sha2::Sha256::new),
             checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
-            broken: None,
         };
-        Ok(Self { blobs, ids, size: 0, key: None, state: State::Small(Vec::new(), Box::new(digests)) })
+        Ok(Self { blobs, ids, lanes, size: 0, key: None, state: State::Small(Vec::new(), Box::new(digests)) })
     }
 
     /// Encrypts everything under this key.
@@ -285,7 +288,9 @@ impl Intake {
         let young = self.ids.take().await?;
         let key = self.key.as_ref().map(|key| key.of_blob(young.id())).transpose()?;
         let (blobs, id) = (self.blobs.clone(), young.id().clone());
-        let behind = Behind::Idle(Work { digests, blobs, id, writer: None, key, blocks: 0 });
+        // Of encrypted contents a block holds an odd number of bytes.
+        let md5 = self.lanes.md5(self.key.is_none())?;
+        let behind = Behind::Idle(Work { md5, digests, blobs, id, writer: None, key, blocks: 0 });
         Ok(Box::new(Large { young, filling: self.blobs.block(0), number: 0, behind }))
     }
 
@@ -327,10 +332,11 @@ impl Intake {
 
     /// The end of the bytes: whatever is not small is durable when this returns.
     pub async fn finish(mut self) -> Result<Received, Error> {
-        let (content, digests) = match std::mem::replace(&mut self.state, State::Over) {
+        let (content, (md5, digests)) = match std::mem::replace(&mut self.state, State::Over) {
             State::Small(pieces, mut digests) => {
                 let bytes = joined(pieces);
                 digests.update(&bytes);
+                let digests = (md5(&bytes)?, digests);
                 let id = BlobId::new(self.ids.now());
                 let bytes = match &self.key {
                     None => bytes,
@@ -352,12 +358,6 @@ impl Intake {
             }
             State::Over => return Err(Error::Internal("an intake ended after it failed".into())),
         };
-        let mut digests = *digests;
-        if let Some(why) = digests.broken {
-            return Err(Error::Internal(format!("MD5: {why}")));
-        }
-        let md5 = digests.md5.finish().map_err(|e| Error::Internal(format!("MD5: {e}")))?;
-        let md5 = <[u8; 16]>::try_from(&md5[..]).map_err(|_| Error::Internal("an MD5 of another length".into()))?;
         Ok(Received {
             content,
             size: self.size,

@@ -13,6 +13,7 @@ mod cipher;
 mod file;
 mod id;
 mod intake;
+mod md5;
 mod outflow;
 mod pin;
 
@@ -21,6 +22,7 @@ pub use cipher::{BlockKey, DataKey, SEALED_BLOCK, stored_size};
 pub use file::FileBlobs;
 pub use id::{BlobId, BlobIds, DEAD_FILE, DEAD_PARTS, YOUNG, Young};
 pub use intake::{Content, Intake, Keeping, Place, Received};
+pub use md5::Lanes;
 pub use outflow::{Damage, Piece, Source, fetch, outflow};
 pub use pin::{Pin, Pins};
 
@@ -58,6 +60,8 @@ pub trait BlobWriter: Send + Sync {
 pub trait BlobReader: Send + Sync {
     /// The block `n`, verified; `InvalidData` when it is not what was written.
     fn block(&self, n: u64) -> io::Result<Bytes>;
+    /// The same, where it is had without waiting: this one may be called on the reactor.
+    fn at_hand(&self, n: u64) -> Option<io::Result<Bytes>>;
 }
 
 /// The tables of this module: ids nobody refers to yet or any more, and contents small enough to be rows.

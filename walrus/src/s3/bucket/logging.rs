@@ -136,7 +136,7 @@ async fn checked(walrus: &Walrus, source: &Bucket, enabled: Enabled) -> Result<L
         )
     };
     let name = logging.bucket.clone();
-    let target = match walrus.store.look_up("find a bucket", move |tx| find(tx, &name)).await {
+    let target = match walrus.store.read("find a bucket", move |tx| find(tx, &name)).await {
         Err(Error::Refused(_)) => {
             return Err(invalid("The target bucket for logging does not exist", &logging.bucket));
         }
