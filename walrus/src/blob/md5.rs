@@ -1,16 +1,17 @@
 //! MD5 of several contents at once. One MD5 is a chain of dependent steps that leaves most of a core idle; a vector of
 //! them takes hardly longer than one. So uploads that go on at the same time are digested side by side.
 //!
-//! Nobody waits to be joined by others: whoever comes while nobody digests begins at once with what is there, and what
-//! comes meanwhile is the next lot. Under load that makes large lots, as group commit does.
+//! Whoever comes while somebody digests is in the next lot, as with group commit. That alone makes small lots, for most of
+//! an upload's time goes into other things; so a lot waits a moment for company, as long as some has come of late.
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
+    time::Duration,
 };
 
 use openssl::hash::{Hasher, MessageDigest};
@@ -24,6 +25,10 @@ const CHUNK: usize = 64;
 const WIDEST: usize = 32;
 /// With fewer uploads at a time each is faster with OpenSSL's assembler, one after the other.
 const COMPANY: usize = 4;
+/// How long a lot waits, at most. It takes about as long to digest one.
+const MOMENT: Duration = Duration::from_millis(1);
+/// Every so often a lot waits again where none came before.
+const PATIENCE: u32 = 16;
 
 type State = [u32; 4];
 
@@ -38,6 +43,8 @@ struct Shared {
     /// Large uploads going on.
     uploads: AtomicUsize,
     queue: Mutex<Queue>,
+    /// Told of everyone who begins to wait.
+    company: Condvar,
 }
 
 #[derive(Default)]
@@ -45,6 +52,8 @@ struct Queue {
     /// Somebody digests, and will see to who waits.
     busy: bool,
     waiting: VecDeque<Job>,
+    /// Lots that will not wait, for the last that did got nothing of it.
+    hasty: u32,
 }
 
 /// A block to digest, and whom to give it back.
@@ -103,6 +112,24 @@ impl Lanes {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Who goes along in a lot.
+    fn company(&self) -> Vec<Job> {
+        // The others receive, write or sync.
+        let wanted = (self.0.uploads.load(Ordering::Relaxed) / 2).min(WIDEST - 1);
+        let mut queue = self.queue();
+        queue.hasty = queue.hasty.saturating_sub(1);
+        if queue.hasty == 0 && queue.waiting.len() < wanted {
+            let fewer = |queue: &mut Queue| queue.waiting.len() < wanted;
+            let waited = self.0.company.wait_timeout_while(queue, MOMENT, fewer);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if queue.waiting.is_empty() {
+                queue.hasty = PATIENCE;
+            }
+        }
+        let others = queue.waiting.len().min(WIDEST - 1);
+        queue.waiting.drain(..others).collect()
+    }
+
     /// Digests the whole chunks of the block, with those of others.
     fn digest(&self, state: State, block: Block) -> Result<(State, Block), Error> {
         let (reply, receiver) = sync_channel(1);
@@ -111,6 +138,7 @@ impl Lanes {
             let mut queue = self.queue();
             if queue.busy {
                 queue.waiting.push_back(job);
+                self.0.company.notify_one();
                 None
             } else {
                 queue.busy = true;
@@ -127,10 +155,7 @@ impl Lanes {
         };
         let turn = Turn(self);
         let mut lot = vec![mine];
-        let mut queue = self.queue();
-        let others = queue.waiting.len().min(WIDEST - 1);
-        lot.extend(queue.waiting.drain(..others));
-        drop(queue);
+        lot.extend(self.company());
         digest_all(&mut lot);
         let mut lot = lot.into_iter();
         let mine = lot.next();
@@ -208,12 +233,12 @@ impl Md5 {
 
 /// Brings every job's state up to the last whole chunk of its block.
 fn digest_all(jobs: &mut [Job]) {
-    let mut at = 0;
-    // Longest first: those that are done fall off at the end.
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.block.len()));
-    let mut left = jobs.len();
+    // Longest first: those that are done fall off at the end. The jobs themselves stay where they are.
+    let mut order: Vec<&mut Job> = jobs.iter_mut().collect();
+    order.sort_by_key(|job| std::cmp::Reverse(job.block.len()));
+    let (mut at, mut left) = (0, order.len());
     while left > 0 {
-        let Some(some) = jobs.get_mut(..left) else { return };
+        let Some(some) = order.get_mut(..left) else { return };
         let end = some.last().map_or(0, |job| job.block.len() / CHUNK);
         match left {
             1 => lanes::<1>(some, at, end),
@@ -228,7 +253,7 @@ fn digest_all(jobs: &mut [Job]) {
 }
 
 /// The chunks from `from` to `to` of at most `N` jobs, which all have them.
-fn lanes<const N: usize>(jobs: &mut [Job], from: usize, to: usize) {
+fn lanes<const N: usize>(jobs: &mut [&mut Job], from: usize, to: usize) {
     if from >= to {
         return;
     }
