@@ -211,7 +211,7 @@ async fn a_reader_never_sees_two_objects_in_one() {
         })
         .collect();
     let slow = tokio::spawn(slow_reader(world.s3.clone(), stop.clone()));
-    let rounds = rounds(120, 6000) as u64;
+    let rounds = rounds(80, 1200) as u64;
     let writers: Vec<_> = paths
         .into_iter()
         .map(|path| {

@@ -6,5 +6,6 @@ mod full;
 mod kill;
 pub mod load;
 mod many;
+mod nonsense;
 mod power;
 pub mod server;
