@@ -145,7 +145,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         website_suffixes: config.website_suffixes.clone(),
         webhooks: webhooks.clone(),
         courier: courier_poke.clone(),
-        access_logs: AccessLogs::start(store.clone(), logs_poke.clone()),
+        access_logs: AccessLogs::new(store.clone()),
         sigv2: if config.sigv2 { mallee_aws::signature::SigV2::Allowed } else { mallee_aws::signature::SigV2::Refused },
         region: RwLock::new(config.region.clone()),
         master,

@@ -186,7 +186,7 @@ fn check_name(name: &str) -> Result<(), Error> {
         && edge(bytes.first())
         && edge(bytes.last())
         && !["..", ".-", "-."].iter().any(|pair| name.contains(pair))
-        && name.parse::<std::net::Ipv4Addr>().is_err()
+        && !like_an_address(name)
         && !["xn--", "sthree-"].iter().any(|prefix| name.starts_with(prefix))
         && !["-s3alias", "--ol-s3"].iter().any(|suffix| name.ends_with(suffix));
     if good {
@@ -195,6 +195,12 @@ fn check_name(name: &str) -> Result<(), Error> {
     Err(Error::Refused(
         AwsError::bad_request("InvalidBucketName", "The specified bucket is not valid.").with_field("BucketName", name),
     ))
+}
+
+/// Four numbers, whether or not such an address can be.
+fn like_an_address(name: &str) -> bool {
+    let numbers = name.split('.').filter(|label| label.bytes().all(|b| b.is_ascii_digit()));
+    name.split('.').count() == 4 && numbers.count() == 4
 }
 
 pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
@@ -448,6 +454,7 @@ mod tests {
             "a.-b",
             "a-.b",
             "192.168.0.1",
+            "192.168.001.999",
             "xn--a",
             "b-s3alias",
             "é12",
