@@ -475,8 +475,9 @@ fn refusal(walrus: &Walrus, e: &Error, request_id: &str, resource: &str, head: b
     *response.status_mut() = StatusCode::from_u16(told.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Error::Hidden { version, modified, .. } = e {
         let shown = [("x-amz-delete-marker", "true".to_owned()), ("x-amz-version-id", version.clone())];
-        let last = modified.map(|at| ("last-modified", http_time(at)));
-        for (name, value) in shown.into_iter().chain(last) {
+        // Whoever asked for the marker itself is told what can be done with it.
+        let itself = modified.map(|at| [("last-modified", http_time(at)), ("allow", "DELETE".to_owned())]);
+        for (name, value) in shown.into_iter().chain(itself.into_iter().flatten()) {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 response.headers_mut().insert(name, value);
             }
