@@ -37,7 +37,9 @@ impl Server {
     pub fn launch(&mut self) {
         self.kill();
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_walrus"))
+        // `MALLEE_BIN`: another build, in this folder.
+        let other = std::env::var_os("MALLEE_BIN").map(|folder| PathBuf::from(folder).join("walrus"));
+        let process = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_walrus").into()))
             .arg("--config")
             .arg(self.dir.join("walrus.toml"))
             .stdout(Stdio::null())
