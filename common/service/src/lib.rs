@@ -7,6 +7,7 @@ pub mod config;
 pub mod faults;
 pub mod intent;
 pub mod join;
+mod lengths;
 pub mod log;
 pub mod pki;
 pub mod process;

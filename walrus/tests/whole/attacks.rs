@@ -1,5 +1,6 @@
 //! Attacks that other S3 servers fell to, by the numbers of the attack list they are kept under: each is tried, and must
-//! neither get what it is after nor leave anything behind.
+//! neither get what it is after nor leave anything behind. 26 (what is encrypted is nowhere on the disk in clear) is in
+//! `versions.rs`, the fuzzing half of 24 in `hard/nonsense.rs`.
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::{
     buckets::{World, form, world, world_with},
     client::{ALICE, Answer, BOB, S3, between},
     hard::{
+        disk::Disk,
         load::nothing_left,
         server::{Server, rounds},
     },
@@ -70,11 +72,15 @@ async fn entities_in_documents_expand_to_nothing() {
     for _ in 0..5 {
         for (method, path, root) in &doors {
             let answer = world.s3.call(method, path, &[], bomb(root)).await;
-            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "MalformedXML"), "{method} {path}");
+            let code = if path.ends_with("?acl") { "MalformedACLError" } else { "MalformedXML" };
+            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, code), "{method} {path}");
             assert!(!answer.text().contains("root:"));
             let deep = format!("<{root}>{}{}</{root}>", "<a>".repeat(50_000), "</a>".repeat(50_000));
             let code = world.s3.call(method, path, &[], deep).await.code();
-            assert!(["MalformedXML", "MaxMessageLengthExceeded"].contains(&code.as_str()), "{method} {path}: {code}");
+            assert!(
+                ["MalformedXML", "MalformedACLError", "MaxMessageLengthExceeded"].contains(&code.as_str()),
+                "{method} {path}: {code}"
+            );
         }
     }
     assert!(resident() < before + (32 << 20), "{} MiB more", (resident() - before) >> 20);
@@ -453,6 +459,10 @@ async fn an_address_in_a_header_is_nobodys_address() {
 /// Sends bytes as they are; what comes back until the server closes, or says no more.
 async fn raw(world: &World, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(world.s3.address).await.unwrap();
+    exchange(&mut stream, bytes).await
+}
+
+async fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
@@ -467,18 +477,30 @@ async fn a_request_has_one_end() {
     world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
     // Behind each stands a request that must never be seen as one of its own.
     let behind = "PUT /bkt/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
-    // Where both lengths are given, the chunks count, by RFC 9112; and the connection ends with the answer.
-    for lengths in
-        ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
-    {
-        let answer =
-            raw(&world, format!("PUT /bkt/both HTTP/1.1\r\nHost: x\r\n{lengths}\r\n\r\n0\r\n\r\n{behind}").as_bytes())
-                .await;
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
-        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
-        absent(&world, "smuggled").await;
-        assert!(world.s3.get("/bkt/both").await.body.is_empty());
+    // Also as the second request of a connection.
+    for first in ["", "GET /bkt HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        for lengths in
+            ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
+        {
+            let mut stream = TcpStream::connect(world.s3.address).await.unwrap();
+            if !first.is_empty() {
+                stream.write_all(first.as_bytes()).await.unwrap();
+                let mut answer = [0; 4096];
+                assert!(stream.read(&mut answer).await.unwrap() > 0 && answer.starts_with(b"HTTP/1.1 200"));
+            }
+            let request = format!("PUT /bkt/both HTTP/1.1\r\nHost: x\r\n{lengths}\r\n\r\n0\r\n\r\n{behind}");
+            let answer = exchange(&mut stream, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
+            assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+            absent(&world, "smuggled").await;
+            absent(&world, "both").await;
+        }
     }
+    // Sent before the request ahead of it was answered, its head is not seen; the connection ends with it all the same.
+    let both = "PUT /bkt/both HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let answer = raw(&world, format!("GET /bkt HTTP/1.1\r\nHost: x\r\n\r\n{both}{behind}").as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1").count(), 2, "{answer}");
+    absent(&world, "smuggled").await;
     let table = [
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n{behind}"),
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0, 5\r\n\r\n{behind}"),
@@ -630,11 +652,39 @@ async fn nonsense_ends_no_connection_and_no_process() {
     assert_eq!(world.s3.get("/bkt/k").await.body, "x");
 }
 
+/// 25
+#[tokio::test(flavor = "multi_thread")]
+async fn no_page_gets_a_users_credentials() {
+    let world = world().await;
+    world.s3.put("/bkt/k", "<script>alert(1)</script>").await;
+    for allowed in ["*", "https://*.example", "https://evil.test"] {
+        let cors = format!(
+            "<CORSConfiguration><CORSRule><AllowedOrigin>{allowed}</AllowedOrigin><AllowedMethod>GET</AllowedMethod><AllowedHeader>*</AllowedHeader></CORSRule></CORSConfiguration>"
+        );
+        assert_eq!(world.s3.put("/bkt?cors", cors).await.status, StatusCode::OK);
+        for (method, origin) in [("OPTIONS", "https://evil.test"), ("GET", "https://evil.test"), ("GET", "null")] {
+            let asked = [("origin", origin), ("access-control-request-method", "GET")];
+            let answer = match method {
+                "OPTIONS" => world.anonymous(method, "/bkt/k", &asked).await,
+                _ => world.s3.call(method, "/bkt/k", &asked[..1], "").await,
+            };
+            assert_eq!(answer.header("access-control-allow-credentials"), "", "{allowed} {method} {origin}");
+            let told = answer.header("access-control-allow-origin");
+            assert!(allowed == "*" || told.is_empty() || (told == origin && allowed == origin), "{allowed}: {told}");
+            // What was stored without a type is nothing a browser would run.
+            assert!(method == "OPTIONS" || answer.header("content-type") == "binary/octet-stream");
+        }
+    }
+}
+
 /// The real binary under 64 slow uploads: it holds a fixed amount of them, and when they break off, nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_uploads_hold_little_memory_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
+    // In memory that is not walrus': 4 GiB are much for the disk of who runs the tests.
+    let disk = Disk::new(8 << 30);
+    let _mounted = disk.mount(&dir.path().join("disk"));
+    let state = dir.path().join("disk/state");
     let server = Server::start(dir.path(), &state, "").await;
     server.s3.put("/bkt", "").await;
     const PIECE: usize = 256 << 10;

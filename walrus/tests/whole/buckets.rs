@@ -41,7 +41,7 @@ impl World {
         self.s3.put("/bkt?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{statements}]}}"#)).await
     }
 
-    async fn put_ok(&self, path: &str, body: &str) {
+    pub async fn put_ok(&self, path: &str, body: &str) {
         let answer = self.s3.put(path, body.to_owned()).await;
         assert!(answer.status.is_success(), "{path}: {}", answer.text());
     }

@@ -61,13 +61,13 @@ pub async fn open(
     keys: Keys,
     with_bytes: WithBytes,
 ) -> Result<(Bucket, Object, Option<Reading>), Error> {
-    let (principal, pins) = (principal.clone(), walrus.pins.clone());
-    let opening = Arc::new((principal, pins, wanted, keys));
+    let (principal, pins, known) = (principal.clone(), walrus.pins.clone(), walrus.known_policies.clone());
+    let opening = Arc::new((principal, pins, known, wanted, keys));
     let open = |parts| {
         let opening = opening.clone();
         move |tx: &mut Tx<'_>| {
-            let (principal, pins, wanted, keys) = &*opening;
-            let bucket = bucket::find(tx, &wanted.bucket)?;
+            let (principal, pins, known, wanted, keys) = &*opening;
+            let bucket = bucket::find_known(tx, known, &wanted.bucket)?;
             let object = opened(tx, principal, action, &bucket, wanted)?;
             let reading = match with_bytes {
                 WithBytes::Yes if object.place == Place::Parts && parts == Parts::Elsewhere => return Ok(None),
