@@ -323,6 +323,7 @@ fn vectored<const N: usize>(states: &mut [[u32; N]; 4], chunks: &[&[[u8; CHUNK]]
 #[inline(always)]
 fn each_chunk<const N: usize>(states: &mut [[u32; N]; 4], chunks: &[&[[u8; CHUNK]]; N]) {
     let length = chunks.iter().map(|lane| lane.len()).min().unwrap_or(0);
+    #[expect(clippy::needless_range_loop, reason = "it is the same place in every lane")]
     for n in 0..length {
         compress(states, std::array::from_fn(|lane| &chunks[lane][n]));
     }
