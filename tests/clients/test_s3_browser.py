@@ -102,7 +102,7 @@ def test_a_form_sends_a_file_and_the_browser_is_sent_on(version, scheme, cloud, 
     post = s3.generate_presigned_post(bucket, "photos/${filename}", Fields=fields, Conditions=conditions, ExpiresIn=300)
     pages.pages = {"/form": form(post, "what it shows: ü"), "/thanks": "thanks"}
     visit(f"{pages.origin}/form")
-    told = until("the browser is sent on", lambda: pages.told("/thanks"))
+    told = until("the browser is sent on", lambda: pages.told("/thanks"), patience=120)
     assert (told["bucket"], told["key"]) == (bucket, "photos/my photo.txt")
     sent = s3.get_object(Bucket=bucket, Key="photos/my photo.txt")
     assert sent["Body"].read().decode() == "what it shows: ü" and sent["ContentType"] == "text/x-photo"
@@ -127,8 +127,8 @@ def test_a_form_that_says_too_much_sends_nothing(cloud, bucket, pages, visit):
         "/large": form(post("large", 5), "six bytes"), "/small": form(post("small", 10), "six bytes"),
     }  # fmt: skip
     visit(f"{pages.origin}/")
-    told = until("the small one is sent on", lambda: pages.told("/thanks"))
-    until("the large one is answered", lambda: pages.told("/answered") is not None)
+    told = until("the small one is sent on", lambda: pages.told("/thanks"), patience=120)
+    until("the large one is answered", lambda: pages.told("/answered") is not None, patience=120)
     assert told["key"] == "small"
     assert [found["Key"] for found in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["small"]
 
@@ -170,7 +170,7 @@ def test_pages_of_other_origins_may_what_the_bucket_lets_them(cloud, bucket, pag
             page = page.replace(f"({name}", f"({json.dumps(url)}")
         server.pages = {"/": page, "/told": ""}
         visit(f"{server.origin}/")
-        return until("the page has tried", lambda: server.told("/told"))
+        return until("the page has tried", lambda: server.told("/told"), patience=120)
 
     assert told_to(pages) == {"get": f"200 {etag} hello", "put": "200", "delete": "denied"}
     assert s3.get_object(Bucket=bucket, Key="put")["Metadata"] == {"of": "a page"}
