@@ -69,6 +69,19 @@ def named(alone):
     return name, f"{name}.s3.test"
 
 
+def test_a_cloud_serves_the_names_that_its_operator_chose(cloud, bucket):
+    """In `etc/walrus.own.toml`, before `mallee up`."""
+    user = cloud.environment()
+    s3 = boto3.client(
+        "s3", endpoint_url="http://s3.test", aws_access_key_id=user["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"], region_name=user["AWS_REGION"],
+        config=Config(s3={"addressing_style": "virtual"}, proxies={"http": user["S3_URL"]}),
+    )  # fmt: skip
+    s3.put_object(Bucket=bucket, Key="k", Body=b"hello")
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"hello"
+    assert bucket in [found["Name"] for found in s3.list_buckets()["Buckets"]]
+
+
 @pytest.mark.parametrize("signature", ["s3v4", "s3"])
 def test_boto3_finds_buckets_by_the_names_of_hosts(signature, alone, named):
     s3, (bucket, host) = alone.boto(signature_version=signature), named
