@@ -121,6 +121,8 @@ async fn headers_that_make_no_sense_are_refused_by_their_own_codes() {
     }
     assert_eq!(world.s3.call("PUT", "/bkt/k", &[("if-none-match", "\"x\"")], "").await.status, StatusCode::OK);
     assert_eq!(told(&world.s3.put("/bkt?acl", "<AccessControlPolicy><Owner>").await), no(400, "MalformedACLError"));
+    let nameless = "<Delete><Object><Key>k</Key></Object><Object><Key/></Object></Delete>";
+    assert_eq!(told(&world.s3.call("POST", "/bkt?delete", &[], nameless).await), no(400, "MalformedXML"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
