@@ -198,6 +198,7 @@ impl Rehearsal {
             export,
             allocated: 0,
             size_gib: wanted.size_gib,
+            needs_source: false,
         };
         let now = self.cloud.now();
         let taken: Result<_, StoreError> = self

@@ -40,16 +40,14 @@ fn state(snapshot: &Snapshot) -> &'static str {
 /// What the storage-controller is sent of it.
 pub fn wanted(snapshot: &Snapshot) -> Body {
     Body {
-        id: snapshot.id.to_string(),
-        generation: snapshot.generation,
         // Nothing is kept in a zone for one that failed here: its volume may go on, and go.
         desired: match snapshot.observed {
             Some(SnapshotObserved::Failed) => SnapshotDesired::Deleted,
             _ => snapshot.desired,
         },
-        volume: snapshot.volume.clone(),
         attempt: snapshot.attempt,
         accepted: snapshot.accepted,
+        ..Body::new(snapshot.id.to_string(), snapshot.generation, snapshot.volume.clone())
     }
 }
 

@@ -35,16 +35,14 @@ fn state(volume: &Volume, attachment: Option<&Attachment>) -> &'static str {
 /// What the storage-controller is sent of it.
 pub fn wanted(volume: &Volume, attachment: Option<&Attachment>) -> Body {
     Body {
-        id: volume.id.to_string(),
-        generation: volume.generation,
         desired: volume.desired,
-        size_gib: volume.size_gib,
         export_for: attachment.filter(|a| a.phase != Phase::Ending).map(|a| a.id.clone()),
         source: volume
             .snapshot
             .clone()
             .zip(volume.manifest.clone())
             .map(|(snapshot, manifest)| VolumeSource { snapshot, manifest }),
+        ..Body::new(volume.id.to_string(), volume.generation, volume.size_gib)
     }
 }
 
