@@ -49,12 +49,6 @@ pub struct Volume {
     /// Fixed when it is made. A volume that begins with an encrypted snapshot is encrypted too, with any key.
     #[serde(default)]
     pub encrypted: Option<String>,
-    /// Requests per second it may have. None: as many as the disk gives.
-    #[serde(default)]
-    pub iops: Option<u32>,
-    /// MiB per second it may have. None: as many as the disk gives.
-    #[serde(default)]
-    pub throughput_mib: Option<u32>,
 }
 
 impl Volume {
@@ -69,8 +63,6 @@ impl Volume {
             export_node: None,
             source: None,
             encrypted: None,
-            iops: None,
-            throughput_mib: None,
         }
     }
 }
