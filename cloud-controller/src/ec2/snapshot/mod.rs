@@ -26,7 +26,7 @@ pub use keep::drive;
 pub use report::{Follows, take as take_report};
 pub use row::{Snapshot, TABLES, any, in_zone};
 
-use crate::{Outcome, Refusal};
+use crate::{Outcome, Refusal, ec2::block_device::Source};
 
 /// EC2's word for how far it is.
 fn state(snapshot: &Snapshot) -> &'static str {
@@ -74,6 +74,27 @@ pub fn restorable(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<(S
             Err(Refusal::new("IncorrectState", message))
         }
     }
+}
+
+/// One that the account may put into a block device mapping.
+pub fn source(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Source> {
+    let (snapshot, _) = restorable(tx, account, id)?;
+    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: false })
+}
+
+/// One that a larger undertaking made, which has failed.
+pub fn withdraw(tx: &mut Tx<'_>, id: &str) -> Outcome<()> {
+    if row::any(tx, id)?.is_some_and(|s| s.desired == SnapshotDesired::Present) {
+        row::set_deleted(tx, id)?;
+    }
+    Ok(())
+}
+
+/// The manifest of one that an image, or a launch that was checked, begins a volume with: whoever may launch the image may
+/// do so.
+pub fn of_mapping(tx: &mut Tx<'_>, id: &str) -> Outcome<String> {
+    let found = row::any(tx, id)?.filter(|s| s.desired == SnapshotDesired::Present && s.accepted);
+    found.and_then(|s| s.manifest).ok_or_else(|| not_found(id))
 }
 
 #[cfg(test)]
