@@ -42,12 +42,15 @@ pub struct Pokes {
     pub network: Poke,
     /// An image waits for its import.
     pub images: Poke,
+    /// An image is being made of an instance, and may go on.
+    pub creations: Poke,
 }
 
 impl Pokes {
     /// Everything: a tier came back, and whatever waited for it can go on.
     pub fn all(&self) {
-        for poke in [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network, &self.images] {
+        let work = [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network];
+        for poke in work.into_iter().chain([&self.images, &self.creations]) {
             poke.poke();
         }
     }

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod bootstrap;
 pub mod bundling;
 pub mod config;
+pub mod disk_key;
 pub mod ec2;
 pub mod front;
 pub mod join;

@@ -135,6 +135,10 @@ impl Node {
     pub fn machine(&self) -> Machine {
         lock(&self.live).machine.clone()
     }
+    /// Whether all it remembers of the instance is that it has nothing of it.
+    pub fn has_released(&self, instance: &str) -> bool {
+        lock(&self.live).reports.get(instance).is_some_and(|r| r.released)
+    }
     pub fn report(&self, instance: &str) -> Option<InstanceReport> {
         lock(&self.live).reports.get(instance).cloned()
     }

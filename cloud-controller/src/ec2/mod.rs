@@ -2,6 +2,7 @@
 
 pub mod account_attribute;
 pub mod address;
+pub mod block_device;
 pub mod client_token;
 pub mod dhcp_options;
 pub mod image;
@@ -47,6 +48,8 @@ pub const SERVICE: Service = Service {
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
         image::attribute::ACTIONS,
+        image::copy::ACTIONS,
+        image::create::ACTIONS,
         image::describe::ACTIONS,
         image::register::ACTIONS,
         instance::attribute::ACTIONS,

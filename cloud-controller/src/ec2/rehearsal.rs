@@ -198,9 +198,10 @@ impl Rehearsal {
             export,
             allocated: 0,
             size_gib: wanted.size_gib,
+            needs_source: false,
         };
         let now = self.cloud.now();
-        let taken: Result<_, StoreError> = self
+        let taken: Outcome<_> = self
             .cloud
             .store
             .write("report", move |tx| {
@@ -249,6 +250,8 @@ async fn new_image(cloud: &Arc<Cloud>, account: &str) -> String {
         digest: Some("ab".repeat(32)),
         size: 1 << 20,
         created: cloud.now(),
+        mappings: Vec::new(),
+        source_instance: None,
     };
     let written: Result<(), StoreError> = cloud.store.write("make an image", move |tx| image::insert(tx, &image)).await;
     written.unwrap();

@@ -129,6 +129,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<InstanceReport
                     all.instances |= one.instances;
                     all.volumes |= one.volumes;
                     all.network |= one.network;
+                    all.images |= one.images;
                 }
                 orphan::retain(tx, &zone, "instances", &present)?;
                 Ok::<_, Refusal>(all)
@@ -139,6 +140,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<InstanceReport
             (follow.instances, &cloud.pokes.instances),
             (follow.volumes, &cloud.pokes.volumes),
             (follow.network, &cloud.pokes.network),
+            (follow.images, &cloud.pokes.creations),
         ] {
             if woken {
                 poke.poke();

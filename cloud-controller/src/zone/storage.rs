@@ -16,7 +16,7 @@ use super::{
     orphan,
 };
 use crate::{
-    Cloud,
+    Cloud, Refusal,
     ec2::volume::{self, Attachment},
 };
 
@@ -80,7 +80,7 @@ async fn ask(cloud: &Cloud, zone: &str, since: Option<Seen>) -> Result<Observati
     client.observe(&Observe { since, wait_ms: super::HANG_MS }).await
 }
 
-async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>) -> Result<(), StoreError> {
+async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>) -> Result<(), String> {
     let (zone, now) = (zone.to_owned(), cloud.now());
     let present: BTreeSet<String> = observation.present.into_iter().collect();
     let reports = observation.changed;
@@ -97,11 +97,13 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>)
                 all.volumes |= one.volumes;
             }
             orphan::retain(tx, &zone, "volumes", &present)?;
-            Ok::<_, StoreError>(all)
+            Ok::<_, Refusal>(all)
         })
-        .await?;
+        .await
+        .map_err(|e| e.cause.unwrap_or(e.answer.message))?;
     if follow.instances {
         cloud.pokes.instances.poke();
+        cloud.pokes.network.poke();
     }
     if follow.volumes {
         cloud.pokes.volumes.poke();

@@ -125,6 +125,43 @@ async fn an_instance_that_never_had_a_place_is_gone_at_once() {
 }
 
 #[tokio::test]
+async fn a_stopped_instance_with_its_root_on_a_volume_is_started_on_whichever_node_fits() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let n1 = zone.node("n1", 1024);
+    let want = |id: &str, desired, elsewhere: bool| {
+        zone.cloud.want(id, desired, 1024);
+        if elsewhere {
+            let mut rows = zone.cloud.rows.lock().unwrap();
+            rows.get_mut(id).unwrap().boot.root = Root::Volume { volume: Some("vol-1".into()) };
+        }
+    };
+    want("i-1", Desired::Running, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    want("i-1", Desired::Stopped, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until("i-1", "off, and nowhere", |r| r.observed == Observed::Stopped && r.node.is_none()).await;
+    // Its place is free at once, and given to another.
+    want("i-2", Desired::Running, false);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-2", Observed::Running).await;
+    want("i-1", Desired::Running, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until("i-1", "refused by n1", |r| r.reason == "no node fits: 1 node lacks memory").await;
+    let n2 = zone.node("n2", 1024);
+    let report = zone.cloud.until_observed("i-1", Observed::Running).await;
+    assert_eq!(report.node.as_deref(), Some("n2"));
+    assert!(n2.node.has("i-1") && !n1.node.memory.lock().unwrap().bodies.contains_key("i-1"));
+    // One with its root on the node keeps its place.
+    want("i-2", Desired::Stopped, false);
+    zone.cloud.send().await.unwrap();
+    let report = zone.cloud.until_observed("i-2", Observed::Stopped).await;
+    assert_eq!(report.node, None, "a node of this test does not name itself");
+    assert!(n1.node.memory.lock().unwrap().bodies.contains_key("i-2"));
+}
+
+#[tokio::test]
 async fn a_node_that_falls_silent_keeps_its_instances_and_is_believed_again_when_it_is_back() {
     let zone = zone(1_000);
     zone.cloud.send().await.unwrap();

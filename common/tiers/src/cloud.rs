@@ -16,6 +16,8 @@ tier! {
         renew(SigningRequest) -> SignedCertificate, from [Walrus, ClusterController, StorageController, NodeController];
         /// Where a tier is: nodes ask for their cluster-controller and for walrus.
         locate(Locate) -> Located, from [Walrus, ClusterController, StorageController, NodeController];
+        /// A key that disks are encrypted with. Whoever asks keeps it sealed.
+        disk_key(DiskKeyAsked) -> DiskKey, from [StorageController];
     }
 }
 
@@ -62,6 +64,17 @@ pub struct Locate {
 pub struct Located {
     pub address: String,
     pub name: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskKeyAsked {
+    pub id: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskKey {
+    /// 32 bytes in hex.
+    pub secret: Secret,
 }
 
 /// `POST /-/join`: the first certificate of a machine, against a one-time token.

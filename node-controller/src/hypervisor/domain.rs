@@ -6,12 +6,16 @@
 //! - The console goes to a file through virtlogd and is appended to, so a reboot keeps what was said before.
 //! - What a guest flushed to its root disk survives a loss of power: see [`ROOT_CACHE`].
 
-use std::{fmt::Write, path::PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use mallee_tiers::{ExportAddress, VOLUMES_AT_AN_INSTANCE};
 use uuid::Uuid;
 
 use super::VolumeDisk;
+use crate::volume::ROOT_TARGET;
 
 /// Cache mode of the root disk: the host's page cache, and the guest's flushes are honoured. `unsafe` ignores them, so what a
 /// guest synced is lost with the machine's power, and it buys nothing: CPU seconds of QEMU until SSH answers, median of 6
@@ -38,12 +42,30 @@ pub struct DomainSpec {
     pub accelerator: Accelerator,
     /// None: the root is a whole disk with a boot loader.
     pub kernel: Option<Kernel>,
-    /// The instance's own qcow2 overlay.
-    pub root: PathBuf,
+    pub root: RootDisk,
+    /// Instance stores beside it.
+    pub stores: Vec<StoreDisk>,
     pub bridge: String,
     pub nics: Vec<Nic>,
     pub volumes: Vec<VolumeDisk>,
     pub console: PathBuf,
+}
+
+/// The first disk.
+#[derive(Debug, Clone)]
+pub enum RootDisk {
+    /// The instance's own qcow2 overlay.
+    Overlay(PathBuf),
+    Volume(VolumeDisk),
+}
+
+/// A disk of the node's own, beside the root.
+#[derive(Debug, Clone)]
+pub struct StoreDisk {
+    /// A qcow2 file.
+    pub file: PathBuf,
+    /// `vdb`.
+    pub target: String,
 }
 
 #[derive(Debug, Clone)]
@@ -105,14 +127,14 @@ impl DomainSpec {
         for _ in 0..VOLUMES_AT_AN_INSTANCE {
             xml.push_str("    <controller type='pci' model='pcie-root-port'/>\n");
         }
-        let _ = write!(
-            xml,
-            "    <controller type='usb' model='none'/>\n    <disk type='file' device='disk'>\n      \
-             <driver name='qemu' type='qcow2' cache='{ROOT_CACHE}' discard='unmap'/>\n      <source file='{root}'/>\n      \
-             <target dev='vda' bus='virtio'/>\n      {address}\n    </disk>\n",
-            root = escape(&self.root.to_string_lossy()),
-            address = root_bus(0x10),
-        );
+        xml.push_str("    <controller type='usb' model='none'/>\n");
+        match &self.root {
+            RootDisk::Overlay(file) => xml.push_str(&file_disk(file, ROOT_TARGET, ROOT_SLOT)),
+            RootDisk::Volume(disk) => xml.push_str(&disk.xml_at(&format!("      {}\n", root_bus(ROOT_SLOT)))),
+        }
+        for (slot, store) in (FIRST_STORE_SLOT..).zip(&self.stores) {
+            xml.push_str(&file_disk(&store.file, &store.target, slot));
+        }
         for volume in &self.volumes {
             xml.push_str(&volume.to_xml());
         }
@@ -161,12 +183,32 @@ impl DomainSpec {
     }
 }
 
+/// Fixed places on the root bus: libvirt gives what has none of its own the low ones.
+const ROOT_SLOT: u8 = 0x10;
+const FIRST_STORE_SLOT: u8 = 0x08;
+
+fn file_disk(file: &Path, target: &str, slot: u8) -> String {
+    format!(
+        "    <disk type='file' device='disk'>\n      \
+         <driver name='qemu' type='qcow2' cache='{ROOT_CACHE}' discard='unmap'/>\n      <source file='{file}'/>\n      \
+         <target dev='{target}' bus='virtio'/>\n      {address}\n    </disk>\n",
+        file = escape(&file.to_string_lossy()),
+        target = escape(target),
+        address = root_bus(slot),
+    )
+}
+
 fn root_bus(slot: u8) -> String {
     format!("<address type='pci' domain='0x0000' bus='0x00' slot='{slot:#04x}' function='0x0'/>")
 }
 
 impl VolumeDisk {
+    /// As it is plugged in: libvirt finds it a free port.
     pub fn to_xml(&self) -> String {
+        self.xml_at("")
+    }
+
+    fn xml_at(&self, address: &str) -> String {
         let (tls, host) = match &self.address {
             ExportAddress::Unix(path) => ("", format!("<host transport='unix' socket='{}'/>", escape(path))),
             ExportAddress::Tcp(place) => {
@@ -180,7 +222,7 @@ impl VolumeDisk {
         format!(
             "    <disk type='network' device='disk'>\n      <driver name='qemu' type='raw' cache='none' discard='unmap'/>\n      \
              <source protocol='nbd' name='{export}'{tls}>{host}<reconnect delay='{RECONNECT_S}'/></source>\n      \
-             <target dev='{target}' bus='virtio'/>\n      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n    </disk>\n",
+             <target dev='{target}' bus='virtio'/>\n      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n{address}    </disk>\n",
             export = escape(&self.export),
             target = escape(&self.target),
             serial = escape(&self.serial),
@@ -205,7 +247,8 @@ mod tests {
                 ramdisk: Some("/img/r".into()),
                 command_line: "root=/dev/vda a<b&'c'".into(),
             }),
-            root: "/inst/i-0123456789abcdef0/root.qcow2".into(),
+            root: RootDisk::Overlay("/inst/i-0123456789abcdef0/root.qcow2".into()),
+            stores: vec![],
             bridge: "br-int".into(),
             nics: vec![Nic { mac: "0e:00:00:00:00:01".into(), port: Uuid::nil(), tap: "tap0123456789ab".into() }],
             volumes: vec![VolumeDisk {
@@ -245,6 +288,22 @@ mod tests {
             address: ExportAddress::Tcp("10.0.0.7:10809".into()),
         };
         assert!(disk.to_xml().contains("name='x' tls='yes'><host name='10.0.0.7' port='10809'/>"));
+    }
+
+    #[test]
+    fn a_root_on_a_volume_is_the_first_disk_at_the_place_of_every_root() {
+        let disk = VolumeDisk {
+            serial: "vol1".into(),
+            target: "vda".into(),
+            export: "x".into(),
+            address: ExportAddress::Unix("/s".into()),
+        };
+        let stores = vec![StoreDisk { file: "/inst/ephemeral0.qcow2".into(), target: "vdb".into() }];
+        let xml = DomainSpec { root: RootDisk::Volume(disk), stores, ..spec() }.to_xml();
+        assert!(!xml.contains("root.qcow2"));
+        let (root, store) = (xml.find("<target dev='vda'").unwrap(), xml.find("<target dev='vdb'").unwrap());
+        assert!(root < store && store < xml.find("<target dev='vdf'").unwrap(), "BIOS boots the first");
+        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x08'"));
     }
 
     #[test]

@@ -140,6 +140,19 @@ impl Hypervisor for Libvirt {
         Self::on(&self.quick, name, |domain| domain.reset().map(drop)).await
     }
 
+    async fn suspend(&self, name: &str) -> Result<()> {
+        Self::on(&self.slow, name, |domain| domain.suspend().map(drop)).await
+    }
+
+    async fn resume(&self, name: &str) -> Result<()> {
+        Self::on(&self.slow, name, |domain| match domain.resume() {
+            // It runs already.
+            Err(e) if e.code() == ErrorNumber::OperationInvalid && is_running(domain)? => Ok(()),
+            done => done.map(drop),
+        })
+        .await
+    }
+
     async fn destroy(&self, name: &str) -> Result<()> {
         Self::on(&self.slow, name, |domain| unless_off(domain, domain.destroy())).await
     }
@@ -187,6 +200,10 @@ impl Hypervisor for Libvirt {
     }
 }
 
+fn is_running(domain: &Domain) -> std::result::Result<bool, Error> {
+    Ok(domain.get_state()?.0 == sys::VIR_DOMAIN_RUNNING)
+}
+
 /// A refusal because the domain is off already is what was wanted.
 fn unless_off(domain: &Domain, done: std::result::Result<(), Error>) -> std::result::Result<(), Error> {
     match done {
@@ -203,6 +220,7 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => {
             Power::Paused("a disk does not answer (I/O error)".into())
         }
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_USER => Power::Suspended,
         sys::VIR_DOMAIN_PAUSED => Power::Paused(format!("paused (libvirt's reason {reason})")),
         sys::VIR_DOMAIN_PMSUSPENDED => Power::Paused("the guest put itself to sleep".into()),
         sys::VIR_DOMAIN_SHUTDOWN => Power::Ending,

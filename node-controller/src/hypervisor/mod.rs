@@ -12,7 +12,7 @@ use mallee_tiers::ExportAddress;
 use tokio::sync::mpsc;
 
 pub(crate) use domain::EMULATOR;
-pub use domain::{Accelerator, DomainSpec, Kernel, Nic};
+pub use domain::{Accelerator, DomainSpec, Kernel, Nic, RootDisk, StoreDisk};
 pub use libvirt::Libvirt;
 pub use simulated::{Simulated, SimulatedConfig};
 
@@ -30,6 +30,8 @@ pub enum Power {
     Running,
     /// It exists and does not advance; why.
     Paused(String),
+    /// It was asked to stand still.
+    Suspended,
     /// The guest has ended and the hypervisor is clearing up.
     Ending,
     Off(Off),
@@ -129,6 +131,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Presses the power button so that the guest comes up again after it powered off; answered by [`Event::Rebooted`].
     async fn reboot(&self, name: &str) -> Result<()>;
     async fn reset(&self, name: &str) -> Result<()>;
+    /// Stops its processors; when this returns, whatever it had asked of its disks is done.
+    async fn suspend(&self, name: &str) -> Result<()>;
+    async fn resume(&self, name: &str) -> Result<()>;
     /// Pulls the plug.
     async fn destroy(&self, name: &str) -> Result<()>;
     async fn undefine(&self, name: &str) -> Result<()>;

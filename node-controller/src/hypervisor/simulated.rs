@@ -13,7 +13,9 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
+use super::{
+    DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, RootDisk, Seen, SeenDisk, VolumeDisk,
+};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -200,6 +202,16 @@ fn seen(name: &str, machine: &Machine) -> Seen {
 }
 
 impl Simulated {
+    fn turn(&self, name: &str, from: Power, to: Power) -> Result<()> {
+        let mut inner = self.asked()?;
+        let machine = inner.machine(name)?;
+        if machine.power == from {
+            machine.power = to;
+            inner.tell(Event::Changed(name.into()));
+        }
+        Ok(())
+    }
+
     fn press(&self, name: &str, again: bool) -> Result<()> {
         let mut inner = self.asked()?;
         let now = inner.now();
@@ -237,7 +249,11 @@ impl Hypervisor for Simulated {
         Ok(self.asked()?.domains.get(name).map(|m| seen(name, m)))
     }
     async fn define(&self, spec: &DomainSpec) -> Result<()> {
-        let disks = spec.volumes.iter().map(given).collect();
+        let root = match &spec.root {
+            RootDisk::Volume(disk) => Some(disk),
+            RootDisk::Overlay(_) => None,
+        };
+        let disks = root.into_iter().chain(&spec.volumes).map(given).collect();
         let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
         inner
@@ -274,6 +290,12 @@ impl Hypervisor for Simulated {
         machine.pressed = None;
         inner.tell(Event::Rebooted(name.into()));
         Ok(())
+    }
+    async fn suspend(&self, name: &str) -> Result<()> {
+        self.turn(name, Power::Running, Power::Suspended)
+    }
+    async fn resume(&self, name: &str) -> Result<()> {
+        self.turn(name, Power::Suspended, Power::Running)
     }
     async fn destroy(&self, name: &str) -> Result<()> {
         self.asked()?.end(name, Off::Destroyed);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler};
-use mallee_tiers::{Blob, Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
+use mallee_tiers::{Blob, Desired, Generation, HoldKind, Instance, InstanceReport, Reports, VpcLink};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     steps::{Done, Machine, StepError},
 };
 use crate::{
-    hypervisor::{Event, HypervisorError, Seen},
+    hypervisor::{Event, HypervisorError, Power, Seen},
     volume::{self, Change},
 };
 
@@ -226,6 +226,9 @@ impl Instances {
         let Some(wish) = look.wish.as_ref().map(|w| &w.body) else { return Ok(()) };
         match step {
             Step::BringUp(step) => {
+                if look.facts.released {
+                    machine.rows.update(id, now_ms, None, |facts| facts.released = false).await?;
+                }
                 let overtaken = self.lock().get(id).map(|l| l.overtaken.clone()).unwrap_or_default();
                 tokio::select! {
                     done = machine.bring_up(*step, wish) => done,
@@ -247,6 +250,7 @@ impl Instances {
                             // A start is as good as every reboot that was asked for before it.
                             reboot_asked: reboots,
                             reboots_done: reboots,
+                            lapsed: facts.lapsed.take(),
                             ..Facts::default()
                         }
                     })
@@ -335,7 +339,42 @@ impl Instances {
                 self.remember(id, |live, _| live.memory = Memory::default());
                 Ok(())
             }
+            Step::Hold(hold) => {
+                let (its, what) = (hold.id.clone(), format!("held ({:?})", hold.kind).to_lowercase());
+                machine.rows.update(id, now_ms, Some(what), move |facts| facts.held = Some(its.clone())).await?;
+                if hold.kind == HoldKind::Paused {
+                    hypervisor.suspend(id).await?;
+                }
+                self.remember(id, |live, now| live.memory.held = Some(now));
+                Ok(())
+            }
+            Step::LetGo => {
+                let still_wished = wish.hold.as_ref().map(|h| h.id.clone());
+                // Before the guest goes on: what is fixed after that is of another instant.
+                machine
+                    .rows
+                    .update(id, now_ms, Some("not held any more".into()), move |facts| {
+                        if facts.held.is_some() && facts.held == still_wished {
+                            facts.lapsed.clone_from(&facts.held);
+                        }
+                    })
+                    .await?;
+                self.remember(id, |live, _| live.memory.held = None);
+                if look.domain.as_ref().is_some_and(|d| d.power == Power::Suspended) {
+                    hypervisor.resume(id).await?;
+                }
+                machine.rows.update(id, now_ms, None, |facts| facts.held = None).await?;
+                Ok(())
+            }
             Step::Undefine => Ok(hypervisor.undefine(id).await?),
+            Step::Release => {
+                machine.erase(id).await?;
+                machine
+                    .rows
+                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| facts.released = true)
+                    .await?;
+                Ok(())
+            }
             Step::Erase => {
                 machine.erase(id).await?;
                 machine.rows.update(id, now_ms, Some("gone".into()), |facts| facts.gone = true).await?;
@@ -633,7 +672,7 @@ impl Reconciler for Wishes {
 }
 
 fn blobs(instance: &Instance) -> impl Iterator<Item = &Blob> {
-    [Some(&instance.boot.root), instance.boot.kernel.as_ref(), instance.boot.ramdisk.as_ref()].into_iter().flatten()
+    [instance.boot.root.image(), instance.boot.kernel.as_ref(), instance.boot.ramdisk.as_ref()].into_iter().flatten()
 }
 
 /// Keeps the metadata service heard in every VPC that has an instance here, and in no other.

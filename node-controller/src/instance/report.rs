@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mallee_tiers::{AttachmentReport, Desired, Instance, InstanceReport, Observed};
 
 use super::{
-    plan::{Memory, Next, Scene, Step, is_orphan},
+    plan::{self, Memory, Next, Scene, Step, is_orphan},
     row::Facts,
 };
 use crate::{
@@ -57,6 +57,10 @@ pub fn report(
         reason: if reason.is_empty() { trouble.reason.clone() } else { reason },
         reboots_done: facts.reboots_done,
         guest_off: observed == Observed::Stopped && guest_off,
+        held: plan::held_as_wished(scene),
+        released: facts.released
+            && scene.domain.is_none()
+            && scene.wish.is_some_and(|w| w.desired == Desired::Stopped && w.boot.root.is_elsewhere()),
         started: facts.started,
         attachments: attachments(scene, trouble),
         last_console: facts.console.clone().filter(|_| matches!(observed, Observed::Stopped | Observed::Gone)),
@@ -71,7 +75,7 @@ fn guest_is_off(wish: Option<&Instance>, facts: &Facts) -> bool {
 
 fn by_power(domain: Option<&Seen>) -> Observed {
     match domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Ending) => Observed::Running,
+        Some(Power::Running | Power::Paused(_) | Power::Suspended | Power::Ending) => Observed::Running,
         Some(Power::Off(_)) | None => Observed::Stopped,
     }
 }
@@ -87,6 +91,8 @@ fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
     };
     let paused = match scene.domain.map(|d| &d.power) {
         Some(Power::Paused(why)) => why.clone(),
+        Some(Power::Suspended) if scene.facts.held.is_some() => "held while its volumes are fixed".into(),
+        Some(Power::Suspended) => "suspended by somebody through the hypervisor".into(),
         _ => String::new(),
     };
     match wish.desired {
@@ -98,7 +104,7 @@ fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
         Desired::Running if guest_off => (Observed::Stopped, "the guest powered itself off".into()),
         Desired::Running => match &scene.facts.failed {
             Some(failed) if failed.generation >= wish.generation => (Observed::Failed, failed.reason.clone()),
-            _ => (Observed::Preparing, String::new()),
+            _ => (Observed::Preparing, wish.awaits.clone().unwrap_or_default()),
         },
     }
 }
@@ -142,7 +148,7 @@ pub fn settle(memory: &mut Memory, trouble: &mut Trouble, serial: &str) {
 mod tests {
     use super::*;
     use crate::hypervisor::{Off, SeenDisk};
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, VolumeAttachment};
+    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
     use std::time::Duration;
 
     fn wish(desired: Desired, volumes: &[&str]) -> Instance {
@@ -162,15 +168,18 @@ mod tests {
             disk_gib: 1,
             boot: Boot {
                 architecture: "x86_64".into(),
-                root: Blob { digest: String::new(), size: 0, format: DiskFormat::Raw },
+                root: Root::Image(Blob { digest: String::new(), size: 0, format: DiskFormat::Raw }),
                 kernel: None,
                 ramdisk: None,
                 command_line: None,
             },
+            stores: vec![],
+            awaits: None,
+            hold: None,
             interfaces: vec![],
             volumes: volumes
                 .iter()
-                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v) })
+                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v), size_gib: 1, limits: DiskLimits::default() })
                 .collect(),
             metadata: Metadata::default(),
             node: None,

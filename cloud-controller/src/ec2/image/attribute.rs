@@ -8,7 +8,7 @@ use super::row::{self, EVERYBODY, Image};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        unless_dry_run,
+        block_device, unless_dry_run,
         unsupported::{self, Unsupported},
     },
     service::Call,
@@ -32,7 +32,7 @@ struct DescribeImageAttribute {
 #[serde(rename_all = "camelCase")]
 struct DescribedAttribute {
     image_id: Option<ImageId>,
-    block_device_mapping: Option<[(); 0]>,
+    block_device_mapping: Option<Vec<block_device::Shown>>,
     boot_mode: Option<Value>,
     description: Option<Value>,
     imds_support: Option<Value>,
@@ -73,7 +73,9 @@ fn attribute(tx: &mut Tx<'_>, image: &Image, name: &str) -> Outcome<DescribedAtt
     let mut shown = DescribedAttribute::default();
     let value = |value: Option<String>| Some(Value { value });
     match name {
-        "blockDeviceMapping" => shown.block_device_mapping = Some([]),
+        "blockDeviceMapping" => {
+            shown.block_device_mapping = Some(image.mappings.iter().map(Into::into).collect());
+        }
         "bootMode" => shown.boot_mode = value(Some("legacy-bios".into())),
         "description" => shown.description = value(image.description.clone()),
         "imdsSupport" => shown.imds_support = value(image.tokens_required.then(|| "v2.0".into())),

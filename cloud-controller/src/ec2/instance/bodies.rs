@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mallee_aws::id::InstanceId;
 use mallee_store::Tx;
-use mallee_tiers::VolumeAttachment;
 
 use super::{
     row::{self, Instance},
@@ -15,7 +14,9 @@ use crate::{
     ec2::{
         image::{self, Image},
         interface::{self, InterfaceRow},
-        subnet, tag, volume, vpc,
+        subnet, tag,
+        volume::{self, Attachment, Volume},
+        vpc,
     },
 };
 
@@ -41,7 +42,7 @@ struct World {
     images: BTreeMap<String, Image>,
     interfaces: BTreeMap<InstanceId, Vec<InterfaceRow>>,
     user_data: BTreeMap<String, String>,
-    volumes: BTreeMap<String, Vec<VolumeAttachment>>,
+    volumes: BTreeMap<String, Vec<(Attachment, Volume)>>,
     subnets: BTreeMap<String, String>,
     vpcs: BTreeMap<String, Vec<String>>,
 }
@@ -61,9 +62,8 @@ impl World {
             world.interfaces.insert(instance.id.clone(), interface::of_instance(tx, &instance.id)?);
             world.user_data.extend(row::user_data(tx, id)?.map(|data| (id.clone(), data)));
             for attachment in volume::attachments_at(tx, id)? {
-                let attached =
-                    volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
-                world.volumes.entry(id.clone()).or_default().extend(attached);
+                let volume = volume::any(tx, attachment.volume.as_str())?;
+                world.volumes.entry(id.clone()).or_default().extend(volume.map(|v| (attachment, v)));
             }
             world.instances.push(instance);
         }
@@ -74,13 +74,14 @@ impl World {
         let mut world = Self::without_instances(tx)?;
         world.instances = row::wanted_in(tx, zone)?;
         world.instances.retain(|i| ids.contains(i.id.as_str()));
-        world.images = image::with_bytes(tx)?;
+        world.images = image::launchable(tx)?;
         world.interfaces = interface::of_instances(tx, None)?;
         world.user_data = row::user_data_in(tx, zone)?.into_iter().collect();
         let volumes: BTreeMap<_, _> = volume::in_zone(tx, zone)?.into_iter().map(|v| (v.id.clone(), v)).collect();
         for attachment in volume::attachments_in(tx, zone)? {
-            let attached = volumes.get(&attachment.volume).and_then(|v| wanted::attached(&attachment, v));
-            world.volumes.entry(attachment.instance.to_string()).or_default().extend(attached);
+            let Some(volume) = volumes.get(&attachment.volume) else { continue };
+            let its = world.volumes.entry(attachment.instance.to_string()).or_default();
+            its.push((attachment, volume.clone()));
         }
         Ok(world)
     }

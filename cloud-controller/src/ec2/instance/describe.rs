@@ -404,7 +404,7 @@ pub fn info(found: Found) -> InstanceInfo {
         group_set: first.map(|f| f.groups.clone()).unwrap_or_default(),
         state_reason: i.state_reason(),
         architecture: i.architecture.clone(),
-        root_device_type: "instance-store",
+        root_device_type: i.root_device_type(),
         root_device_name: i.options.root_device.clone(),
         block_device_mapping: attachments.iter().map(block_device).collect(),
         virtualization_type: "hvm",

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mallee_tiers::{Boot, VolumeAttachment};
+use mallee_tiers::{Boot, Desired, Hold, InstanceStore, Root, VolumeAttachment, DiskLimits};
 
 use super::row::Instance;
 use crate::ec2::{
@@ -32,7 +32,8 @@ pub struct Parts<'a> {
     pub interfaces: &'a [InterfaceRow],
     pub blocks: Blocks,
     pub user_data: Option<String>,
-    pub volumes: Vec<VolumeAttachment>,
+    /// On their way to it, at it, or on their way off.
+    pub volumes: Vec<(Attachment, Volume)>,
     /// Shown in the metadata when the instance's options say so.
     pub tags: Vec<Tag>,
 }
@@ -49,16 +50,22 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
         reboots: i.reboots,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
-        disk_gib: size.disk_gib,
+        disk_gib: if i.options.root_on_volume && i.options.ephemeral.is_none() { 0 } else { size.disk_gib },
         boot: Boot {
             architecture: i.architecture.clone(),
-            root: blob(parts.image)?,
+            root: match i.options.root_on_volume {
+                true => Root::Volume { volume: root_volume(i, parts).map(|(a, _)| a.volume.to_string()) },
+                false => Root::Image(blob(parts.image)?),
+            },
             kernel: parts.kernel.map(blob).transpose()?,
             ramdisk: parts.ramdisk.map(blob).transpose()?,
             command_line: None,
         },
+        stores: store(i, size.disk_gib).into_iter().collect(),
+        awaits: awaits(i, parts),
+        hold: i.options.hold.as_ref().filter(|h| !h.over).map(|h| Hold { id: h.id.clone(), kind: h.kind }),
         interfaces: parts.interfaces.iter().map(InterfaceRow::wanted).collect(),
-        volumes: parts.volumes.clone(),
+        volumes: parts.volumes.iter().filter_map(|(a, v)| attached(a, v)).collect(),
         metadata: mallee_tiers::Metadata {
             tree: tree(i, parts),
             user_data: parts.user_data.clone(),
@@ -70,13 +77,42 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
     })
 }
 
+/// What is attached as its root.
+fn root_volume<'p>(i: &Instance, parts: &'p Parts<'_>) -> Option<&'p (Attachment, Volume)> {
+    parts.volumes.iter().find(|(a, _)| i.options.root_on_volume && a.device == i.options.root_device)
+}
+
+fn store(i: &Instance, size_gib: u64) -> Option<InstanceStore> {
+    i.options.ephemeral.clone().filter(|_| i.options.root_on_volume).map(|device| InstanceStore { device, size_gib })
+}
+
+/// A guest begins with all its volumes: they are waited for.
+fn awaits(i: &Instance, parts: &Parts<'_>) -> Option<String> {
+    if i.started.is_some() || i.desired != Desired::Running {
+        return None;
+    }
+    let coming = |(a, v): &&(Attachment, Volume)| a.phase == Phase::Attaching && attached(a, v).is_none();
+    if let Some((a, v)) = parts.volumes.iter().find(coming) {
+        let reason = if v.reason.is_empty() { String::new() } else { format!(": {}", v.reason) };
+        return Some(format!("volume {} is not served yet{reason}", a.volume));
+    }
+    let lacks_root = i.options.root_on_volume && root_volume(i, parts).is_none();
+    lacks_root.then(|| format!("no volume is attached as its root ({})", i.options.root_device))
+}
+
 /// The volume in the body: from when its export is served until the node is asked to let go.
 pub fn attached(attachment: &Attachment, volume: &Volume) -> Option<VolumeAttachment> {
     if !matches!(attachment.phase, Phase::Attaching | Phase::Attached) {
         return None;
     }
     let export = volume.export.clone().filter(|e| e.attachment == attachment.id)?;
-    Some(VolumeAttachment { volume: attachment.volume.to_string(), device: attachment.device.clone(), export })
+    Some(VolumeAttachment {
+        volume: attachment.volume.to_string(),
+        device: attachment.device.clone(),
+        export,
+        size_gib: volume.size_gib,
+        limits: DiskLimits { iops: volume.iops, throughput_mib: volume.throughput },
+    })
 }
 
 /// After "Instance metadata categories" of the EC2 user guide.
@@ -85,12 +121,19 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
     let mut meta = |key: &str, value: &str| {
         tree.insert(format!("meta-data/{key}"), value.to_owned());
     };
-    let root_device = parts.image.root_device.as_str();
+    let root_device = i.options.root_device.as_str();
     meta("ami-id", &i.image);
     meta("ami-launch-index", &i.launch_index.to_string());
     meta("ami-manifest-path", &parts.image.location);
     meta("block-device-mapping/ami", root_device.trim_start_matches("/dev/"));
     meta("block-device-mapping/root", root_device);
+    let others = parts.volumes.iter().filter(|(a, _)| a.device != root_device);
+    for (n, (attachment, _)) in (1..).zip(others) {
+        meta(&format!("block-device-mapping/ebs{n}"), attachment.device.trim_start_matches("/dev/"));
+    }
+    if let Some(device) = &i.options.ephemeral {
+        meta("block-device-mapping/ephemeral0", device.trim_start_matches("/dev/"));
+    }
     meta("instance-action", "none");
     meta("instance-id", i.id.as_str());
     meta("instance-life-cycle", "on-demand");

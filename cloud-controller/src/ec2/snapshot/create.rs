@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        instance,
+        image, instance,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -84,7 +84,7 @@ impl Created {
 }
 
 /// Asks for a snapshot of a volume.
-fn begin(
+pub fn begin(
     tx: &mut Tx<'_>,
     volume: &volume::Volume,
     (id, now): (SnapshotId, i64),
@@ -306,6 +306,10 @@ async fn delete(call: &Call, input: DeleteSnapshot) -> Outcome<()> {
         .store
         .write("delete a snapshot", move |tx| {
             let snapshot = own(tx, &account, &input.snapshot_id)?;
+            if let Some(image) = image::on_snapshot(tx, snapshot.id.as_str())? {
+                let message = format!("The snapshot {} is currently in use by {image}", snapshot.id);
+                return Err(Refusal::new("InvalidSnapshot.InUse", message));
+            }
             row::set_deleted(tx, snapshot.id.as_str())?;
             unless_dry_run(input.dry_run)
         })

@@ -26,7 +26,7 @@ pub use keep::drive;
 pub use report::{Follows, take as take_report};
 pub use row::{Snapshot, TABLES, any, in_zone};
 
-use crate::{Outcome, Refusal};
+use crate::{Outcome, Refusal, ec2::block_device::Source};
 
 /// EC2's word for how far it is.
 fn state(snapshot: &Snapshot) -> &'static str {
@@ -40,16 +40,14 @@ fn state(snapshot: &Snapshot) -> &'static str {
 /// What the storage-controller is sent of it.
 pub fn wanted(snapshot: &Snapshot) -> Body {
     Body {
-        id: snapshot.id.to_string(),
-        generation: snapshot.generation,
         // Nothing is kept in a zone for one that failed here: its volume may go on, and go.
         desired: match snapshot.observed {
             Some(SnapshotObserved::Failed) => SnapshotDesired::Deleted,
             _ => snapshot.desired,
         },
-        volume: snapshot.volume.clone(),
         attempt: snapshot.attempt,
         accepted: snapshot.accepted,
+        ..Body::new(snapshot.id.to_string(), snapshot.generation, snapshot.volume.clone())
     }
 }
 
@@ -76,6 +74,27 @@ pub fn restorable(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<(S
             Err(Refusal::new("IncorrectState", message))
         }
     }
+}
+
+/// One that the account may put into a block device mapping.
+pub fn source(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Source> {
+    let (snapshot, _) = restorable(tx, account, id)?;
+    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: false })
+}
+
+/// One that a larger undertaking made, which has failed.
+pub fn withdraw(tx: &mut Tx<'_>, id: &str) -> Outcome<()> {
+    if row::any(tx, id)?.is_some_and(|s| s.desired == SnapshotDesired::Present) {
+        row::set_deleted(tx, id)?;
+    }
+    Ok(())
+}
+
+/// The manifest of one that an image, or a launch that was checked, begins a volume with: whoever may launch the image may
+/// do so.
+pub fn of_mapping(tx: &mut Tx<'_>, id: &str) -> Outcome<String> {
+    let found = row::any(tx, id)?.filter(|s| s.desired == SnapshotDesired::Present && s.accepted);
+    found.and_then(|s| s.manifest).ok_or_else(|| not_found(id))
 }
 
 #[cfg(test)]

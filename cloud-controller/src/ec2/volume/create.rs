@@ -175,7 +175,7 @@ fn write(
 }
 
 /// IOPS and throughput as they are shown, within AWS' bounds for the type. They are figures on paper: nothing is throttled.
-pub(super) fn figures(
+pub fn figures(
     kind: &str,
     size: u64,
     iops: Option<u32>,

@@ -104,6 +104,19 @@ pub struct Attachment {
     pub reason: String,
 }
 
+impl Volume {
+    pub fn is_encrypted(&self) -> bool {
+        false
+    }
+}
+
+impl Attachment {
+    /// It is there, or on its way there.
+    pub fn is_coming(&self) -> bool {
+        matches!(self.phase, Phase::Attaching | Phase::Attached)
+    }
+}
+
 const COLUMNS: &str = "id, account, zone, epoch, counter, size_gib, kind, iops, throughput, created, desired, observed, \
      observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest";
 

@@ -143,7 +143,7 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("requester-id", |_| vec![]),
     ("reservation-id", |f| vec![f.instance.reservation.as_str().into()]),
     ("root-device-name", |f| vec![(&f.instance.options.root_device).into()]),
-    ("root-device-type", |_| vec!["instance-store".into()]),
+    ("root-device-type", |f| vec![f.instance.root_device_type().into()]),
     ("source-dest-check", |f| each(f, |n| flag(n.source_dest_check))),
     ("spot-instance-request-id", |_| vec![]),
     ("state-reason-code", |f| maybe(f.instance.state_reason().map(|r| r.code.into()))),

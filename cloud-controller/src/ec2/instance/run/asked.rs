@@ -12,6 +12,7 @@ use super::super::row::{MetadataOptions, ShutdownBehavior};
 use crate::{
     Outcome, Refusal,
     ec2::{
+        block_device,
         interface::{
             Secondary,
             attach::MOST as MOST_INTERFACES,
@@ -53,7 +54,7 @@ pub struct RunInstances {
     #[serde(default)]
     pub tag_specification: Vec<TagSpecification>,
     #[serde(default)]
-    pub block_device_mapping: Vec<BlockDeviceMapping>,
+    pub block_device_mapping: Vec<block_device::Asked>,
     pub credit_specification: Option<CreditSpecification>,
     pub enclave_options: Option<Enabled>,
     pub hibernation_options: Option<Configured>,
@@ -147,15 +148,6 @@ pub struct NetworkInterface {
     pub ipv6_prefix_count: Option<Unsupported>,
     pub primary_ipv6: Option<Unsupported>,
     pub secondary_private_ip_address_count: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct BlockDeviceMapping {
-    pub device_name: Option<String>,
-    pub virtual_name: Option<String>,
-    pub no_device: Option<String>,
-    pub ebs: Option<Unsupported>,
 }
 
 /// `MetadataOptions.*`, here and in ModifyInstanceMetadataOptions.
@@ -276,30 +268,7 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
             );
         }
     }
-    input.block_device_mapping.iter().try_for_each(check_mapping)
-}
-
-/// The root is an instance store and there are no other disks: what asks for none is taken, what asks for an EBS disk is
-/// refused by name.
-fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
-    let device = mapping.device_name.as_deref().unwrap_or_default();
-    if mapping.ebs.is_some() {
-        return Err(AwsError::unsupported(format!(
-            "BlockDeviceMapping {device}: EBS volumes in a launch are not supported by this cloud; create and attach a volume instead"
-        ))
-        .into());
-    }
-    match (mapping.virtual_name.as_deref(), &mapping.no_device) {
-        (_, Some(_)) => Ok(()),
-        // AWS ignores ephemeral disks that the instance type does not have.
-        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => {
-            Ok(())
-        }
-        _ => Err(Refusal::new(
-            "InvalidBlockDeviceMapping",
-            format!("The block device mapping of '{device}' is not valid"),
-        )),
-    }
+    Ok(())
 }
 
 /// The interfaces of a launch by device index, from either of the two ways to say it, and the subnet of the first.
@@ -411,24 +380,6 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
 mod tests {
     use super::*;
     use crate::ec2::instance::run::DEFAULT_METADATA;
-
-    #[test]
-    fn block_devices_that_ask_for_nothing_are_taken_and_the_rest_refused() {
-        let mapping = |virtual_name: Option<&str>, no_device: bool| BlockDeviceMapping {
-            device_name: Some("/dev/sdb".into()),
-            virtual_name: virtual_name.map(Into::into),
-            no_device: no_device.then(String::new),
-            ebs: None,
-        };
-        for (asked, code) in [
-            (mapping(Some("ephemeral0"), false), None),
-            (mapping(None, true), None),
-            (mapping(Some("ephemeral99"), false), Some("InvalidBlockDeviceMapping")),
-            (mapping(None, false), Some("InvalidBlockDeviceMapping")),
-        ] {
-            assert_eq!(check_mapping(&asked).err().map(|e| e.code().to_owned()).as_deref(), code);
-        }
-    }
 
     #[test]
     fn metadata_options_are_aws_words_only() {
