@@ -39,4 +39,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 90, name: "snapshots", sql: ec2::snapshot::TABLES },
     Migration { version: 91, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
     Migration { version: 92, name: "modifications of volumes", sql: ec2::volume::modify::TABLES },
+    Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
 ];

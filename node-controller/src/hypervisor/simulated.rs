@@ -13,7 +13,9 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
+use super::{
+    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic, VolumeDisk,
+};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,6 +53,7 @@ struct Inner {
 struct Machine {
     power: Power,
     disks: Vec<SeenDisk>,
+    nics: Vec<SeenNic>,
     /// When a pressed power button takes effect, and whether the guest comes up again.
     pressed: Option<(Duration, bool)>,
     boots: u32,
@@ -181,6 +184,7 @@ impl Inner {
         }
         (machine.power, machine.pressed) = (Power::Off(why), None);
         machine.disks.clear();
+        machine.nics.clear();
         self.tell(Event::Changed(name.into()));
     }
 
@@ -196,7 +200,7 @@ impl Inner {
 }
 
 fn seen(name: &str, machine: &Machine) -> Seen {
-    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone() }
+    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone(), nics: machine.nics.clone() }
 }
 
 impl Simulated {
@@ -237,12 +241,12 @@ impl Hypervisor for Simulated {
         Ok(self.asked()?.domains.get(name).map(|m| seen(name, m)))
     }
     async fn define(&self, spec: &DomainSpec) -> Result<()> {
-        let disks = spec.volumes.iter().map(given).collect();
+        let (disks, nics) = (spec.volumes.iter().map(given).collect(), spec.nics.iter().map(plugged).collect());
         let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
         inner
             .domains
-            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
+            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, nics, pressed: None, boots });
         Ok(())
     }
     async fn start(&self, name: &str) -> Result<()> {
@@ -293,6 +297,20 @@ impl Hypervisor for Simulated {
         inner.machine(name)?.disks.retain(|d| d.alias != disk.alias);
         Ok(())
     }
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.push(plugged(nic));
+        Ok(())
+    }
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.retain(|n| n.port != nic.port);
+        Ok(())
+    }
+}
+
+fn plugged(nic: &Nic) -> SeenNic {
+    SeenNic { port: nic.port, tap: nic.tap.clone(), alias: nic.tap.clone() }
 }
 
 fn given(disk: &VolumeDisk) -> SeenDisk {

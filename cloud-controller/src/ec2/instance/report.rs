@@ -53,6 +53,7 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
     }
     note(tx, &instance, report, now)?;
     consequences.volumes |= volume::node_reported(tx, report, now)?;
+    consequences.network |= interface::phase::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {
         let text = match (desired, cause) {
             (Desired::Terminated, Cause::Guest) => {

@@ -20,7 +20,7 @@ use crate::{
         client_token,
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
-        interface::{self, InterfaceRow},
+        interface::{self, InterfaceRow, Phase, attach},
         key_pair, security_group,
         subnet::{self, Place, SubnetRow},
         tag::{self, Tag},
@@ -329,7 +329,8 @@ fn give_interface(
     let zone = &template.subnet.zone;
     if let Some(existing) = &asked.existing {
         let row = interface::address::own(tx, &plan.account, existing)?;
-        interface::attach::put(tx, &row, id, zone, asked.device_index, asked.delete_on_termination, plan.now)?;
+        let at = attach::At { instance: id, zone, device_index: asked.device_index, phase: Phase::Attaching };
+        attach::put(tx, &row, &at, asked.delete_on_termination, plan.now)?;
         return interface::get(tx, &plan.account, existing);
     }
     let own = asked
