@@ -45,6 +45,8 @@ pub struct Config {
 pub struct Network {
     /// Socket of OVN's northbound database. None: no network is rendered, and guests have none (simulated ones need none).
     pub northbound: Option<PathBuf>,
+    /// OVN's southbound database as other machines reach it, such as `ssl:10.0.0.1:8778`; it is told in join tokens.
+    pub southbound: Option<String>,
     /// The network elastic IPs and routers' outer addresses are on.
     pub outside: String,
     /// The next hop of every router on it: the host's end of the link.
@@ -65,6 +67,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             northbound: None,
+            southbound: None,
             outside: "172.29.0.0/24".into(),
             gateway: Ipv4Addr::new(172, 29, 0, 1),
             routers: (Ipv4Addr::new(172, 29, 0, 10), Ipv4Addr::new(172, 29, 0, 127)),

@@ -5,7 +5,7 @@
 //! | [`instance`] | the reconciler: what is wanted against what is seen, one step at a time |
 //! | [`hypervisor`] | the boundary to libvirt (KVM or TCG), and the simulated machine |
 //! | [`image`] | plain images by digest, fetched from walrus |
-//! | [`volume`] | which disks stand for which volumes |
+//! | [`volume`], [`nic`] | which disks stand for which volumes, which cards for which interfaces |
 //! | [`metadata`] | 169.254.169.254 in every VPC |
 //! | [`host`] | the metadata service's links in the machine's network |
 //! | [`cluster`] | where other tiers are, and the lease at the cluster-controller |
@@ -19,6 +19,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod instance;
 pub mod metadata;
+pub mod nic;
 mod service;
 pub mod volume;
 

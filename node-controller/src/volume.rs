@@ -148,7 +148,13 @@ mod tests {
 
     fn wanted(volume: &str, export: &str) -> VolumeAttachment {
         let export = Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/s".into()) };
-        VolumeAttachment { volume: volume.into(), device: "/dev/sdf".into(), export, size_gib: 1, limits: DiskLimits::default() }
+        VolumeAttachment {
+            volume: volume.into(),
+            device: "/dev/sdf".into(),
+            export,
+            size_gib: 1,
+            limits: DiskLimits::default(),
+        }
     }
     fn seen(volume: &str, export: &str) -> SeenDisk {
         SeenDisk { serial: serial(volume), target: "vdf".into(), alias: "ua".into(), export: export.into() }

@@ -21,7 +21,7 @@ use crate::{
     ec2::{
         Id,
         address::{self as ec2_address, Elastic},
-        listing,
+        instance, listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::SubnetRow,
         tag, vpc,
@@ -39,9 +39,11 @@ pub mod attach;
 pub mod attribute;
 pub mod change;
 mod describe;
+pub mod phase;
 
 pub use address::Secondary;
 pub use describe::ACTIONS;
+pub use phase::Phase;
 
 /// An interface of a NAT gateway is none of an instance: it has no port, and nobody may touch it.
 pub const KIND_COLUMN: &str = "ALTER TABLE network_interface ADD COLUMN kind TEXT NOT NULL DEFAULT 'interface';";
@@ -121,6 +123,8 @@ pub struct InterfaceRow {
     pub zone: String,
     pub instance: Option<InstanceId>,
     pub attachment: Option<InterfaceAttachmentId>,
+    /// Of its attachment, if it has one.
+    pub phase: Phase,
     pub device_index: u32,
     /// Milliseconds.
     pub attached: i64,
@@ -178,6 +182,11 @@ impl InterfaceRow {
         }
     }
 
+    /// EC2's word for the state of its attachment.
+    pub fn attachment_status(&self) -> &'static str {
+        if self.released { Phase::Detaching.shown() } else { self.phase.shown() }
+    }
+
     /// As the tiers below know it.
     pub fn wanted(&self) -> mallee_tiers::Interface {
         mallee_tiers::Interface {
@@ -199,7 +208,7 @@ pub fn private_dns_name(region: &str, address: Ipv4Addr) -> String {
 
 const COLUMNS: &str = "id, account, vpc, subnet, zone, instance, attachment, device_index, attached, \
                        delete_on_termination, mac, address, port, description, source_dest_check, public_wanted, \
-                       automatic_ip, released, created, kind";
+                       automatic_ip, released, created, kind, phase";
 
 fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
     Ok(InterfaceRow {
@@ -222,6 +231,7 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
         automatic_ip: row.get::<Option<Address>>(16)?.map(|a| a.0),
         released: row.get(17)?,
         created: row.get(18)?,
+        phase: instance::unword(row.get(20)?)?,
         kind: if row.get::<String>(19)? == Kind::NatGateway.as_str() { Kind::NatGateway } else { Kind::Interface },
         groups: Vec::new(),
         elastic: None,
@@ -439,7 +449,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     tx.execute(
         &format!(
             "INSERT INTO network_interface ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9, ?18)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9, ?18, ?19)"
         ),
         params![
             id.as_str(),
@@ -459,7 +469,8 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
             new.source_dest_check,
             public_wanted,
             automatic_ip.map(Address),
-            new.kind.as_str()
+            new.kind.as_str(),
+            if new.attached.is_some() { Phase::Attaching.shown() } else { Phase::Attached.shown() },
         ],
     )?;
     put_groups(tx, &id, new.groups)?;
@@ -602,7 +613,7 @@ pub fn release(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
 /// attached again.
 pub fn remove(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
     for row in of_instance(tx, instance)? {
-        if row.delete_on_termination {
+        if row.delete_on_termination && row.phase != Phase::Detaching {
             delete_row(tx, &row)?;
         } else {
             drop_automatic(tx, &row)?;
@@ -621,7 +632,8 @@ pub fn discard(tx: &mut Tx<'_>, account: &str, id: &NetworkInterfaceId) -> Outco
 fn unattach(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE network_interface
-         SET instance = NULL, attachment = NULL, device_index = 0, delete_on_termination = 0, released = 0 WHERE id = ?1",
+         SET instance = NULL, attachment = NULL, device_index = 0, delete_on_termination = 0, released = 0,
+             phase = 'attached', attach_reason = '' WHERE id = ?1",
         params![id.as_str()],
     )
     .map(|_| ())

@@ -190,3 +190,6 @@ fn same(column: &Column, wanted: &Value, name: &str, there: &Row) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

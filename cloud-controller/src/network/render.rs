@@ -573,4 +573,4 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::network) mod tests;

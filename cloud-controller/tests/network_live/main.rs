@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod central;
+mod measure;
 mod packets;
 mod vpc;
 

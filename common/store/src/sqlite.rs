@@ -3,11 +3,11 @@
 //! A durable commit costs an fsync, however much is in it; so closures that wait for the disk anyway share one, each in a
 //! savepoint of its own.
 
-use crate::{Error, durable_folder};
 use crate::migrate::{self, Migration, WHAT};
 use crate::store::{Counters, Engine, Job, Verdict};
 use crate::tx::{Row, Session, Source, Tx, Visit};
 use crate::value::Value;
+use crate::{Error, durable_folder};
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, ffi, params_from_iter};

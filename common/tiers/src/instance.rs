@@ -7,6 +7,9 @@ use uuid::Uuid;
 
 use crate::{Export, Generation, Millis, Reported, Wanted};
 
+/// How many interfaces an instance can have: its machine has that many places for them from the start.
+pub const INTERFACES_AT_AN_INSTANCE: usize = 8;
+
 /// What is asked of an instance. Written by the cloud-controller only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,6 +76,7 @@ pub struct Instance {
     /// Its guest is to be held while its volumes are fixed at one instant.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// Every interface it shall have now. One that it has and that is not here is taken away.
     pub interfaces: Vec<Interface>,
     /// Every volume that shall be attached now. One that is attached and not here is detached.
     #[serde(default)]
@@ -282,6 +286,9 @@ pub struct InstanceReport {
     pub started: Option<Millis>,
     #[serde(default)]
     pub attachments: Vec<AttachmentReport>,
+    /// Every interface that it shall have, or still has. None: its node is of a release that does not say.
+    #[serde(default)]
+    pub interfaces: Option<Vec<InterfaceReport>>,
     /// The end of the serial console in base64, once the instance is stopped or gone.
     #[serde(default)]
     pub last_console: Option<String>,
@@ -305,6 +312,7 @@ impl InstanceReport {
             released: false,
             started: None,
             attachments: Vec::new(),
+            interfaces: None,
             last_console: None,
             took_ms: BTreeMap::new(),
         }
@@ -321,6 +329,17 @@ impl Reported for InstanceReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentReport {
     pub volume: String,
+    /// False while it is being attached, or still there although it shall go.
+    pub attached: bool,
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// An interface at an instance as the node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceReport {
+    /// Name of its logical port.
+    pub port: Uuid,
     /// False while it is being attached, or still there although it shall go.
     pub attached: bool,
     #[serde(default)]

@@ -1,7 +1,8 @@
 //! An instance as a libvirt domain: a pure renderer.
 //!
-//! - Fixed devices sit on the root bus at fixed slots, so that the root disk is always the first and a disk's place never
-//!   depends on what was attached when; every volume gets one of the root ports, which exist for that from the start.
+//! - Fixed devices sit on the root bus at fixed slots, so that the root disk and the first interface are always the first and
+//!   a disk's place never depends on what was attached when; every volume and every other interface gets one of the root
+//!   ports, which exist for that from the start: only what sits there can be pulled while the guest runs.
 //! - SMBIOS says Amazon EC2 with a uuid and serial that begin with `ec2`: cloud-init looks for nothing else (plumbing.md §2).
 //! - The console goes to a file through virtlogd and is appended to, so a reboot keeps what was said before.
 //! - What a guest flushed to its root disk survives a loss of power: see [`ROOT_CACHE`].
@@ -11,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mallee_tiers::{ExportAddress, VOLUMES_AT_AN_INSTANCE};
+use mallee_tiers::{ExportAddress, INTERFACES_AT_AN_INSTANCE, VOLUMES_AT_AN_INSTANCE};
 use uuid::Uuid;
 
 use super::VolumeDisk;
@@ -45,7 +46,7 @@ pub struct DomainSpec {
     pub root: RootDisk,
     /// Instance stores beside it.
     pub stores: Vec<StoreDisk>,
-    pub bridge: String,
+    /// By device index.
     pub nics: Vec<Nic>,
     pub volumes: Vec<VolumeDisk>,
     pub console: PathBuf,
@@ -83,6 +84,7 @@ pub struct Nic {
     pub port: Uuid,
     /// At most 15 characters.
     pub tap: String,
+    pub bridge: String,
 }
 
 /// Text as XML content or attribute; characters XML cannot hold at all are left out.
@@ -124,7 +126,7 @@ impl DomainSpec {
             vcpus = self.vcpus,
             boot = self.boot(),
         );
-        for _ in 0..VOLUMES_AT_AN_INSTANCE {
+        for _ in 0..VOLUMES_AT_AN_INSTANCE + INTERFACES_AT_AN_INSTANCE - 1 {
             xml.push_str("    <controller type='pci' model='pcie-root-port'/>\n");
         }
         xml.push_str("    <controller type='usb' model='none'/>\n");
@@ -138,8 +140,8 @@ impl DomainSpec {
         for volume in &self.volumes {
             xml.push_str(&volume.to_xml());
         }
-        for (slot, nic) in (0x11..).zip(&self.nics) {
-            xml.push_str(&self.nic_xml(nic, slot));
+        for (place, nic) in self.nics.iter().enumerate() {
+            xml.push_str(&nic.to_xml(if place == 0 { Place::RootBus(0x11) } else { Place::RootPort }));
         }
         let _ = write!(
             xml,
@@ -163,22 +165,36 @@ impl DomainSpec {
         let _ = writeln!(xml, "    <cmdline>{}</cmdline>", escape(&kernel.command_line));
         xml
     }
+}
 
+/// Where a card sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At this slot of the root bus, for as long as the domain runs.
+    RootBus(u8),
+    /// At the next free root port, from which it can be pulled.
+    RootPort,
+}
+
+impl Nic {
     /// The userspace datapath never fills in a checksum that was left to the hardware, so nothing is left to it
     /// (engines.md §5).
-    fn nic_xml(&self, nic: &Nic, slot: u8) -> String {
+    pub fn to_xml(&self, place: Place) -> String {
+        let address = match place {
+            Place::RootBus(slot) => format!("\n      {}", root_bus(slot)),
+            Place::RootPort => String::new(),
+        };
         format!(
             "    <interface type='bridge'>\n      <mac address='{mac}'/>\n      <source bridge='{bridge}'/>\n      \
              <virtualport type='openvswitch'><parameters interfaceid='{port}'/></virtualport>\n      <target dev='{tap}'/>\n      \
              <model type='virtio'/>\n      <driver name='qemu'>\
              <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>\
-             <guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>\n      <rom enabled='no'/>\n      {address}\n    \
+             <guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>\n      <rom enabled='no'/>{address}\n    \
              </interface>\n",
-            mac = escape(&nic.mac),
+            mac = escape(&self.mac),
             bridge = escape(&self.bridge),
-            port = nic.port,
-            tap = escape(&nic.tap),
-            address = root_bus(slot),
+            port = self.port,
+            tap = escape(&self.tap),
         )
     }
 }
@@ -235,6 +251,15 @@ impl VolumeDisk {
 mod tests {
     use super::*;
 
+    fn nic(number: u8, tap: &str) -> Nic {
+        Nic {
+            mac: format!("0e:00:00:00:00:{number:02x}"),
+            port: Uuid::from_u128(number.into()),
+            tap: tap.into(),
+            bridge: "br-int".into(),
+        }
+    }
+
     fn spec() -> DomainSpec {
         DomainSpec {
             name: "i-0123456789abcdef0".into(),
@@ -249,8 +274,7 @@ mod tests {
             }),
             root: RootDisk::Overlay("/inst/i-0123456789abcdef0/root.qcow2".into()),
             stores: vec![],
-            bridge: "br-int".into(),
-            nics: vec![Nic { mac: "0e:00:00:00:00:01".into(), port: Uuid::nil(), tap: "tap0123456789ab".into() }],
+            nics: vec![nic(1, "tap0123456789ab"), nic(2, "tap0123456789ac")],
             volumes: vec![VolumeDisk {
                 serial: "vol0123".into(),
                 target: "vdf".into(),

@@ -10,6 +10,7 @@ mod simulated;
 use async_trait::async_trait;
 use mallee_tiers::ExportAddress;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 pub(crate) use domain::EMULATOR;
 pub use domain::{Accelerator, DomainSpec, Kernel, Nic, RootDisk, StoreDisk};
@@ -23,6 +24,8 @@ pub struct Seen {
     pub power: Power,
     /// The volumes it has now; empty when it is off.
     pub disks: Vec<SeenDisk>,
+    /// The interfaces it has now; empty when it is off.
+    pub nics: Vec<SeenNic>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,16 @@ pub struct SeenDisk {
     pub alias: String,
     /// Name of the export behind it: an export of another attachment is not the same disk.
     pub export: String,
+}
+
+/// An interface at a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenNic {
+    /// The logical port it binds.
+    pub port: Uuid,
+    pub tap: String,
+    /// The hypervisor's handle of the device.
+    pub alias: String,
 }
 
 /// A volume as it is given to a domain.
@@ -140,4 +153,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()>;
     /// Returns when the guest has let go of the disk.
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()>;
+    /// Plugs a card into a running domain; its port is bound when this returns.
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()>;
+    /// Returns when the guest has let go of the card and its tap is gone.
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()>;
 }

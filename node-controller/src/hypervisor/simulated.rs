@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, RootDisk, Seen, SeenDisk, VolumeDisk,
+    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, RootDisk, Seen, SeenDisk, SeenNic,
+    VolumeDisk,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,6 +54,7 @@ struct Inner {
 struct Machine {
     power: Power,
     disks: Vec<SeenDisk>,
+    nics: Vec<SeenNic>,
     /// When a pressed power button takes effect, and whether the guest comes up again.
     pressed: Option<(Duration, bool)>,
     boots: u32,
@@ -183,6 +185,7 @@ impl Inner {
         }
         (machine.power, machine.pressed) = (Power::Off(why), None);
         machine.disks.clear();
+        machine.nics.clear();
         self.tell(Event::Changed(name.into()));
     }
 
@@ -198,7 +201,7 @@ impl Inner {
 }
 
 fn seen(name: &str, machine: &Machine) -> Seen {
-    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone() }
+    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone(), nics: machine.nics.clone() }
 }
 
 impl Simulated {
@@ -254,11 +257,12 @@ impl Hypervisor for Simulated {
             RootDisk::Overlay(_) => None,
         };
         let disks = root.into_iter().chain(&spec.volumes).map(given).collect();
+        let nics = spec.nics.iter().map(plugged).collect();
         let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
         inner
             .domains
-            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
+            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, nics, pressed: None, boots });
         Ok(())
     }
     async fn start(&self, name: &str) -> Result<()> {
@@ -315,6 +319,20 @@ impl Hypervisor for Simulated {
         inner.machine(name)?.disks.retain(|d| d.alias != disk.alias);
         Ok(())
     }
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.push(plugged(nic));
+        Ok(())
+    }
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.retain(|n| n.port != nic.port);
+        Ok(())
+    }
+}
+
+fn plugged(nic: &Nic) -> SeenNic {
+    SeenNic { port: nic.port, tap: nic.tap.clone(), alias: nic.tap.clone() }
 }
 
 fn given(disk: &VolumeDisk) -> SeenDisk {

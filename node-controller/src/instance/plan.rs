@@ -27,6 +27,7 @@ use mallee_tiers::{Desired, Hold, HoldKind, Instance};
 use super::row::Facts;
 use crate::{
     hypervisor::{Off, Power, Seen},
+    nic,
     volume::{self, Change},
 };
 
@@ -60,7 +61,7 @@ impl BringUp {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     BringUp(BringUp),
     /// It runs: write down since when.
@@ -70,6 +71,7 @@ pub enum Step {
     /// It ran and is off by nobody's doing: write that down, then bring it up again.
     NoteLost,
     Change(Change),
+    ChangeNic(nic::Change),
     Reboot,
     Reset,
     NoteRebooted,
@@ -91,8 +93,8 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Step::BringUp(step) => step.name(),
-            Step::Change(Change::Attach(_)) => "attach",
-            Step::Change(Change::Detach(_)) => "detach",
+            Step::Change(Change::Attach(_)) | Step::ChangeNic(nic::Change::Attach(_)) => "attach",
+            Step::Change(Change::Detach(_)) | Step::ChangeNic(nic::Change::Detach(_)) => "detach",
             Step::Reboot | Step::Reset | Step::NoteRebooted => "reboot",
             Step::PressPower | Step::PullPlug => "power off",
             Step::KeepConsole => "console",
@@ -102,9 +104,18 @@ impl Step {
             Step::NoteRunning | Step::NoteGuestOff | Step::NoteLost | Step::Forget => "note",
         }
     }
+
+    /// The device that is changed: a volume's serial, or an interface's port. One that cannot be changed holds up no other.
+    pub fn device(&self) -> Option<String> {
+        match self {
+            Step::Change(change) => Some(change.serial()),
+            Step::ChangeNic(change) => Some(change.port().to_string()),
+            _ => None,
+        }
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     Do(Step),
     /// Something is in progress: look again after this time, or when something is heard.
@@ -124,8 +135,8 @@ pub struct Memory {
     pub rebooting: Option<(Duration, bool)>,
     /// Since when it is held.
     pub held: Option<Duration>,
-    /// Volumes whose last attempt failed are left alone until then.
-    pub volume_pauses: Vec<(String, Duration)>,
+    /// Devices ([`Step::device`]) whose last attempt failed are left alone until then.
+    pub device_pauses: Vec<(String, Duration)>,
 }
 
 pub struct Scene<'a> {
@@ -265,11 +276,13 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
             },
         }
     }
-    let disks = scene.domain.map_or(&[][..], |d| &d.disks);
-    for change in volume::changes(wish, disks) {
-        let serial = change.serial();
-        match memory.volume_pauses.iter().find(|(paused, until)| *paused == serial && *until > scene.now) {
-            None => return Next::Do(Step::Change(change)),
+    let (disks, nics) = scene.domain.map_or((&[][..], &[][..]), |d| (&d.disks, &d.nics));
+    let nics = nic::changes(&wish.interfaces, nics).into_iter().map(Step::ChangeNic);
+    for step in nics.chain(volume::changes(wish, disks).into_iter().map(Step::Change)) {
+        let device = step.device();
+        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now)
+        {
+            None => return Next::Do(step),
             Some((_, until)) => wait = Some(wait.unwrap_or(Duration::MAX).min(*until - scene.now)),
         }
     }
@@ -308,7 +321,10 @@ fn terminated(scene: &Scene<'_>) -> Next {
 #[cfg(test)]
 mod tests {
     use super::{super::row::Failure, *};
-    use crate::hypervisor::SeenDisk;
+    use crate::{
+        hypervisor::SeenDisk,
+        nic::tests::{seen, wanted},
+    };
     use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
 
     const S: fn(u64) -> Duration = Duration::from_secs;
@@ -341,7 +357,7 @@ mod tests {
     }
 
     fn domain(power: Power) -> Option<Seen> {
-        Some(Seen { name: "i-1".into(), power, disks: vec![] })
+        Some(Seen { name: "i-1".into(), power, disks: vec![], nics: vec![] })
     }
 
     struct Case {
@@ -399,7 +415,13 @@ mod tests {
     }
     fn volume(id: &str) -> VolumeAttachment {
         let export = Export { attachment: "a".into(), name: "x".into(), address: ExportAddress::Unix("/s".into()) };
-        VolumeAttachment { volume: id.into(), device: "/dev/sdf".into(), export, size_gib: 1, limits: DiskLimits::default() }
+        VolumeAttachment {
+            volume: id.into(),
+            device: "/dev/sdf".into(),
+            export,
+            size_gib: 1,
+            limits: DiskLimits::default(),
+        }
     }
     fn generation(counter: i64) -> Generation {
         Generation { epoch: 1, counter }
@@ -537,7 +559,7 @@ mod tests {
                 case(Running, on())
                     .facts(ran)
                     .wish(|w| w.volumes = vec![volume("vol-1")])
-                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                    .memory(|m| m.device_pauses = vec![("vol1".into(), S(1003))]),
                 Wait(S(3)),
             ),
             (
@@ -545,8 +567,22 @@ mod tests {
                 case(Running, on())
                     .facts(ran)
                     .wish(|w| w.volumes = vec![volume("vol-1"), volume("vol-2")])
-                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                    .memory(|m| m.device_pauses = vec![("vol1".into(), S(1003))]),
                 Do(Step::Change(Change::Attach(volume("vol-2")))),
+            ),
+            // Interfaces.
+            (
+                "an interface comes",
+                case(Running, on()).facts(ran).wish(|w| w.interfaces = vec![wanted(1, 1)]),
+                Do(Step::ChangeNic(nic::Change::Attach(wanted(1, 1)))),
+            ),
+            (
+                "one that failed waits, and a volume need not",
+                case(Running, on())
+                    .facts(ran)
+                    .wish(|w| (w.interfaces, w.volumes) = (vec![wanted(1, 1)], vec![volume("vol-1")]))
+                    .memory(|m| m.device_pauses = vec![(wanted(1, 1).port.to_string(), S(1003))]),
+                Do(Step::Change(Change::Attach(volume("vol-1")))),
             ),
             // Stopping.
             ("the button is pressed", case(Stopped, on()).facts(ran), Do(Step::PressPower)),
@@ -664,5 +700,14 @@ mod tests {
             SeenDisk { serial: "vol9".into(), target: "vdf".into(), alias: "ua-vol9".into(), export: "x".into() };
         case.domain.as_mut().unwrap().disks.push(disk.clone());
         assert_eq!(case.next(), Do(Step::Change(Change::Detach(disk))));
+    }
+
+    #[test]
+    fn an_interface_that_shall_go_goes_only_while_the_guest_runs() {
+        let mut running = case(Running, Some(Power::Running)).facts(ran).wish(|w| w.interfaces = vec![wanted(1, 0)]);
+        running.domain.as_mut().unwrap().nics.extend([seen(1), seen(2)]);
+        assert_eq!(running.next(), Do(Step::ChangeNic(nic::Change::Detach(seen(2)))));
+        let orphan = Case { listed: false, ..running };
+        assert_eq!(orphan.next(), Rest);
     }
 }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     hypervisor::{Event, HypervisorError, Power, Seen},
+    nic,
     volume::{self, Change},
 };
 
@@ -282,6 +283,7 @@ impl Instances {
                 Ok(())
             }
             Step::Change(change) => self.change(id, change).await,
+            Step::ChangeNic(change) => self.change_nic(wish, change).await,
             Step::Reboot => {
                 self.remember(id, |live, now| live.memory.rebooting = Some((now, false)));
                 match hypervisor.reboot(id).await {
@@ -371,7 +373,9 @@ impl Instances {
                 machine.erase(id).await?;
                 machine
                     .rows
-                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| facts.released = true)
+                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| {
+                        facts.released = true
+                    })
                     .await?;
                 Ok(())
             }
@@ -406,6 +410,26 @@ impl Instances {
         Ok(())
     }
 
+    async fn change_nic(&self, wish: &Instance, change: &nic::Change) -> Done {
+        let (machine, id) = (&self.machine, &wish.id);
+        let what = match change {
+            nic::Change::Attach(wanted) => {
+                // What the guest may ask over it is known before it can ask.
+                machine.bring_up(BringUp::Network, wish).await?;
+                let taps = machine.taps(wish).await?;
+                machine.hypervisor.attach_nic(id, &machine.nic(wanted, &taps)).await?;
+                format!("{} attached", wanted.id)
+            }
+            nic::Change::Detach(seen) => {
+                machine.hypervisor.detach_nic(id, seen).await?;
+                machine.rows.release_tap(&seen.tap).await?;
+                format!("the interface at {} is detached", seen.tap)
+            }
+        };
+        machine.rows.update(id, machine.clock.now_ms(), Some(what), |_| {}).await?;
+        Ok(())
+    }
+
     fn remember(&self, id: &str, what: impl FnOnce(&mut Live, Duration)) {
         let now = self.now();
         if let Some(live) = self.lock().get_mut(id) {
@@ -415,8 +439,8 @@ impl Instances {
 
     /// Takes note of how a step went; whether the worker goes on at once.
     async fn account(&self, id: &str, step: &Step, look: &Look, took: Duration, done: Done) -> bool {
-        if let Step::Change(change) = step {
-            self.account_change(id, change, done);
+        if let Some(device) = step.device() {
+            self.account_change(id, device, done);
             return true;
         }
         match done {
@@ -475,22 +499,22 @@ impl Instances {
         true
     }
 
-    fn account_change(&self, id: &str, change: &Change, done: Done) {
-        let (serial, now) = (change.serial(), self.now());
+    fn account_change(&self, id: &str, device: String, done: Done) {
+        let now = self.now();
         let mut all = self.lock();
         let Some(live) = all.get_mut(id) else { return };
         match done {
             Ok(()) => {
                 live.failures = 0;
-                report::settle(&mut live.memory, &mut live.trouble, &serial);
+                report::settle(&mut live.memory, &mut live.trouble, &device);
             }
             Err(e) => {
-                tracing::warn!(instance.id = id, volume.serial = serial, error = %e, "a volume could not be changed");
+                tracing::warn!(instance.id = id, device, error = %e, "a device could not be changed");
                 live.failures += 1;
                 let until = now + pause(live.failures + 2);
-                live.memory.volume_pauses.retain(|(paused, _)| *paused != serial);
-                live.memory.volume_pauses.push((serial.clone(), until));
-                live.trouble.volumes.insert(serial, e.to_string());
+                live.memory.device_pauses.retain(|(paused, _)| *paused != device);
+                live.memory.device_pauses.push((device.clone(), until));
+                live.trouble.devices.insert(device, e.to_string());
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use mallee_tiers::{AttachmentReport, Desired, Instance, InstanceReport, Observed};
+use mallee_tiers::{AttachmentReport, Desired, Instance, InstanceReport, InterfaceReport, Observed};
+use uuid::Uuid;
 
 use super::{
     plan::{self, Memory, Next, Scene, Step, is_orphan},
@@ -18,8 +19,8 @@ use crate::{
 pub struct Trouble {
     pub step: String,
     pub reason: String,
-    /// Volume serial → why its last change failed.
-    pub volumes: BTreeMap<String, String>,
+    /// Device (as in [`Step::device`]) → why its last change failed.
+    pub devices: BTreeMap<String, String>,
 }
 
 /// A step that only writes down what was seen: the report after it says the same, and all of it.
@@ -63,6 +64,7 @@ pub fn report(
             && scene.wish.is_some_and(|w| w.desired == Desired::Stopped && w.boot.root.is_elsewhere()),
         started: facts.started,
         attachments: attachments(scene, trouble),
+        interfaces: Some(interfaces(scene, trouble)),
         last_console: facts.console.clone().filter(|_| matches!(observed, Observed::Stopped | Observed::Gone)),
         took_ms: if observed == Observed::Preparing { took_ms.clone() } else { facts.took_ms.clone() },
         ..InstanceReport::new(id, observed)
@@ -118,7 +120,7 @@ fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
     }
     let leaving = scene.wish.is_some_and(|w| w.desired == Desired::Terminated);
     let off = by_power(scene.domain) == Observed::Stopped && !leaving;
-    let why = |serial: &str| trouble.volumes.get(serial).cloned().unwrap_or_default();
+    let why = |serial: &str| trouble.devices.get(serial).cloned().unwrap_or_default();
     let mut all: Vec<AttachmentReport> = wanted
         .iter()
         .map(|w| {
@@ -138,16 +140,44 @@ fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
     all
 }
 
-/// Whether a volume's trouble is over, so that it is not told for ever.
-pub fn settle(memory: &mut Memory, trouble: &mut Trouble, serial: &str) {
-    memory.volume_pauses.retain(|(paused, _)| paused != serial);
-    trouble.volumes.remove(serial);
+/// Every interface that is wanted or still there.
+fn interfaces(scene: &Scene<'_>, trouble: &Trouble) -> Vec<InterfaceReport> {
+    let seen = scene.domain.map_or(&[][..], |d| &d.nics);
+    let wanted = scene.wish.map_or(&[][..], |w| &w.interfaces);
+    if scene.facts.gone {
+        return Vec::new();
+    }
+    let off = by_power(scene.domain) == Observed::Stopped;
+    let why = |port: &Uuid| trouble.devices.get(&port.to_string()).cloned().unwrap_or_default();
+    let mut all: Vec<InterfaceReport> = wanted
+        .iter()
+        .map(|w| {
+            // One that is off begins with what it is wanted to have.
+            let attached = off || seen.iter().any(|s| s.port == w.port);
+            InterfaceReport { port: w.port, attached, reason: if attached { String::new() } else { why(&w.port) } }
+        })
+        .collect();
+    for nic in seen {
+        if !all.iter().any(|i| i.port == nic.port) {
+            all.push(InterfaceReport { port: nic.port, attached: false, reason: why(&nic.port) });
+        }
+    }
+    all
+}
+
+/// A device's trouble is over, so that it is not told for ever.
+pub fn settle(memory: &mut Memory, trouble: &mut Trouble, device: &str) {
+    memory.device_pauses.retain(|(paused, _)| paused != device);
+    trouble.devices.remove(device);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::{Off, SeenDisk};
+    use crate::{
+        hypervisor::{Off, SeenDisk},
+        nic::tests::{seen as seen_nic, wanted as wanted_nic},
+    };
     use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
     use std::time::Duration;
 
@@ -179,7 +209,13 @@ mod tests {
             interfaces: vec![],
             volumes: volumes
                 .iter()
-                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v), size_gib: 1, limits: DiskLimits::default() })
+                .map(|v| VolumeAttachment {
+                    volume: (*v).into(),
+                    device: "/dev/sdf".into(),
+                    export: export(v),
+                    size_gib: 1,
+                    limits: DiskLimits::default(),
+                })
                 .collect(),
             metadata: Metadata::default(),
             node: None,
@@ -200,11 +236,16 @@ mod tests {
             alias: "ua".into(),
             export: (*v).into(),
         };
-        let domain = power.map(|power| Seen { name: "i-1".into(), power, disks: disks.iter().map(disk).collect() });
+        let domain = power.map(|power| Seen {
+            name: "i-1".into(),
+            power,
+            disks: disks.iter().map(disk).collect(),
+            nics: Vec::new(),
+        });
         let memory = Memory::default();
         let (now, patience) = (Duration::ZERO, Duration::ZERO);
         let scene = Scene { wish: Some(wish), listed, facts, domain: domain.as_ref(), memory: &memory, now, patience };
-        let trouble = Trouble { volumes: BTreeMap::from([("vol2".into(), "busy".into())]), ..Trouble::default() };
+        let trouble = Trouble { devices: BTreeMap::from([("vol2".into(), "busy".into())]), ..Trouble::default() };
         report("i-1", "n1", &scene, &next, &trouble, &BTreeMap::new())
     }
 
@@ -228,6 +269,29 @@ mod tests {
         assert_eq!(attached(&told(&terminated, true, &facts, None, &[], Next::Rest)), [("vol-1", false, "")]);
         let gone = Facts { gone: true, ..Facts::default() };
         assert_eq!(attached(&told(&terminated, true, &gone, None, &[], Next::Rest)), []);
+    }
+
+    #[test]
+    fn an_interface_is_told_until_the_guest_has_let_go_of_it() {
+        let facts = Facts { ran: true, ..Facts::default() };
+        let wish = Instance { interfaces: vec![wanted_nic(1, 0), wanted_nic(2, 1)], ..wish(Desired::Running, &[]) };
+        let (memory, now) = (Memory::default(), Duration::ZERO);
+        let told = |power, nics| {
+            let domain = Seen { name: "i-1".into(), power, disks: Vec::new(), nics };
+            let scene = Scene {
+                wish: Some(&wish),
+                listed: true,
+                facts: &facts,
+                domain: Some(&domain),
+                memory: &memory,
+                now,
+                patience: now,
+            };
+            let all = report("i-1", "n1", &scene, &Next::Rest, &Trouble::default(), &BTreeMap::new()).interfaces;
+            all.unwrap().iter().map(|i| (i.port.as_bytes()[0], i.attached)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(Power::Running, vec![seen_nic(1), seen_nic(3)]), [(1, true), (2, false), (3, false)]);
+        assert_eq!(told(Power::Off(Off::Guest), vec![]), [(1, true), (2, true)]);
     }
 
     #[test]

@@ -140,6 +140,13 @@ impl Rows {
             .await
     }
 
+    pub async fn release_tap(&self, name: &str) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.store
+            .write("release a tap", move |tx| tx.execute("DELETE FROM tap WHERE name = ?1", params![name]).map(drop))
+            .await
+    }
+
     pub async fn forget(&self, id: &str) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.store

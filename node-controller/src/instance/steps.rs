@@ -1,7 +1,7 @@
 //! What each step does. A step makes sure of one thing, may be repeated, and may be killed at any line.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_service::{Clock, Faults, IntentBook};
 use mallee_store::Error as StoreError;
-use mallee_tiers::{Blob, DiskFormat, ExportAddress, Instance, Root};
+use mallee_tiers::{Blob, DiskFormat, ExportAddress, Instance, Interface, Root};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -19,11 +19,9 @@ use super::{
     row::{Rows, uuid_of},
 };
 use crate::{
-    hypervisor::{
-        Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk,
-    },
+    hypervisor::{Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk},
     image::{Base, ImageCache, ImageError, sync_dir},
-    metadata, volume,
+    metadata, nic, volume,
 };
 
 /// How much of a console is kept, as on EC2.
@@ -199,8 +197,21 @@ impl Machine {
                 self.metadata.ensure(&interface.vpc).await.map_err(StepError::Transient)?;
             }
         }
-        self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?;
-        Ok(())
+        self.taps(wish).await.map(drop)
+    }
+
+    /// The tap of each interface of an instance, by the interface's id.
+    pub async fn taps(&self, wish: &Instance) -> Result<BTreeMap<String, String>, StepError> {
+        Ok(self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?)
+    }
+
+    pub fn nic(&self, interface: &Interface, taps: &BTreeMap<String, String>) -> Nic {
+        Nic {
+            mac: interface.mac.clone(),
+            port: interface.port,
+            tap: taps.get(&interface.id).cloned().unwrap_or_default(),
+            bridge: self.bridge.clone(),
+        }
     }
 
     /// QEMU does not start with a disk nobody serves, and what it says then helps nobody: so look first.
@@ -244,13 +255,8 @@ impl Machine {
                 command_line: boot.command_line.clone().unwrap_or_else(|| COMMAND_LINE.into()),
             }),
         };
-        let taps = self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?;
-        let mut interfaces: Vec<_> = wish.interfaces.iter().collect();
-        interfaces.sort_by_key(|i| i.device_index);
-        let nics = interfaces
-            .into_iter()
-            .map(|i| Nic { mac: i.mac.clone(), port: i.port, tap: taps.get(&i.id).cloned().unwrap_or_default() })
-            .collect();
+        let taps = self.taps(wish).await?;
+        let nics = nic::by_index(&wish.interfaces).into_iter().map(|i| self.nic(i, &taps)).collect();
         let folder = self.folder(&wish.id);
         let root = match (&boot.root, volume::root_disk(wish)) {
             (Root::Image(_), _) => RootDisk::Overlay(folder.join("root.qcow2")),
@@ -274,7 +280,6 @@ impl Machine {
             kernel,
             root,
             stores,
-            bridge: self.bridge.clone(),
             nics,
             volumes: volume::disks(wish),
             console: folder.join("console.log"),

@@ -87,13 +87,18 @@ Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defin
   mallee node token rack-7 --zone mallee-1a"
     )]
     Node(Node),
-    /// Zones: let one take this cloud-controller's lists although its store is a new one
-    #[command(subcommand, after_help = "Example: mallee zone adopt mallee-1a")]
+    /// Zones: add one; let one take this cloud-controller's lists although its store is a new one
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  mallee zone add mallee-1b
+  mallee zone adopt mallee-1a"
+    )]
     Zone(Zone),
     /// Make this machine part of a cloud, with a token from `mallee node token`
     #[command(after_help = "Examples:
   mallee join mallee1.eyJhZGRyZXNz...
-  ssh cloud mallee node token n2 --zone mallee-1a | mallee join - --southbound ssl:10.0.0.1:6642 --uplink eth1")]
+  ssh cloud mallee node token n2 --zone mallee-1a | mallee join - --tunnel eth0:10.0.0.102/24")]
     Join(join::Choices),
     /// Tell what was asked, decided and observed of something, and why it is so
     #[command(after_help = "Examples:
@@ -168,6 +173,13 @@ enum Node {
 
 #[derive(Subcommand)]
 enum Zone {
+    /// Another availability zone; its controllers are to join from other machines
+    #[command(after_help = "Examples:
+  mallee zone add mallee-1b
+Then, for the machine that shall run the zone's controllers:
+  mallee node token mallee-1b --zone mallee-1b --role cluster-controller
+  mallee node token mallee-1b --zone mallee-1b --role storage-controller")]
+    Add { zone: String },
     /// Let the zone's controllers obey this cloud-controller; only when its store is the right one
     #[command(after_help = "Example: mallee zone adopt mallee-1a
 When `mallee status` says that a zone belongs to another store: put the old store back, or say this.")]
@@ -236,6 +248,7 @@ async fn act(state: &State, command: Command) -> Result<()> {
         Command::Account(Account::List) => account::list(state).await,
         Command::Node(Node::List) => node::list(state).await,
         Command::Node(Node::Token { name, zone, role, hours }) => node::token(state, &name, &zone, role, hours).await,
+        Command::Zone(Zone::Add { zone }) => zone::add(state, &zone).await,
         Command::Zone(Zone::Adopt { zone }) => zone::adopt(state, &zone).await,
         Command::Join(choices) => join::run(state, &choices).await,
         Command::Why { id, json } => why::run(state, &id, json).await,

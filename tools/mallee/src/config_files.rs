@@ -59,6 +59,9 @@ fn cloud_controller(table: &mut Table, state: &State, machine: &Machine, tier: &
         let socket = mallee_engines::Layout::new(state.engines())?.northbound_socket();
         network.insert("northbound".to_owned(), value_of(&socket)?);
     }
+    if let Some(address) = engines.central.as_ref().and_then(|central| central.southbound) {
+        network.insert("southbound".to_owned(), format!("ssl:{address}").into());
+    }
     if let Some(link) = &engines.namespace {
         let outside = Outside::of(link)?;
         network.insert("outside".to_owned(), outside.network.into());

@@ -29,6 +29,7 @@ mod status;
 mod supervise;
 mod table;
 mod tier;
+mod tunnel;
 mod up;
 mod why;
 mod zone;

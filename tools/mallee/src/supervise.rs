@@ -76,7 +76,11 @@ pub async fn run(state: State) -> Result<()> {
         Some(engines) => Some(engines.supervise(Vec::new())?),
         None => None,
     };
-    if let Some(engines) = engines {
+    if let (Some(engines), Some(watched)) = (engines, &watched) {
+        if let Some(vswitchd) = watched.watch("ovs-vswitchd") {
+            let engines = engines.clone();
+            tokio::spawn(async move { engines.keep_tunnel(vswitchd).await });
+        }
         tokio::spawn(configure(engines));
     }
     let socket = state.supervisor_socket();

@@ -13,7 +13,7 @@ use crate::{
     Outcome,
     ec2::{
         image::{self, Image},
-        interface::{self, InterfaceRow},
+        interface::{self, InterfaceRow, Phase},
         subnet, tag,
         volume::{self, Attachment, Volume},
         vpc,
@@ -116,13 +116,15 @@ impl World {
             Ok(found) => found,
             Err(missing) => return Ok(Err(missing)),
         };
-        let interfaces = self.interfaces.get(&instance.id).map_or(&[][..], Vec::as_slice);
+        // What the guest shall let go of is in its body no more.
+        let mut interfaces = self.interfaces.remove(&instance.id).unwrap_or_default();
+        interfaces.retain(|i| i.phase != Phase::Detaching);
         let parts = Parts {
             region,
             image: root,
             kernel,
             ramdisk,
-            interfaces,
+            interfaces: &interfaces,
             blocks: Blocks {
                 subnets: interfaces
                     .iter()

@@ -460,6 +460,7 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
         ip_owner_id: if i.elastic.is_some() { i.account.clone() } else { "amazon".into() },
     });
     let (address, name) = (i.address.to_string(), interface::private_dns_name(region, i.address));
+    let attachment_status = i.attachment_status();
     InterfaceInfo {
         network_interface_id: i.id.to_string(),
         subnet_id: i.subnet.to_string(),
@@ -473,7 +474,7 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
         attachment: InterfaceAttachment {
             attachment_id: i.attachment.map(|a| a.to_string()),
             device_index: i.device_index,
-            status: "attached",
+            status: attachment_status,
             attach_time: timestamp(i.attached),
             delete_on_termination: i.delete_on_termination,
             network_card_index: 0,

@@ -65,6 +65,7 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
         consequences.images = true;
     }
     consequences.volumes |= volume::node_reported(tx, report, now)?;
+    consequences.network |= interface::phase::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {
         let text = match (desired, cause) {
             (Desired::Terminated, Cause::Guest) => {

@@ -185,7 +185,7 @@ pub fn attachment(row: &InterfaceRow) -> Option<Attachment> {
         instance_owner_id: row.account.clone(),
         device_index: row.device_index,
         network_card_index: 0,
-        status: if row.released { "detaching" } else { "attached" },
+        status: row.attachment_status(),
         attach_time: timestamp(row.attached),
         delete_on_termination: row.delete_on_termination,
     })

@@ -6,8 +6,8 @@
 pub mod attach;
 pub mod create;
 pub mod describe;
-pub mod modify;
 pub mod launch;
+pub mod modify;
 mod report;
 mod row;
 

@@ -19,7 +19,7 @@ use crate::ec2::{
     security_group::{GroupRow, Traffic},
 };
 
-fn outside() -> Outside {
+pub(in crate::network) fn outside() -> Outside {
     Outside {
         network: "172.29.0.0/24".parse().unwrap(),
         elastic: "10.9.0.0/16".parse().unwrap(),
@@ -50,7 +50,7 @@ fn vpc_row(n: u8) -> VpcRow {
 }
 
 /// A cloud of `vpcs` VPCs, each with one subnet, a main route table and a group.
-fn cloud(vpcs: u8) -> Wanted {
+pub(in crate::network) fn cloud(vpcs: u8) -> Wanted {
     let mut all = Wanted::default();
     for n in 1..=vpcs {
         let vpc = vpc_row(n);
@@ -90,7 +90,7 @@ fn cloud(vpcs: u8) -> Wanted {
     all
 }
 
-fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) -> RuleRow {
+pub(in crate::network) fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) -> RuleRow {
     RuleRow {
         id: SecurityGroupRuleId::from_random([n; 9]),
         account: String::new(),
@@ -102,7 +102,7 @@ fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) 
 }
 
 /// Adds the interface of an instance, with an elastic IP when `public`.
-fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
+pub(in crate::network) fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
     let [high, low] = n.to_be_bytes();
     let random = [high, low, 0, 0, 0, 0, 0, 0, 0];
     let (subnet, group) = (&all.subnets[vpc], &all.groups[vpc]);
@@ -125,6 +125,7 @@ fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
         public_wanted: false,
         automatic_ip: None,
         released: false,
+        phase: crate::ec2::interface::Phase::Attached,
         created: 0,
         groups: vec![GroupIdentifier { group_id: group.id.clone(), group_name: group.name.clone() }],
         kind: Kind::Interface,

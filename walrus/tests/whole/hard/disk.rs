@@ -108,7 +108,9 @@ impl Node {
                 found.resize(self.bytes.size);
             }
             for page in std::mem::take(&mut self.dirty) {
-                if let (Some(to), Some(from), true) = (found.pages.get_mut(page), self.bytes.pages.get(page), survives()) {
+                if let (Some(to), Some(from), true) =
+                    (found.pages.get_mut(page), self.bytes.pages.get(page), survives())
+                {
                     to.clone_from(from);
                 }
             }
@@ -296,7 +298,8 @@ impl State {
         self.troubled(at, |t| if let Trouble::Syncs(part) = t { Some(part) } else { None })?;
         let node = self.node(at)?;
         let before = std::mem::replace(&mut node.synced_names, node.names.clone());
-        let gone: Vec<u64> = before.iter().filter(|(n, at)| node.names.get(*n) != Some(at)).map(|(_, at)| *at).collect();
+        let gone: Vec<u64> =
+            before.iter().filter(|(n, at)| node.names.get(*n) != Some(at)).map(|(_, at)| *at).collect();
         self.syncs.1 += 1;
         for at in gone {
             if self.nodes.get(&at).is_some_and(|node| !node.named && node.opens == 0) {

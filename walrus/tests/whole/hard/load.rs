@@ -146,7 +146,13 @@ impl Actor {
         Self { s3: s3.clone(), name, random, keys: (0..7).map(key).collect(), upload: None, done: 0 }
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[(&'static str, String)], body: Bytes) -> Result<Answer, Unanswered> {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Bytes,
+    ) -> Result<Answer, Unanswered> {
         let request = self.s3.signed(method, path, &borrowed(headers), body);
         match self.s3.try_send(request).await {
             Some(answer) if answer.cut || answer.status.is_server_error() => Err(Unanswered),
@@ -216,7 +222,8 @@ impl Actor {
     }
 
     async fn multipart(&mut self, at: usize) -> Result<(), Unanswered> {
-        let mut thing = Thing { cover: *[Cover::Plain, Cover::Server].choose(&mut self.random).unwrap(), ..self.thing() };
+        let mut thing =
+            Thing { cover: *[Cover::Plain, Cover::Server].choose(&mut self.random).unwrap(), ..self.thing() };
         // Seldom two parts: the first of two has 5 MiB.
         let first = if self.random.random_bool(0.1) { 5 << 20 } else { thing.size };
         if first > thing.size {
@@ -416,7 +423,8 @@ impl Load {
         }
         let versioning = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
         assert_eq!(s3.put("/versioned?versioning", versioning).await.status, StatusCode::OK);
-        let lifecycle = "<LifecycleConfiguration><Rule><ID>g</ID><Filter><Prefix>gone/</Prefix></Filter><Status>Enabled</Status>
+        let lifecycle =
+            "<LifecycleConfiguration><Rule><ID>g</ID><Filter><Prefix>gone/</Prefix></Filter><Status>Enabled</Status>
             <Expiration><Date>2020-01-01T00:00:00Z</Date></Expiration></Rule></LifecycleConfiguration>";
         let answer = s3.put("/plain?lifecycle", lifecycle).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
@@ -474,7 +482,12 @@ impl Load {
                 }
                 for (version, _) in &key.versions {
                     let path = format!("{}?versionId={version}", key.path);
-                    assert_eq!(s3.call("DELETE", &path, &[], "").await.status, StatusCode::NO_CONTENT, "{}", actor.name);
+                    assert_eq!(
+                        s3.call("DELETE", &path, &[], "").await.status,
+                        StatusCode::NO_CONTENT,
+                        "{}",
+                        actor.name
+                    );
                 }
             }
         }
@@ -539,7 +552,8 @@ pub async fn nothing_left(server: &Server, state: &Path) {
     for _ in 0..600 {
         let store = rusqlite::Connection::open(state.join("store.db")).unwrap();
         store.busy_timeout(Duration::from_secs(10)).unwrap();
-        let count = |table: &str| store.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0));
+        let count =
+            |table: &str| store.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0));
         let left: Vec<i64> = ["object", "old_version", "small", "part"].iter().map(|t| count(t).unwrap()).collect();
         if left == [0, 0, 0, 0] && files(state).1.is_empty() {
             return;

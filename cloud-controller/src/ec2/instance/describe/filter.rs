@@ -116,7 +116,7 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("network-interface.attachment.device-index", |f| each(f, |n| n.device_index.to_string().into())),
     ("network-interface.attachment.instance-id", |f| vec![f.instance.id.as_str().into()]),
     ("network-interface.attachment.instance-owner-id", |f| vec![(&f.instance.account).into()]),
-    ("network-interface.attachment.status", |f| each(f, |_| "attached".into())),
+    ("network-interface.attachment.status", |f| each(f, |i| i.attachment_status().into())),
     ("network-interface.availability-zone", |f| each(f, |n| n.zone.as_str().into())),
     ("network-interface.description", |f| each(f, |n| n.description.as_str().into())),
     ("network-interface.group-id", group_ids),

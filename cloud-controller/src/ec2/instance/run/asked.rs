@@ -6,6 +6,7 @@ use mallee_aws::{
     AwsError,
     id::{KernelImageId, MachineImageId, NetworkInterfaceId, RamdiskImageId, SecurityGroupId, SubnetId},
 };
+use mallee_tiers::INTERFACES_AT_AN_INSTANCE;
 use serde::Deserialize;
 
 use super::super::row::{MetadataOptions, ShutdownBehavior};
@@ -15,7 +16,6 @@ use crate::{
         block_device,
         interface::{
             Secondary,
-            attach::MOST as MOST_INTERFACES,
             change::{PrivateIpAddress, addresses},
         },
         tag::TagSpecification,
@@ -298,9 +298,11 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
         )
         .into());
     }
-    if input.network_interface.len() > MOST_INTERFACES {
-        let message =
-            format!("Interface count {} exceeds the limit of {MOST_INTERFACES}", input.network_interface.len());
+    if input.network_interface.len() > INTERFACES_AT_AN_INSTANCE {
+        let message = format!(
+            "Interface count {} exceeds the limit of {INTERFACES_AT_AN_INSTANCE}",
+            input.network_interface.len()
+        );
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
     let mut plans =
