@@ -179,13 +179,23 @@ def guest(cloud, ec2, image, key):
     launcher.end()
 
 
+def cleared(s3, bucket):
+    """Takes away a bucket and all that is in it, but what is locked in compliance."""
+    for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
+        s3.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+        objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+        if objects:
+            gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, BypassGovernanceRetention=True)
+            assert not gone.get("Errors"), gone["Errors"][:3]
+    s3.delete_bucket(Bucket=bucket)
+
+
 @pytest.fixture
 def bucket(s3):
     """A bucket for one test, emptied and deleted after it."""
     name = f"tests-{secrets.token_hex(6)}"
     s3.create_bucket(Bucket=name)
     yield name
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=name):
-        for found in page.get("Contents", []):
-            s3.delete_object(Bucket=name, Key=found["Key"])
-    s3.delete_bucket(Bucket=name)
+    cleared(s3, name)

@@ -17,13 +17,14 @@ REFUSAL = re.compile(r"An error occurred \(([^)]+)\) when calling the \w+ operat
 class AwsCli:
     def __init__(self, cloud, version):
         self.version = version
-        self.shell = cloud.shell()
         # Goes with the driver.
         self.folder = tempfile.TemporaryDirectory(prefix="mallee-aws-")
         self.home = self.folder.name
         self.environment = {"PATH": PLAIN_PATH, "HOME": self.home, "AWS_PAGER": ""}
         if version == 1:
             self.environment |= cloud.environment()
+        else:
+            self.environment = after(f"{cloud.shell()}\nexport -f aws", self.environment)
         # Bucket names in the path: their DNS names need a domain.
         (pathlib.Path(self.home) / ".aws").mkdir()
         (pathlib.Path(self.home) / ".aws/config").write_text("[default]\ns3 =\n  addressing_style = path\n")
@@ -33,7 +34,7 @@ class AwsCli:
         if self.version == 1:
             command = [ROOT / "target/venv-awscli1/bin/aws", *words]
         else:
-            command = ["bash", "-c", f"{self.shell}\naws {shlex.join(words)}"]
+            command = ["bash", "-c", f"aws {shlex.join(words)}"]
         done = run(command, check=False, env=self.environment)
         if done.returncode == 0:
             return done.stdout
@@ -41,6 +42,12 @@ class AwsCli:
         if refusal:
             raise Refused(refusal[1], refusal[2])
         raise AssertionError(f"aws {shlex.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+
+
+def after(script, environment):
+    """What the children of a shell inherit that has run this."""
+    said = run(["bash", "-c", f"{script}\nenv -0"], env=environment).stdout
+    return dict(pair.split("=", 1) for pair in said.split("\0") if pair)
 
 
 class AwsEc2(Ec2):

@@ -18,7 +18,17 @@ def refusals():
         raise Refused(error.response["Error"]["Code"], error.response["Error"].get("Message", "")) from error
 
 
-def client(cloud, service, scheme):
+def refused(code, call, **parameters):
+    """That `call` is refused with `code`; the refusal's answer is returned."""
+    try:
+        call(**parameters)
+    except botocore.exceptions.ClientError as error:
+        assert error.response["Error"]["Code"] == code, error
+        return error.response
+    raise AssertionError(f"not refused with {code}")
+
+
+def client(cloud, service, scheme, **settings):
     user = cloud.environment()
     url = user["AWS_ENDPOINT_URL_S3" if service == "s3" else "AWS_ENDPOINT_URL"].replace("http:", f"{scheme}:")
     return boto3.client(
@@ -29,7 +39,7 @@ def client(cloud, service, scheme):
         region_name=user["AWS_DEFAULT_REGION"],
         verify=cloud.ca if scheme == "https" else None,
         # As it is out of the box, but for names of buckets in the path: their DNS names need a domain.
-        config=botocore.config.Config(s3={"addressing_style": "path"}) if service == "s3" else None,
+        config=botocore.config.Config(s3={"addressing_style": "path"} if service == "s3" else None, **settings),
     )
 
 

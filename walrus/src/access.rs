@@ -264,7 +264,19 @@ fn by_bucket_acl(principal: &Principal, action: Action, bucket: BucketAccess<'_>
         PutBucketAcl => Permission::WriteAcp,
         _ => return principal.is(bucket.owner),
     };
-    principal.is(bucket.owner) || given(principal, bucket.acl, bucket, permission)
+    match permission {
+        Permission::ReadAcp | Permission::WriteAcp if principal.is(bucket.owner) => true,
+        _ => may_in_bucket(principal, bucket, permission),
+    }
+}
+
+/// What the bucket's list gives in it. Its owner is in that list like anybody else, until they take themselves out of it;
+/// where lists are off, there is only the owner.
+fn may_in_bucket(principal: &Principal, bucket: BucketAccess<'_>, wanted: Permission) -> bool {
+    match bucket.ownership {
+        Ownership::BucketOwnerEnforced => principal.is(bucket.owner),
+        _ => given(principal, bucket.acl, bucket, wanted),
+    }
 }
 
 fn by_object_acl(
@@ -282,12 +294,12 @@ fn by_object_acl(
     });
     let by_acl = |permission| owns || object.is_some_and(|object| given(principal, object.acl, bucket, permission));
     match action {
-        // Of what is about to be put: who puts it may say.
-        PutObjectAcl | PutObjectTagging if object.is_none() => {
-            owns_bucket || given(principal, bucket.acl, bucket, Permission::Write)
-        }
+        // Of what is about to be put: it is theirs who puts it, so they may say, and whether they may put it is asked
+        // elsewhere.
+        PutObjectAcl if object.is_none() => true,
+        PutObjectTagging if object.is_none() => may_in_bucket(principal, bucket, Permission::Write),
         PutObject | DeleteObject | AbortMultipartUpload | ListMultipartUploadParts => {
-            owns_bucket || given(principal, bucket.acl, bucket, Permission::Write)
+            may_in_bucket(principal, bucket, Permission::Write)
         }
         GetObject | GetObjectVersion | GetObjectAttributes | GetObjectVersionAttributes => by_acl(Permission::Read),
         GetObjectAcl | GetObjectVersionAcl => by_acl(Permission::ReadAcp),

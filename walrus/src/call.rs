@@ -1,12 +1,10 @@
 //! One request, taken apart once: what is authorised is the very string that is acted on.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use mallee_aws::{
     chunked::{Decoder, Trailers},
     signature::{self, Verified},
@@ -15,6 +13,7 @@ use openssl::hash::{MessageDigest, hash};
 
 use crate::{
     Error,
+    arrival::Arrival,
     checksum::{Algorithm, Running},
     circumstances::Wire,
     error::refuse,
@@ -23,8 +22,6 @@ use crate::{
 
 /// The longest key AWS takes, in bytes of UTF-8.
 const LONGEST_KEY: usize = 1024;
-/// A client that sends nothing for so long is cut off.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The decoded query, in order. A parameter without `=` has no value, which is not the empty one.
 #[derive(Debug, Clone, Default)]
@@ -137,6 +134,8 @@ pub struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub principal: Principal,
+    /// The region the signature is for, where it names one.
+    pub region: Option<String>,
     pub wire: Wire,
     pub payload: Payload,
     pub request_id: String,
@@ -147,6 +146,15 @@ pub struct Call {
 }
 
 impl Call {
+    /// Refuses content whose end nobody could tell from a connection that broke off before it began.
+    pub fn must_tell_length(&self) -> Result<(), Error> {
+        let tells = [http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING];
+        if tells.iter().any(|name| self.headers.contains_key(name)) {
+            return Ok(());
+        }
+        Err(refuse::coded("MissingContentLength", 411, "You must provide the Content-Length HTTP header."))
+    }
+
     /// A header's text; refused when it is not UTF-8 or is there twice.
     pub fn header(&self, name: &str) -> Result<Option<&str>, Error> {
         let mut all = self.headers.get_all(name).iter();
@@ -185,7 +193,8 @@ impl Call {
 
 /// The body, decoded while it streams.
 pub struct Payload {
-    body: Option<Incoming>,
+    /// None: somebody else has taken it.
+    body: Option<Arrival>,
     /// None: nobody signed, so nothing about the body was.
     verified: Option<Verified>,
     decoder: Option<Decoder>,
@@ -197,7 +206,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    pub fn new(body: Incoming, verified: Option<Verified>, headers: &HeaderMap) -> Result<Self, Error> {
+    pub fn new(body: Arrival, verified: Option<Verified>, headers: &HeaderMap) -> Result<Self, Error> {
         let number =
             |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<u64>().ok());
         let decoder = match &verified {
@@ -214,11 +223,6 @@ impl Payload {
             trailers: Trailers::default(),
             finished: false,
         })
-    }
-
-    /// A body that is read only to be thrown away.
-    pub fn undecoded(body: Incoming) -> Self {
-        Self { body: Some(body), ..Self::spent() }
     }
 
     /// A body that somebody else has taken.
@@ -268,24 +272,9 @@ impl Payload {
     }
 
     async fn frame(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some(body) = &mut self.body else { return Ok(None) };
-        loop {
-            let frame = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(|_| {
-                refuse::coded(
-                    "RequestTimeout",
-                    400,
-                    "Your socket connection to the server was not read from or written to within the timeout period.",
-                )
-            })?;
-            match frame {
-                None => return Ok(None),
-                Some(Err(e)) => return Err(Error::Cut(e.to_string())),
-                // Trailers of HTTP itself say nothing in S3.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => return Ok(Some(bytes)),
-                    Err(_) => continue,
-                },
-            }
+        match &mut self.body {
+            None => Ok(None),
+            Some(body) => body.next().await,
         }
     }
 
@@ -295,21 +284,6 @@ impl Payload {
             _ if self.hash_is_signed() => Err(Error::Internal("a signed hash was not computed".into())),
             _ => Ok(()),
         }
-    }
-
-    /// Reads some of what is left, so that a client that is still sending comes to read the refusal.
-    pub async fn drain(&mut self) {
-        const MOST: usize = 1 << 20;
-        let reading = async {
-            let mut left = MOST;
-            while let Ok(Some(bytes)) = self.frame().await {
-                left = left.saturating_sub(bytes.len());
-                if left == 0 {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
     }
 }
 
@@ -334,8 +308,7 @@ impl Promised {
         for algorithm in Algorithm::ALL {
             if let Some(text) = call.header(algorithm.header())? {
                 promised.set(algorithm)?;
-                let invalid = || refuse::request(format!("Value for {} header is invalid.", algorithm.header()));
-                promised.value = Some(algorithm.parse(text).ok_or_else(invalid)?);
+                promised.value = Some(algorithm.parse(text).ok_or_else(|| refuse::wrong_checksum(algorithm.name()))?);
             }
         }
         if let Some(names) = call.header("x-amz-trailer")? {
@@ -365,9 +338,7 @@ impl Promised {
 
     fn set(&mut self, algorithm: Algorithm) -> Result<(), Error> {
         if self.algorithm.is_some() {
-            return Err(refuse::request(
-                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
-            ));
+            return Err(refuse::several_checksums());
         }
         self.algorithm = Some(algorithm);
         Ok(())
@@ -390,10 +361,7 @@ impl Promised {
         };
         let came = sums.iter().find(|(known, _)| *known == algorithm).map(|(_, sum)| sum);
         if came != Some(&promised) {
-            return Err(refuse::bad_digest(format!(
-                "The {} you specified did not match the calculated checksum.",
-                algorithm.name()
-            )));
+            return Err(refuse::wrong_checksum(algorithm.name()));
         }
         Ok(())
     }

@@ -11,7 +11,10 @@ use mallee_aws::{
 use mallee_policy::{Context, Who};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{call::Query, principal::Principal};
+use crate::{
+    call::{Plus, Query, decode},
+    principal::Principal,
+};
 
 /// How a request came in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,7 +24,7 @@ pub struct Wire {
 }
 
 /// Headers whose condition key is `s3:` and their name.
-const BY_NAME: [&str; 19] = [
+const BY_NAME: [&str; 18] = [
     "x-amz-acl",
     "x-amz-grant-full-control",
     "x-amz-grant-read",
@@ -29,7 +32,6 @@ const BY_NAME: [&str; 19] = [
     "x-amz-grant-read-acp",
     "x-amz-grant-write-acp",
     "x-amz-content-sha256",
-    "x-amz-copy-source",
     "x-amz-metadata-directive",
     "x-amz-object-ownership",
     "x-amz-server-side-encryption",
@@ -111,6 +113,12 @@ pub fn of(
         if let Some(value) = text(name) {
             context.add(&format!("s3:{name}"), value);
         }
+    }
+    // Clients write a source in several ways; policies in one.
+    if let Some(source) = text("x-amz-copy-source") {
+        let path = source.split_once('?').map_or(source, |(path, _)| path);
+        let path = decode(path, Plus::IsPlus).unwrap_or_else(|_| path.to_owned());
+        context.add("s3:x-amz-copy-source", path.strip_prefix('/').unwrap_or(&path));
     }
     for (name, key) in RENAMED {
         if let Some(value) = text(name) {

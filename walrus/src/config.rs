@@ -2,14 +2,16 @@
 //!
 //! Beside what every daemon has (`name`, `state`, `listen`, `announce`, `cloud_controller`, `join_token`, `store`):
 //! `region`, `host_suffixes`, `sigv2`, `sweep_after_ms`, `blobs`, `reserve_mib`,
-//! `master_key`, `lifecycle_every_ms`, `scrub_mib_per_second`, and `[[identities]]` for a walrus that stands alone.
+//! `upload_patience_ms`, `upload_bytes_per_second`, `master_key`, `lifecycle_every_ms`, `scrub_mib_per_second`, and `[[identities]]` for a walrus that stands alone.
 //! For what buckets can be set to do: `website_suffixes`, `[webhooks]`, `log_delivery_ms`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use mallee_service::config::Daemon;
 use mallee_tiers::Secret;
 use serde::Deserialize;
+
+use crate::arrival::Pace;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +36,13 @@ pub struct Config {
     /// MiB of the blobs' file system that no object may take: the store needs room to write down what may go.
     #[serde(default = "reserve_mib")]
     pub reserve_mib: u64,
+    /// Who sends nothing of a request's body for so long is answered `RequestTimeout`.
+    #[serde(default = "a_minute")]
+    pub upload_patience_ms: u64,
+    /// And so is who sends fewer bytes a second than this, after as long; 0: however few. A trickle would keep its
+    /// connection, its memory and its unfinished file for ever.
+    #[serde(default = "a_kibibyte")]
+    pub upload_bytes_per_second: u64,
     /// `BUCKET.SUFFIX` as the host names a bucket's website, for each of these suffixes.
     #[serde(default)]
     pub website_suffixes: Vec<String>,
@@ -74,6 +83,9 @@ impl Config {
     pub fn master_key(&self) -> PathBuf {
         self.master_key.clone().unwrap_or_else(|| self.daemon.state.join("master.key"))
     }
+    pub(crate) fn pace(&self) -> Pace {
+        Pace { patience: Duration::from_millis(self.upload_patience_ms), least: self.upload_bytes_per_second }
+    }
     /// The webhooks' addresses; one that is none is a mistake in the file.
     pub fn webhooks(&self) -> Result<crate::s3::bucket::notification::Webhooks, String> {
         let read = |(name, url): (&String, &String)| {
@@ -99,6 +111,14 @@ impl Config {
     pub fn stands_alone(&self) -> bool {
         !self.identities.is_empty()
     }
+}
+
+fn a_minute() -> u64 {
+    60_000
+}
+
+fn a_kibibyte() -> u64 {
+    1024
 }
 
 fn an_hour() -> u64 {

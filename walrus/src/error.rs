@@ -125,6 +125,12 @@ pub mod refuse {
     pub fn bad_digest(message: impl Into<String>) -> Error {
         error("BadDigest", 400, message)
     }
+    pub fn several_checksums() -> Error {
+        request("Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+    }
+    pub fn wrong_checksum(algorithm: &str) -> Error {
+        bad_digest(format!("The {algorithm} you specified did not match the calculated checksum."))
+    }
     pub fn coded(code: &'static str, status: u16, message: impl Into<String>) -> Error {
         error(code, status, message)
     }

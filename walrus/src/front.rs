@@ -8,8 +8,8 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::{Body as _, Incoming};
 use mallee_aws::{
     AwsError, Protocol, document,
     signature::{self, Presented, Route, Rules, Verified},
@@ -19,13 +19,14 @@ use time::OffsetDateTime;
 
 use crate::{
     Error, Walrus,
+    arrival::Arrival,
     call::{Call, Payload, Query, Target, bucket_in_host},
     circumstances::{self, Wire},
     error::refuse,
     operation::{self, Does, Op},
     principal::Principal,
     s3::{
-        bucket::{self, cors, logging, website},
+        bucket::{self, cors, logging, request_payment, website},
         done, http_time, multipart, object, set, xml_text,
     },
     tier,
@@ -137,17 +138,18 @@ impl Front {
         let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
         let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
         let expects = parts.headers.contains_key(header::EXPECT);
+        // hyper says "100 Continue" only where a body follows.
+        let never_told = expects && incoming.is_end_stream();
+        let page = Page::of(walrus, &parts);
         let mut call = match prepare(walrus, parts, incoming, connection, request_id) {
             Ok(call) => call,
-            Err(refused) => {
-                let (e, body) = *refused;
-                if let (Some(body), false) = (body, expects) {
-                    let mut payload = Payload::undecoded(body);
-                    payload.drain().await;
-                }
+            Err(e) => {
                 let mut response = refusal(walrus, &e, request_id, &resource, head);
                 if expects {
                     close(&mut response);
+                }
+                if let Some(page) = page {
+                    page.tell(walrus, request_id, &mut response).await;
                 }
                 return (response, "-");
             }
@@ -159,25 +161,22 @@ impl Front {
         let told = outcome.as_ref().err().map(Error::told);
         let mut response = match outcome {
             Ok(response) => response,
-            Err(e) => {
-                // A client that waits for "100 Continue" has sent nothing, and now will not.
-                if !expects {
-                    call.payload.drain().await;
-                }
-                refusal(walrus, &e, request_id, &call.target.resource(), head)
-            }
+            Err(e) => refusal(walrus, &e, request_id, &call.target.resource(), head),
         };
-        if expects && told.is_some() {
+        if (expects && told.is_some()) || never_told {
             close(&mut response);
         }
         if operation == "HeadBucket" && told.is_some() {
             // There is one region, and clients that ask in the wrong one are told.
             let _ = set(&mut response, "x-amz-bucket-region", &walrus.region());
         }
-        if call.headers.contains_key(header::ORIGIN)
-            && let Err(e) = cors::tell(walrus, &call.target.bucket, &call.method, &call.headers, &mut response).await
+        if let Some(page) = page {
+            page.tell(walrus, request_id, &mut response).await;
+        }
+        if told.is_none()
+            && let Err(e) = request_payment::tell(walrus, &call, &mut response).await
         {
-            tracing::error!(request.id = request_id, error = %e, "an answer without its CORS headers");
+            tracing::error!(request.id = request_id, error = %e, "an answer that does not say who paid");
         }
         if let Some(owner) = walrus.access_logs.owner(&call.target.bucket) {
             let logged = logging::Logged {
@@ -201,7 +200,36 @@ impl Front {
     }
 }
 
+/// A request of a browser's page, whose script is shown no answer that does not let it see: no refusal either, whoever
+/// refuses.
+struct Page {
+    bucket: String,
+    method: Method,
+    headers: HeaderMap,
+}
+
+impl Page {
+    fn of(walrus: &Walrus, parts: &http::request::Parts) -> Option<Self> {
+        let asked = [header::ORIGIN, header::ACCESS_CONTROL_REQUEST_METHOD];
+        if !parts.headers.contains_key(header::ORIGIN) {
+            return None;
+        }
+        let host = host(parts).ok()?;
+        let target = Target::of(parts.uri.path(), bucket_in_host(&host, &walrus.host_suffixes)).ok()?;
+        let headers = asked.into_iter().filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone())));
+        Some(Self { bucket: target.bucket, method: parts.method.clone(), headers: headers.collect() })
+    }
+
+    async fn tell(&self, walrus: &Walrus, request_id: &str, response: &mut Response<Body>) {
+        if let Err(e) = cors::tell(walrus, &self.bucket, &self.method, &self.headers, response).await {
+            tracing::error!(request.id = request_id, error = %e, "an answer without its CORS headers");
+        }
+    }
+}
+
 /// Nobody knows whether a client that waited to be told to go on will still send its body, so nothing can come after it.
+/// Nor after an answer it got instead of being told: botocore takes that answer's status for the next one's as well, and then
+/// waits for the connection to end.
 fn close(response: &mut Response<Body>) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
@@ -209,9 +237,6 @@ fn close(response: &mut Response<Body>) {
 fn wire(connection: &Connection) -> Wire {
     Wire { remote: connection.remote.map(|remote| remote.ip()), tls: connection.tls }
 }
-
-/// A refusal, with the body that has not been read.
-type Refused = Box<(Error, Option<Incoming>)>;
 
 /// Takes the request apart and settles who sends it. The body is not touched: hyper answers `Expect: 100-continue` when
 /// it is first read.
@@ -221,29 +246,27 @@ fn prepare(
     incoming: Incoming,
     connection: &Connection,
     request_id: &str,
-) -> Result<Call, Refused> {
+) -> Result<Call, Error> {
     let now = walrus.clock.now_ms();
     let mut parts = parts;
-    match settle(walrus, &mut parts, now) {
-        Err(e) => Err(Box::new((e, Some(incoming)))),
-        Ok(Settled { target, query, principal, verified, host }) => {
-            let wire = wire(connection);
-            let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
-            let payload = Payload::new(incoming, verified, &parts.headers).map_err(|e| Box::new((e, None)))?;
-            Ok(Call {
-                method: parts.method,
-                target,
-                query,
-                headers: parts.headers,
-                principal: principal.with_context(context),
-                wire,
-                payload,
-                request_id: request_id.to_owned(),
-                now,
-                origin: format!("{}://{host}", if connection.tls { "https" } else { "http" }),
-            })
-        }
-    }
+    let arrival = Arrival::new(incoming, &parts.headers, walrus.pace);
+    let Settled { target, query, principal, verified, host, region } = settle(walrus, &mut parts, now)?;
+    let wire = wire(connection);
+    let context = circumstances::of(&parts.headers, &query, wire, verified.as_ref(), &principal, now);
+    let payload = Payload::new(arrival, verified, &parts.headers)?;
+    Ok(Call {
+        method: parts.method,
+        target,
+        query,
+        headers: parts.headers,
+        principal: principal.with_context(context),
+        wire,
+        payload,
+        request_id: request_id.to_owned(),
+        now,
+        region,
+        origin: format!("{}://{host}", if connection.tls { "https" } else { "http" }),
+    })
 }
 
 struct Settled {
@@ -252,6 +275,7 @@ struct Settled {
     principal: Principal,
     verified: Option<Verified>,
     host: String,
+    region: Option<String>,
 }
 
 fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result<Settled, Error> {
@@ -259,6 +283,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
     let bucket = bucket_in_host(&host, &walrus.host_suffixes);
     let rules = Rules { route: Route::S3, sigv2: walrus.sigv2, bucket_in_host: bucket };
     let presented = Presented::from_request(parts, None, &rules)?;
+    let region = presented.as_ref().and_then(|presented| presented.scope.as_ref()).map(|scope| scope.region.clone());
     let (principal, verified) = match presented {
         Some(presented) => {
             let (principal, verified) = verify(walrus, &presented, now)?;
@@ -272,7 +297,7 @@ fn settle(walrus: &Walrus, parts: &mut http::request::Parts, now: i64) -> Result
     if verified.as_ref().is_some_and(|v| matches!(v.method, V4Presigned { .. } | V2S3Presigned)) {
         take_hoisted(&mut parts.headers, &query)?;
     }
-    Ok(Settled { target, query, principal, verified, host })
+    Ok(Settled { target, query, principal, verified, host, region })
 }
 
 /// Parameters of a presigned URL that are about the signature itself.
@@ -288,7 +313,7 @@ const OF_THE_SIGNATURE: [&str; 8] = [
 ];
 
 /// SDKs that presign move `x-amz-acl`, `x-amz-meta-*` and the like from the headers into the URL, where they are signed.
-fn take_hoisted(headers: &mut http::HeaderMap, query: &Query) -> Result<(), Error> {
+fn take_hoisted(headers: &mut HeaderMap, query: &Query) -> Result<(), Error> {
     for (name, value) in query.iter() {
         let name = name.to_ascii_lowercase();
         if !name.starts_with("x-amz-") || OF_THE_SIGNATURE.contains(&name.as_str()) {

@@ -5,6 +5,7 @@
 //! of the store. [`sweep`] removes bytes whose rows are gone; [`tier`] is what the other tiers see.
 
 pub mod access;
+mod arrival;
 pub mod blob;
 mod call;
 pub mod checksum;
@@ -32,6 +33,7 @@ use mallee_store::{Migration, Store};
 use mallee_tiers::{CloudClient, Peer, Role, TierRegistration};
 use std::sync::{PoisonError, RwLock};
 
+use arrival::Pace;
 use blob::{BlobId, BlobIds, Blobs, Damage, FileBlobs, Intake, Pins};
 use checksum::Algorithm;
 use identity::{Holders, SealedCopy};
@@ -69,6 +71,8 @@ pub struct Walrus {
     pub(crate) pins: Pins,
     pub(crate) holders: Holders,
     pub(crate) clock: Clock,
+    /// How slow who uploads may be.
+    pub(crate) pace: Pace,
     pub(crate) faults: Faults,
     pub(crate) about: About,
     /// What wraps the data keys of encrypted objects.
@@ -90,6 +94,8 @@ pub struct Running {
     /// Where it listens, with the ports it was given.
     pub addresses: Vec<SocketAddr>,
     pub walrus: Arc<Walrus>,
+    /// The rows, for whoever wants to see what it costs to find them.
+    pub store: Store,
     /// The sweep, for whoever wants to see what it does.
     pub sweep: Driven,
     /// What does as lifecycles say, for whoever wants it done at another time.
@@ -131,6 +137,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let walrus = Arc::new(Walrus {
         blobs: Arc::new(blobs),
         ids: BlobIds::new(store.clone(), clock.clone(), poke.clone()),
+        pace: config.pace(),
         pins: Pins::default(),
         holders: holders.clone(),
         about: About::new(peer, env!("CARGO_PKG_VERSION"), announced.clone(), clock.clone(), faults.clone()),
@@ -184,7 +191,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let sweep = drive(Arc::new(sweep), poke, Duration::from_secs(2));
     server.serve(Arc::new(front::Front::new(walrus.clone())));
     tracing::info!(addresses = ?addresses, region = walrus.region(), "walrus serves");
-    Ok(Running { addresses, walrus, sweep, lifecycle, scrub })
+    Ok(Running { addresses, store: walrus.store.clone(), walrus, sweep, lifecycle, scrub })
 }
 
 /// The certificate, from disk or for a join token; a walrus that stands alone may do without.

@@ -170,7 +170,7 @@ impl Sweep {
 
     /// Ids whose requests came to nothing, here or in a process before this one, become bytes to remove.
     async fn bury_abandoned(&self, now: i64) -> Result<(), Error> {
-        let abandoned: HashSet<BlobId> = self.ids.take_abandoned().into_iter().collect();
+        let abandoned: HashSet<BlobId> = self.ids.abandoned();
         let boot = self.ids.boot().to_owned();
         // Alone on the store, everybody else's are of earlier runs.
         let alive = if self.shared { now - GONE_AFTER_MS } else { i64::MAX };
@@ -191,6 +191,7 @@ impl Sweep {
             return Ok(());
         }
         // Nobody ever saw these, so nobody can be about to read them: no patience is needed.
+        let buried = abandoned.clone();
         self.store
             .write("bury abandoned bytes", move |tx| {
                 for id in &abandoned {
@@ -207,7 +208,10 @@ impl Sweep {
                 tx.execute("DELETE FROM process WHERE boot <> ?1 AND seen <= ?2", params![boot, alive])?;
                 Ok::<_, Error>(())
             })
-            .await
+            .await?;
+        // Only now: a disk that fails must not make them forgotten.
+        self.ids.forget_abandoned(&buried);
+        Ok(())
     }
 
     async fn remove(&self, files: Vec<BlobId>) -> Result<(), Error> {

@@ -16,6 +16,7 @@ use mallee_tiers::{
 use crate::{
     Error, Walrus,
     access::Action,
+    arrival::Arrival,
     blob::{self, BlobId, Content, Piece, Place, Source, fetch, outflow},
     call::{Payload, Plus, decode},
     principal::Principal,
@@ -131,8 +132,8 @@ async fn of_digest(
     match *request.method() {
         Method::PUT => {
             if let Err(e) = only(peer, &[Role::CloudController, Role::StorageController]) {
-                // Else it is still sending when the connection closes, and never reads why.
-                Payload::undecoded(request.into_body()).drain().await;
+                let (parts, incoming) = request.into_parts();
+                drop(Arrival::new(incoming, &parts.headers, walrus.pace));
                 return Err(e);
             }
             store(walrus, request, digest).await
@@ -153,7 +154,7 @@ async fn of_digest(
 async fn store(walrus: &Walrus, request: Request<Incoming>, digest: &str) -> Result<Response<Body>, TierError> {
     let (parts, incoming) = request.into_parts();
     let stored = async {
-        let mut payload = Payload::new(incoming, None, &parts.headers)?;
+        let mut payload = Payload::new(Arrival::new(incoming, &parts.headers, walrus.pace), None, &parts.headers)?;
         let mut intake = walrus.intake(true, &[])?;
         while let Some(bytes) = payload.next().await? {
             intake.push(bytes).await?;

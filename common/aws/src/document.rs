@@ -33,7 +33,9 @@ const MAX_DEPTH: usize = 32;
 /// besides XML's five, another root, too deep, too many elements, a second root, or not the shape of `T`.
 pub fn parse<T: DeserializeOwned>(body: &[u8], root: &str, limits: Limits) -> Result<T, AwsError> {
     let text = check(body, root, limits).ok_or_else(AwsError::malformed_xml)?;
-    quick_xml::de::from_str(text).map_err(|_| AwsError::malformed_xml())
+    // To quick-xml they end a line, as in XML 1.1, and become `\n`; in a key that would be another object's.
+    let text = text.replace('\u{85}', "&#x85;").replace('\u{2028}', "&#x2028;");
+    quick_xml::de::from_str(&text).map_err(|_| AwsError::malformed_xml())
 }
 
 /// Walks the whole document once without building anything.
@@ -77,6 +79,8 @@ fn check<'b>(body: &'b [u8], root: &str, limits: Limits) -> Option<&'b str> {
             }
             Event::Text(text) if depth == 0 && !text.iter().all(u8::is_ascii_whitespace) => return None,
             Event::CData(_) if depth == 0 => return None,
+            // There they cannot be told to quick-xml.
+            Event::CData(data) if std::str::from_utf8(data).ok()?.contains(['\u{85}', '\u{2028}']) => return None,
             Event::Eof => break,
             _ => {}
         }
@@ -143,6 +147,8 @@ mod tests {
                    b </Key></Object>\n <Object><Key>&lt;&amp;&#13;&#x20AC;'\"</Key></Object><Object><Key><![CDATA[<x>]]></Key></Object>\
                    <Quiet>true</Quiet></Delete>";
         assert_eq!(keys(xml).unwrap(), [" a b ", "<&\r€'\"", "<x>"]);
+        let lines = "<Delete><Object><Key>a\u{2028}b\u{85}c\u{a0}\u{2029}</Key></Object></Delete>";
+        assert_eq!(keys(lines).unwrap(), ["a\u{2028}b\u{85}c\u{a0}\u{2029}"]);
     }
 
     #[test]
@@ -162,6 +168,7 @@ mod tests {
             "<Delete><Object></Object></Delete>",
             "<Delete><Quiet>perhaps</Quiet></Delete>",
             "<Delete x=\"&a;\"/>",
+            "<Delete><Object><Key><![CDATA[a\u{2028}b]]></Key></Object></Delete>",
             deep.as_str(),
             wide.as_str(),
         ];

@@ -157,14 +157,13 @@ enum Proof {
     },
     V2 {
         string_to_sign: Vec<u8>,
+        /// What some clients sign instead.
+        or_else: Option<Vec<u8>>,
         algorithm: v2::Algorithm,
         signature: Vec<u8>,
     },
     /// SigV4 over a form's policy, which is the string to sign itself.
-    V4Policy {
-        policy: Vec<u8>,
-        signature: [u8; 32],
-    },
+    V4Policy { policy: Vec<u8>, signature: [u8; 32] },
 }
 
 impl std::fmt::Debug for Presented {
@@ -284,13 +283,13 @@ impl Presented {
                 }
                 None
             }
-            Proof::V2 { string_to_sign, algorithm, signature } => {
+            Proof::V2 { string_to_sign, or_else, algorithm, signature } => {
                 let secret = secret.expose().as_bytes();
-                let matches = match algorithm {
-                    v2::Algorithm::HmacSha256 => signature.ct_eq(&hmac_sha256(secret, &[string_to_sign])[..]),
-                    v2::Algorithm::HmacSha1 => signature.ct_eq(&hmac_sha1(secret, &[string_to_sign])[..]),
+                let matches = |text: &[u8]| match algorithm {
+                    v2::Algorithm::HmacSha256 => signature.ct_eq(&hmac_sha256(secret, &[text])[..]),
+                    v2::Algorithm::HmacSha1 => signature.ct_eq(&hmac_sha1(secret, &[text])[..]),
                 };
-                if !bool::from(matches) {
+                if !bool::from(matches(string_to_sign)) && !or_else.iter().any(|text| matches(text).into()) {
                     return Err(self.mismatch(string_to_sign, None));
                 }
                 None

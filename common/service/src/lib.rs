@@ -8,6 +8,7 @@ pub mod disk_key;
 pub mod faults;
 pub mod intent;
 pub mod join;
+mod lengths;
 pub mod log;
 pub mod pki;
 pub mod process;

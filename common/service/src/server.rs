@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mallee_tiers::Peer;
@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{Body, Identity};
+use crate::{Body, Identity, lengths::Heads};
 
 /// How a request came in.
 #[derive(Debug, Clone)]
@@ -127,13 +127,29 @@ async fn accept(stream: TcpStream, remote: SocketAddr, tls: Option<TlsAcceptor>,
     }
 }
 
+/// As hyper answers what else is no request.
+fn two_lengths() -> Response<Body> {
+    let mut response = Response::new(crate::body::empty());
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 async fn http<S>(stream: S, connection: Connection, handler: Arc<impl Handler>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (heads, stream) = Heads::of(stream);
     let service = service_fn(move |request| {
-        let (handler, connection) = (handler.clone(), connection.clone());
-        async move { Ok::<_, Infallible>(handler.handle(request, connection).await) }
+        let (handler, connection, heads) = (handler.clone(), connection.clone(), heads.clone());
+        async move {
+            if heads.end_with(&request) {
+                return Ok::<_, Infallible>(two_lengths());
+            }
+            let response = handler.handle(request, connection).await;
+            heads.begin();
+            Ok(response)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

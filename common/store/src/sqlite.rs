@@ -10,7 +10,7 @@ use crate::value::Value;
 use crate::{Error, durable_folder};
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, ffi, params_from_iter};
+use rusqlite::{Connection, ErrorCode, Statement, ffi, params_from_iter};
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -40,7 +40,7 @@ pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counter
 
     let writer = connect(path)?;
     writer.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(WHAT, error))?;
-    let identity = migrate::apply(&mut Tx::new(Session::Sqlite(&writer), WHAT), migrations)?;
+    let identity = migrate::apply(&mut Tx::new(Session::Sqlite(&writer, counters), WHAT), migrations)?;
     writer.execute_batch("COMMIT").map_err(|error| failure(WHAT, error))?;
     // A new file is durable only when its folder is.
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
@@ -149,7 +149,7 @@ fn run_batch(
     let mut next = 0;
     while let Some(job) = batch.get_mut(next) {
         step("SAVEPOINT closure")?;
-        let verdict = job.run(Session::Sqlite(connection));
+        let verdict = job.run(Session::Sqlite(connection, counters));
         if let Verdict::Failed(error) = &verdict {
             counters.error(error);
             // A full disk or a read error can end the whole transaction, and with it what others did in it.
@@ -193,7 +193,7 @@ fn read_loop(connection: &Connection, queue: &Mutex<Receiver<Box<dyn Job>>>, cou
             connection.prepare_cached(sql).and_then(|mut done| done.execute([])).map_err(|error| failure(what, error))
         };
         let end = step("BEGIN").map(|_| {
-            if let Verdict::Failed(error) = job.run(Session::Sqlite(connection)) {
+            if let Verdict::Failed(error) = job.run(Session::Sqlite(connection, counters)) {
                 counters.error(&error);
             }
             roll_back(connection);
@@ -207,25 +207,37 @@ fn read_loop(connection: &Connection, queue: &Mutex<Receiver<Box<dyn Job>>>, cou
 
 pub(crate) fn execute(
     connection: &Connection,
+    counters: &Counters,
     what: &'static str,
     sql: &str,
     values: &[Value<'_>],
 ) -> Result<u64, Error> {
-    connection
-        .prepare_cached(sql)
-        .and_then(|mut statement| statement.execute(params_from_iter(values)))
-        .map(|changed| changed as u64)
-        .map_err(|error| failure(what, error))
+    let mut statement = connection.prepare_cached(sql).map_err(|error| failure(what, error))?;
+    let changed = statement.execute(params_from_iter(values));
+    counters.stepped(&statement);
+    changed.map(|changed| changed as u64).map_err(|error| failure(what, error))
 }
 
 pub(crate) fn each(
     connection: &Connection,
+    counters: &Counters,
     what: &'static str,
     sql: &str,
     values: &[Value<'_>],
     visit: Visit<'_>,
 ) -> Result<(), Error> {
     let mut statement = connection.prepare_cached(sql).map_err(|error| failure(what, error))?;
+    let visited = visit_rows(&mut statement, what, values, visit);
+    counters.stepped(&statement);
+    visited
+}
+
+fn visit_rows(
+    statement: &mut Statement<'_>,
+    what: &'static str,
+    values: &[Value<'_>],
+    visit: Visit<'_>,
+) -> Result<(), Error> {
     let mut rows = statement.query(params_from_iter(values)).map_err(|error| failure(what, error))?;
     while let Some(row) = rows.next().map_err(|error| failure(what, error))? {
         if visit(&Row { source: Source::Sqlite(row), what })? == ControlFlow::Break(()) {

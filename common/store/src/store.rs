@@ -65,6 +65,8 @@ pub struct Figures {
     pub largest_batch: u64,
     /// Closures run again after a conflict or a lost connection.
     pub reruns: u64,
+    /// Instructions that SQLite's statements took: what they cost, whatever the machine does beside. 0 on PostgreSQL.
+    pub steps: u64,
     /// The last failure of the store itself, not of a caller's rows.
     pub last_error: Option<String>,
 }
@@ -75,6 +77,7 @@ pub(crate) struct Counters {
     batches: AtomicU64,
     largest_batch: AtomicU64,
     reruns: AtomicU64,
+    steps: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
@@ -175,6 +178,7 @@ impl Store {
             batches: counters.batches.load(Relaxed),
             largest_batch: counters.largest_batch.load(Relaxed),
             reruns: counters.reruns.load(Relaxed),
+            steps: counters.steps.load(Relaxed),
             last_error: counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -314,6 +318,12 @@ impl Counters {
 
     pub fn rerun(&self) {
         self.reruns.fetch_add(1, Relaxed);
+    }
+
+    /// Counts what the statement did since it was last counted.
+    pub fn stepped(&self, statement: &rusqlite::Statement<'_>) {
+        let steps = statement.reset_status(rusqlite::StatementStatus::VmStep);
+        self.steps.fetch_add(u64::try_from(steps).unwrap_or_default(), Relaxed);
     }
 
     pub fn error(&self, error: &Error) {

@@ -1,5 +1,6 @@
 //! A transaction as a closure sees it, the same on both engines.
 
+use crate::store::Counters;
 use crate::value::{FromValue, ToValue, Value};
 use crate::{Error, postgres, sqlite};
 use std::ops::ControlFlow;
@@ -14,7 +15,7 @@ pub struct Tx<'a> {
 
 /// The connection under a transaction.
 pub(crate) enum Session<'a> {
-    Sqlite(&'a rusqlite::Connection),
+    Sqlite(&'a rusqlite::Connection, &'a Counters),
     Postgres(&'a mut postgres::Session),
 }
 
@@ -41,7 +42,7 @@ impl<'a> Tx<'a> {
     pub fn execute(&mut self, sql: &str, params: &[&dyn ToValue]) -> Result<u64, Error> {
         let values = self.prepare(params)?;
         let done = match &mut self.session {
-            Session::Sqlite(connection) => sqlite::execute(connection, self.what, sql, &values),
+            Session::Sqlite(connection, counters) => sqlite::execute(connection, counters, self.what, sql, &values),
             Session::Postgres(session) => session.execute(self.what, sql, &values),
         };
         self.note(done)
@@ -96,7 +97,9 @@ impl<'a> Tx<'a> {
     ) -> Result<(), Error> {
         let values = self.prepare(params)?;
         let done = match &mut self.session {
-            Session::Sqlite(connection) => sqlite::each(connection, self.what, sql, &values, &mut visit),
+            Session::Sqlite(connection, counters) => {
+                sqlite::each(connection, counters, self.what, sql, &values, &mut visit)
+            }
             Session::Postgres(session) => session.each(self.what, sql, &values, &mut visit),
         };
         self.note(done)
@@ -110,7 +113,7 @@ impl<'a> Tx<'a> {
     /// Several statements without parameters, for migrations.
     pub(crate) fn script(&mut self, sql: &str) -> Result<(), Error> {
         let done = match &mut self.session {
-            Session::Sqlite(connection) => sqlite::script(connection, self.what, sql),
+            Session::Sqlite(connection, _) => sqlite::script(connection, self.what, sql),
             Session::Postgres(session) => session.script(self.what, sql),
         };
         self.note(done)

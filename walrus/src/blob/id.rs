@@ -126,8 +126,13 @@ impl BlobIds {
     }
 
     /// Ids whose requests came to nothing, for the sweep to take.
-    pub fn take_abandoned(&self) -> Vec<BlobId> {
-        self.0.abandoned.lock().unwrap_or_else(PoisonError::into_inner).drain().collect()
+    pub fn abandoned(&self) -> HashSet<BlobId> {
+        self.0.abandoned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Their rows say it now.
+    pub fn forget_abandoned(&self, buried: &HashSet<BlobId>) {
+        self.0.abandoned.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !buried.contains(id));
     }
 }
 

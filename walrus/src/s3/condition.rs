@@ -1,7 +1,5 @@
 //! Conditional requests: pure, with the precedence of RFC 9110 §13.2.2.
 
-use mallee_aws::AwsError;
-
 use crate::{Error, call::Call, error::refuse};
 
 /// The conditions of one request. Dates that do not parse are as if they were not there, as the RFC wants.
@@ -77,7 +75,8 @@ impl Conditions {
             && self.if_match_size.is_none()
     }
 
-    /// For a deletion of what is there now.
+    /// For a deletion of what is there now. Of many that delete the same thing under `If-Match`, one must be told that it
+    /// did: for the others nothing is there.
     pub fn check_delete(&self, key: &str, there: Option<Facts<'_>>) -> Result<(), Error> {
         let Some(there) = there else {
             return if self.if_match.is_some() { Err(refuse::no_such_key(key)) } else { Ok(()) };
@@ -118,26 +117,13 @@ impl Conditions {
         }
     }
 
-    /// For a write over what is there now (`None`: nothing). AWS knows `If-None-Match: *` and `If-Match` with one ETag.
+    /// For a write over what is there now (`None`: nothing). AWS knows `If-None-Match: *` only; a list of ETags means here
+    /// what the RFC says.
     pub fn check_write(&self, key: &str, there: Option<&str>) -> Result<(), Error> {
-        if let Some(list) = &self.if_none_match {
-            if list != "*" {
-                return Err(Error::Refused(
-                    AwsError::new(
-                        "NotImplemented",
-                        501,
-                        "A header you provided implies functionality that is not implemented",
-                    )
-                    .with_field("Header", "If-None-Match")
-                    .with_field(
-                        "additionalMessage",
-                        "We don't accept the provided value of If-None-Match header for this API",
-                    ),
-                ));
-            }
-            if there.is_some() {
-                return Err(refuse::precondition("If-None-Match"));
-            }
+        if let (Some(list), Some(etag)) = (&self.if_none_match, there)
+            && names(list, etag)
+        {
+            return Err(refuse::precondition("If-None-Match"));
         }
         match (&self.if_match, there) {
             (None, _) => Ok(()),
@@ -200,7 +186,9 @@ mod tests {
         assert_eq!(code(&tag("\"e\""), facts), None);
         assert_eq!(code(&tag("*"), facts), None);
         assert_eq!(code(&tag("x"), facts), Some(412));
-        assert_eq!(code(&tag("*"), None), Some(404));
+        assert_eq!((code(&tag("*"), None), code(&tag("x"), None)), (Some(404), Some(404)));
+        let marker = Some(Facts { etag: "", modified: 10, size: 0 });
+        assert_eq!((code(&tag("*"), marker), code(&tag("x"), marker)), (None, Some(412)));
         let size = |n| Conditions { if_match_size: Some(n), ..Conditions::default() };
         assert_eq!((code(&size(5), facts), code(&size(6), facts), code(&size(6), None)), (None, Some(412), None));
         let at = |n| Conditions { if_match_modified: Some(n), ..Conditions::default() };
@@ -225,6 +213,8 @@ mod tests {
         assert_eq!(code(Some("\"e\""), None, Some("e")), None);
         assert_eq!(code(Some("x"), None, Some("e")), failed);
         assert_eq!(code(Some("e"), None, None), Some("NoSuchKey".into()));
-        assert_eq!(code(None, Some("\"e\""), None), Some("NotImplemented".into()));
+        assert_eq!(code(None, Some("\"e\""), None), None);
+        assert_eq!(code(None, Some("\"x\", \"e\""), Some("e")), failed);
+        assert_eq!(code(None, Some("x"), Some("e")), None);
     }
 }

@@ -85,6 +85,19 @@ impl std::fmt::Debug for CustomerKey {
     }
 }
 
+/// Headers that mean something with KMS only.
+const OF_KMS: [&str; 2] = ["x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-context"];
+
+/// How an object is encrypted is said when it is put; a read can only bring a key.
+pub fn refuse_on_read(call: &Call) -> Result<(), Error> {
+    for name in ["x-amz-server-side-encryption"].into_iter().chain(OF_KMS) {
+        if let Some(value) = call.header(name)? {
+            return Err(refuse::argument(name, value, &format!("{name} header is not supported for this operation.")));
+        }
+    }
+    Ok(())
+}
+
 const CUSTOMER: &str = "server-side-encryption-customer-";
 
 impl CustomerKey {
@@ -175,15 +188,16 @@ impl Wish {
     pub fn of(call: &Call, by_default: Wish) -> Result<Self, Error> {
         let customer = CustomerKey::of(call, "x-amz-")?;
         let named = call.header("x-amz-server-side-encryption")?;
-        if call.headers.contains_key("x-amz-server-side-encryption-aws-kms-key-id")
-            || call.headers.contains_key("x-amz-server-side-encryption-context")
-        {
-            return Err(refuse::not_implemented("Server-side encryption with KMS keys"));
-        }
+        let of_kms = OF_KMS.iter().find(|name| call.headers.contains_key(**name));
         match (named, customer) {
-            (Some("aws:kms" | "aws:kms:dsse"), _) => {
+            (Some("aws:kms" | "aws:kms:dsse"), None) => {
                 Err(refuse::not_implemented("Server-side encryption with KMS keys"))
             }
+            (Some("AES256") | None, None) if of_kms.is_some() => Err(refuse::argument(
+                of_kms.copied().unwrap_or_default(),
+                "",
+                "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms",
+            )),
             (Some("AES256"), None) => Ok(Wish::S3),
             (Some(_), Some(_)) => Err(refuse::argument(
                 "x-amz-server-side-encryption",
@@ -268,7 +282,11 @@ impl Keys {
                     "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.",
                 ));
             }
-            (Kind::Customer, Some(key)) => key.open(&wrapped).ok_or_else(refuse::access_denied)?,
+            (Kind::Customer, Some(key)) => key.open(&wrapped).ok_or_else(|| {
+                refuse::request(
+                    "The provided encryption parameters did not match the ones used originally to encrypt the object.",
+                )
+            })?,
         };
         DataKey::from_bytes(&bytes).map(Some).ok_or_else(broken)
     }

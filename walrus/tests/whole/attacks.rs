@@ -1,5 +1,6 @@
 //! Attacks that other S3 servers fell to, by the numbers of the attack list they are kept under: each is tried, and must
-//! neither get what it is after nor leave anything behind.
+//! neither get what it is after nor leave anything behind. 26 (what is encrypted is nowhere on the disk in clear) is in
+//! `versions.rs`, the fuzzing half of 24 in `hard/nonsense.rs`.
 
 use std::time::Duration;
 
@@ -17,7 +18,11 @@ use tokio::{
 
 use crate::{
     buckets::{World, form, world, world_with},
-    client::{ALICE, Answer, BOB, S3, between, config},
+    client::{ALICE, Answer, BOB, S3, between},
+    hard::{
+        load::nothing_left,
+        server::{Server, rounds},
+    },
 };
 
 async fn absent(world: &World, key: &str) {
@@ -66,11 +71,12 @@ async fn entities_in_documents_expand_to_nothing() {
     for _ in 0..5 {
         for (method, path, root) in &doors {
             let answer = world.s3.call(method, path, &[], bomb(root)).await;
-            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "MalformedXML"), "{method} {path}");
+            let code = if path.ends_with("?acl") { "MalformedACLError" } else { "MalformedXML" };
+            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, code), "{method} {path}");
             assert!(!answer.text().contains("root:"));
             let deep = format!("<{root}>{}{}</{root}>", "<a>".repeat(50_000), "</a>".repeat(50_000));
             let code = world.s3.call(method, path, &[], deep).await.code();
-            assert!(["MalformedXML", "MaxMessageLengthExceeded"].contains(&code.as_str()), "{method} {path}: {code}");
+            assert!(["MalformedXML", "MalformedACLError", "MaxMessageLengthExceeded"].contains(&code.as_str()), "{method} {path}: {code}");
         }
     }
     assert!(resident() < before + (32 << 20), "{} MiB more", (resident() - before) >> 20);
@@ -449,6 +455,10 @@ async fn an_address_in_a_header_is_nobodys_address() {
 /// Sends bytes as they are; what comes back until the server closes, or says no more.
 async fn raw(world: &World, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(world.s3.address).await.unwrap();
+    exchange(&mut stream, bytes).await
+}
+
+async fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
@@ -463,18 +473,30 @@ async fn a_request_has_one_end() {
     world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
     // Behind each stands a request that must never be seen as one of its own.
     let behind = "PUT /bkt/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
-    // Where both lengths are given, the chunks count, by RFC 9112; and the connection ends with the answer.
-    for lengths in
-        ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
-    {
-        let answer =
-            raw(&world, format!("PUT /bkt/both HTTP/1.1\r\nHost: x\r\n{lengths}\r\n\r\n0\r\n\r\n{behind}").as_bytes())
-                .await;
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
-        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
-        absent(&world, "smuggled").await;
-        assert!(world.s3.get("/bkt/both").await.body.is_empty());
+    // Also as the second request of a connection.
+    for first in ["", "GET /bkt HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        for lengths in
+            ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
+        {
+            let mut stream = TcpStream::connect(world.s3.address).await.unwrap();
+            if !first.is_empty() {
+                stream.write_all(first.as_bytes()).await.unwrap();
+                let mut answer = [0; 4096];
+                assert!(stream.read(&mut answer).await.unwrap() > 0 && answer.starts_with(b"HTTP/1.1 200"));
+            }
+            let request = format!("PUT /bkt/both HTTP/1.1\r\nHost: x\r\n{lengths}\r\n\r\n0\r\n\r\n{behind}");
+            let answer = exchange(&mut stream, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
+            assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+            absent(&world, "smuggled").await;
+            absent(&world, "both").await;
+        }
     }
+    // Sent before the request ahead of it was answered, its head is not seen; the connection ends with it all the same.
+    let both = "PUT /bkt/both HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let answer = raw(&world, format!("GET /bkt HTTP/1.1\r\nHost: x\r\n\r\n{both}{behind}").as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1").count(), 2, "{answer}");
+    absent(&world, "smuggled").await;
     let table = [
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n{behind}"),
         format!("PUT /bkt/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0, 5\r\n\r\n{behind}"),
@@ -626,56 +648,122 @@ async fn nonsense_ends_no_connection_and_no_process() {
     assert_eq!(world.s3.get("/bkt/k").await.body, "x");
 }
 
+/// 25
+#[tokio::test(flavor = "multi_thread")]
+async fn no_page_gets_a_users_credentials() {
+    let world = world().await;
+    world.s3.put("/bkt/k", "<script>alert(1)</script>").await;
+    for allowed in ["*", "https://*.example", "https://evil.test"] {
+        let cors = format!(
+            "<CORSConfiguration><CORSRule><AllowedOrigin>{allowed}</AllowedOrigin><AllowedMethod>GET</AllowedMethod><AllowedHeader>*</AllowedHeader></CORSRule></CORSConfiguration>"
+        );
+        assert_eq!(world.s3.put("/bkt?cors", cors).await.status, StatusCode::OK);
+        for (method, origin) in [("OPTIONS", "https://evil.test"), ("GET", "https://evil.test"), ("GET", "null")] {
+            let asked = [("origin", origin), ("access-control-request-method", "GET")];
+            let answer = match method {
+                "OPTIONS" => world.anonymous(method, "/bkt/k", &asked).await,
+                _ => world.s3.call(method, "/bkt/k", &asked[..1], "").await,
+            };
+            assert_eq!(answer.header("access-control-allow-credentials"), "", "{allowed} {method} {origin}");
+            let told = answer.header("access-control-allow-origin");
+            assert!(allowed == "*" || told.is_empty() || (told == origin && allowed == origin), "{allowed}: {told}");
+            // What was stored without a type is nothing a browser would run.
+            assert!(method == "OPTIONS" || answer.header("content-type") == "binary/octet-stream");
+        }
+    }
+}
+
 /// The real binary under 64 slow uploads: it holds a fixed amount of them, and when they break off, nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_uploads_hold_little_memory_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let state = dir.path().join("state");
-    std::fs::write(dir.path().join("walrus.toml"), config(&state, &address.to_string())).unwrap();
-    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_walrus"))
-        .arg("--config")
-        .arg(dir.path().join("walrus.toml"))
-        .spawn()
-        .unwrap();
-    crate::buckets::soon(async || TcpStream::connect(address).await.ok()).await;
-    let s3 = S3::new(address);
-    s3.put("/bkt", "").await;
-    let pid = process.id();
-    let resident = move || -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        between(&status, "VmRSS:", "kB").unwrap().trim().parse().unwrap()
-    };
+    let server = Server::start(dir.path(), &state, "").await;
+    server.s3.put("/bkt", "").await;
     const PIECE: usize = 256 << 10;
+    // 64 MiB of each in the soak.
+    let pieces = rounds(24, 256);
     let block: Bytes = vec![b'x'; PIECE].into();
     let mut streams = Vec::new();
     for n in 0..64 {
-        let path = format!("/bkt/slow-{n}");
-        let request = s3.signed_as("PUT", &path, &[("content-length", "67108864")], Bytes::new(), Payload::Unsigned);
-        let mut head = format!("PUT {path} HTTP/1.1\r\n");
-        for (name, value) in request.headers() {
-            head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
-        }
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
-        streams.push(stream);
+        streams.push(upload(&server.s3, &format!("/bkt/slow-{n}"), 2 * pieces * PIECE).await);
     }
-    let mut most = 0;
-    for _ in 0..16 {
+    for _ in 0..pieces {
         for stream in &mut streams {
             stream.write_all(&block).await.unwrap();
         }
-        most = most.max(resident());
     }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let most: usize = between(&status, "VmHWM:", "kB").unwrap().trim().parse().unwrap();
     drop(streams);
+    println!("{} MiB at most under 64 uploads, cut off after {} MiB each", most >> 10, (pieces * PIECE) >> 20);
     assert!(most < 100 << 10, "{} MiB", most >> 10);
-    crate::buckets::soon(async || {
-        let files = std::fs::read_dir(state.join("blobs")).unwrap().flatten();
-        let files = files.filter_map(|folder| std::fs::read_dir(folder.path()).ok()).flatten().count();
-        (files == 0).then_some(())
-    })
-    .await;
-    assert!(!s3.get("/bkt").await.text().contains("<Contents>"));
-    process.kill().unwrap();
-    process.wait().unwrap();
+    nothing_left(&server, &state).await;
+    assert!(!server.s3.get("/bkt").await.text().contains("<Contents>"));
+}
+
+/// The head of a PUT whose body is to come.
+async fn upload(s3: &S3, path: &str, size: usize) -> TcpStream {
+    let size = size.to_string();
+    let request = s3.signed_as("PUT", path, &[("content-length", &size)], Bytes::new(), Payload::Unsigned);
+    let mut head = format!("PUT {path} HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    let mut stream = TcpStream::connect(s3.address).await.unwrap();
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_upload_and_a_trickling_one_are_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let lines = "upload_patience_ms = 1000\nupload_bytes_per_second = 200000";
+    let server = Server::start(dir.path(), &state, lines).await;
+    server.s3.put("/bkt", "").await;
+    let mut silent = upload(&server.s3, "/bkt/silent", 1 << 20).await;
+    silent.write_all(&[b'x'; 300_000]).await.unwrap();
+    let (mut trickles, mut pouring) = upload(&server.s3, "/bkt/trickling", 1 << 20).await.into_split();
+    let pouring = tokio::spawn(async move {
+        // Never silent, and never fast.
+        while pouring.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut told = String::new();
+    silent.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("<Code>RequestTimeout<"), "{told}");
+    let mut told = Vec::new();
+    let _ = trickles.read_to_end(&mut told).await;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("<Code>RequestTimeout<"), "{told}");
+    pouring.await.unwrap();
+    // One that comes at a run is left alone.
+    assert_eq!(server.s3.put("/bkt/fast", vec![b'x'; 4 << 20]).await.status, StatusCode::OK);
+    server.s3.call("DELETE", "/bkt/fast", &[], "").await;
+    nothing_left(&server, &state).await;
+}
+
+/// A client that sends all of its body before it reads learns all the same why it was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let world = world().await;
+    for (path, code) in [("/nowhere/k", "NoSuchBucket"), ("/bkt/k", "SignatureDoesNotMatch")] {
+        let mut stream = upload(&world.s3, path, 24 << 20).await;
+        if code == "SignatureDoesNotMatch" {
+            stream = TcpStream::connect(world.s3.address).await.unwrap();
+            let request = world.s3.signed_as("PUT", "/bkt/other", &[], Bytes::new(), Payload::Unsigned);
+            let mut head = format!("PUT {path} HTTP/1.1\r\ncontent-length: {}\r\n", 24 << 20);
+            for (name, value) in request.headers() {
+                head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+            }
+            stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        }
+        stream.write_all(&vec![b'x'; 24 << 20]).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains(code), "{answer}");
+    }
 }

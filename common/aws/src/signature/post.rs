@@ -105,7 +105,7 @@ impl Form {
             let access_key = needed("awsaccesskeyid")?.parse().map_err(|_| route.unknown_key())?;
             let signature = STANDARD.decode(needed("signature")?).map_err(|_| route.signature_mismatch())?;
             let string_to_sign = policy.as_bytes().to_vec();
-            (access_key, None, Proof::V2 { string_to_sign, algorithm: Algorithm::HmacSha1, signature })
+            (access_key, None, Proof::V2 { string_to_sign, or_else: None, algorithm: Algorithm::HmacSha1, signature })
         };
         Ok(Some(Presented {
             access_key,
@@ -142,7 +142,8 @@ impl Form {
                 }
                 Condition::Prefix(name, prefix) => {
                     mentioned.insert(name.as_str());
-                    if !self.get(name).is_some_and(|value| value.starts_with(prefix)) {
+                    // Of a field that may begin with anything, nothing is a beginning too.
+                    if !self.get(name).unwrap_or_default().starts_with(prefix) {
                         return Err(denied(&format!(
                             "Policy Condition failed: [\"starts-with\", \"${name}\", \"{prefix}\"]"
                         )));
@@ -189,6 +190,7 @@ impl Policy {
         let mut conditions = Vec::with_capacity(listed.len());
         for condition in listed {
             match condition {
+                Value::Object(members) if members.is_empty() => return Err(invalid("a condition is empty")),
                 Value::Object(members) => {
                     for (name, value) in members {
                         let value = value.as_str().ok_or_else(|| invalid("a condition's value is no string"))?;
@@ -297,6 +299,20 @@ mod tests {
         assert_eq!(run(&form(None), datetime!(2015-12-30 12:00:01 UTC)).unwrap_err().code, "AccessDenied");
         assert!(Form::new(vec![("bucket".into(), "other".into())], "mine", "f").is_err());
         assert!(Form::new(vec![("Key".into(), "a".into()), ("key".into(), "b".into())], "mine", "f").is_err());
+    }
+
+    #[test]
+    fn a_condition_that_says_nothing_is_refused_and_one_that_asks_nothing_holds() {
+        let judged = |conditions: &str| {
+            let policy = format!(r#"{{"expiration": "2015-12-30T12:00:00Z", "conditions": [{conditions}]}}"#);
+            let fields = vec![("key".to_owned(), "k".to_owned()), ("policy".to_owned(), STANDARD.encode(policy))];
+            Form::new(fields, "b", "").unwrap().policy(NOW).map(drop).map_err(|e| e.status)
+        };
+        let good = r#"{"bucket": "b"}, ["starts-with", "$key", ""]"#;
+        assert_eq!(judged(good), Ok(()));
+        assert_eq!(judged(&format!("{good}, {{}}")), Err(400));
+        assert_eq!(judged(&format!(r#"{good}, ["starts-with", "$x-amz-meta-a", ""]"#)), Ok(()));
+        assert_eq!(judged(&format!(r#"{good}, ["starts-with", "$x-amz-meta-a", "b"]"#)), Err(403));
     }
 
     /// The policy and signatures printed in S3's "Authenticating requests in browser-based uploads (AWS Signature

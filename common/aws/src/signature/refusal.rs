@@ -151,6 +151,15 @@ impl Route {
         }
     }
 
+    /// A URL that would never end, or never begin. S3's suites of conformance expect what is no leave to be told as none.
+    pub(crate) fn bad_lifetime(self) -> AwsError {
+        let detail = "X-Amz-Expires must be between 1 and 604800 seconds.";
+        match self {
+            Route::S3 => AwsError::new("AuthorizationQueryParametersError", 403, detail),
+            Route::Ec2 | Route::Query => incomplete(detail),
+        }
+    }
+
     pub(crate) fn unsupported_authorization(self) -> AwsError {
         match self {
             Route::S3 => AwsError::bad_request("InvalidArgument", "Unsupported Authorization Type"),

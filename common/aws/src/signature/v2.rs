@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use time::OffsetDateTime;
+use time::{OffsetDateTime, macros::datetime};
 
 use super::canonical::{Query, join_sorted};
 use super::v4::{parse_basic_date, parse_mail_date, single};
@@ -56,6 +56,9 @@ const SUB_RESOURCES: [&str; 35] = [
     "versions",
     "website",
 ];
+
+/// The last second there is.
+const THE_END: OffsetDateTime = datetime!(9999-12-31 23:59:59 UTC);
 
 /// Sub-resources younger than the scheme, which it does not sign: whoever holds a URL could add one to it.
 const UNSIGNED_SUB_RESOURCES: [&str; 8] = [
@@ -132,7 +135,7 @@ pub(super) fn from_query(
         payload: Payload::Unsigned,
         signed_at,
         clock,
-        proof: Proof::V2 { string_to_sign, algorithm, signature },
+        proof: Proof::V2 { string_to_sign, or_else: None, algorithm, signature },
     })
 }
 
@@ -156,6 +159,7 @@ pub(super) fn from_s3_header(
     let signed_at = parse_mail_date(when)
         .or_else(|| parse_basic_date(when))
         .or_else(|| parse_iso_date(when))
+        .filter(|signed_at| *signed_at >= OffsetDateTime::UNIX_EPOCH)
         .ok_or_else(|| route.bad_date())?;
     // With x-amz-date the line is empty: the date is signed among the x-amz- headers.
     let date_line = if amz_date.is_some() { "" } else { date.unwrap_or_default() };
@@ -192,9 +196,11 @@ pub(super) fn from_s3_url(
         })
     };
     let (access_key, signature, expires) = (get("AWSAccessKeyId")?, get("Signature")?, get("Expires")?);
-    let seconds = expires.bytes().all(|byte| byte.is_ascii_digit()).then(|| expires.parse().ok()).flatten();
+    let digits = !expires.is_empty() && expires.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = digits.then(|| expires.parse().unwrap_or(i64::MAX));
+    // Clients that mean "for ever" count farther than there are years.
     let signed_at = seconds
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .map(|seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(THE_END))
         .ok_or_else(|| AwsError::new("AccessDenied", 403, "Invalid date (should be seconds since epoch)"))?;
     s3(
         parts,
@@ -259,7 +265,16 @@ fn s3(
         text.push(b'\n');
     }
     push_amz_headers(&mut text, parts, query, presigned);
-    push_resource(&mut text, parts.uri.path(), parts.uri.query().unwrap_or_default(), rules.bucket_in_host, route)?;
+    let (path, raw_query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    // boto3 asks for `/bucket?acl` and signs `/bucket/?acl`, which is the same.
+    let or_else = if rules.bucket_in_host.is_none() && path.rfind('/') == Some(0) && path.len() > 1 {
+        let mut text = text.clone();
+        push_resource(&mut text, &format!("{path}/"), raw_query, None, route)?;
+        Some(text)
+    } else {
+        None
+    };
+    push_resource(&mut text, path, raw_query, rules.bucket_in_host, route)?;
     let payload = match single(parts, "x-amz-content-sha256") {
         Err(()) => return Err(route.malformed_header("x-amz-content-sha256 is given twice.")),
         Ok(None | Some("UNSIGNED-PAYLOAD")) => Payload::Unsigned,
@@ -281,7 +296,7 @@ fn s3(
         payload,
         signed_at: credentials.signed_at,
         clock: credentials.clock,
-        proof: Proof::V2 { string_to_sign: text, algorithm: Algorithm::HmacSha1, signature },
+        proof: Proof::V2 { string_to_sign: text, or_else, algorithm: Algorithm::HmacSha1, signature },
     })
 }
 

@@ -187,7 +187,7 @@ pub(super) fn from_url(parts: &http::request::Parts, query: &Query, route: Route
             .map(|seconds| Duration::seconds(i64::from(seconds)))
             .ok()
             .filter(|expires| *expires >= Duration::seconds(1) && *expires <= MAX_EXPIRES)
-            .ok_or_else(|| route.malformed_query("X-Amz-Expires must be between 1 and 604800 seconds."))?,
+            .ok_or_else(|| route.bad_lifetime())?,
     };
     let signed_headers = check_signed_headers(parts, needed("X-Amz-SignedHeaders")?, route)?;
     let in_header = single(parts, "x-amz-content-sha256")

@@ -232,7 +232,9 @@ pub async fn tell(
     let Some(configuration) = of_bucket(walrus, bucket).await? else { return Ok(()) };
     // What is in a cache for one page must not be shown to another.
     set(response, "vary", VARY)?;
-    if let Some(rule) = configuration.rule(origin, method.as_str(), &[]) {
+    // Who names the method it asks about means that one, also when it does not ask by OPTIONS.
+    let method = one(headers, header::ACCESS_CONTROL_REQUEST_METHOD).unwrap_or(method.as_str());
+    if let Some(rule) = configuration.rule(origin, method, &[]) {
         for (name, value) in rule.headers(origin, None) {
             set(response, name, &value)?;
         }

@@ -487,6 +487,7 @@ impl Delivery {
             query: Query::default(),
             headers: HeaderMap::from_iter([(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"))]),
             principal,
+            region: None,
             wire: Wire::default(),
             payload: Payload::spent(),
             request_id: String::new(),

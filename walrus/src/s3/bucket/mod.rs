@@ -175,7 +175,8 @@ pub async fn opened(walrus: &Walrus, call: &Call, action: Action) -> Result<Buck
     Ok(bucket)
 }
 
-/// AWS' rules for names; what breaks them could not be part of a host name.
+/// AWS' rules for names; what breaks them could not be part of a host name, whose labels neither begin nor end with a
+/// hyphen.
 fn check_name(name: &str) -> Result<(), Error> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
@@ -184,7 +185,7 @@ fn check_name(name: &str) -> Result<(), Error> {
         && bytes.iter().all(|b| plain(*b))
         && edge(bytes.first())
         && edge(bytes.last())
-        && !name.contains("..")
+        && !["..", ".-", "-."].iter().any(|pair| name.contains(pair))
         && name.parse::<std::net::Ipv4Addr>().is_err()
         && !["xn--", "sthree-"].iter().any(|prefix| name.starts_with(prefix))
         && !["-s3alias", "--ol-s3"].iter().any(|suffix| name.ends_with(suffix));
@@ -268,6 +269,18 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     xml("ListAllMyBucketsResult", &answer)
 }
 
+/// Clients that know of no regions sign for this one. Where it is meant, a bucket that is there already and is theirs is
+/// no error, as it has always been at AWS; everywhere else it is.
+const OLDEST_REGION: &str = "us-east-1";
+
+fn taken() -> Error {
+    refuse::coded(
+        "BucketAlreadyExists",
+        409,
+        "The requested bucket name is not available. The bucket namespace is shared by all users of the system. Please select a different name and try again.",
+    )
+}
+
 pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -287,6 +300,7 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     } else {
         document::parse(&body, "CreateBucketConfiguration", document::Limits::SMALL)?
     };
+    let anywhere = configuration.location_constraint.is_none() && call.region.as_deref() == Some(OLDEST_REGION);
     // Any region's name is taken: there is one, and clients have theirs built in.
     let location = configuration.location_constraint.filter(|l| !l.is_empty()).unwrap_or_else(|| walrus.region());
     if location.len() > 64 || !location.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
@@ -294,13 +308,17 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
     }
     let acl = acl::asked(walrus, call, &account.canonical_id, &account.canonical_id)?
         .unwrap_or_else(|| Acl::private(&account.canonical_id));
+    let ownership = ownership::asked(call)?;
+    if ownership == Some(Ownership::BucketOwnerEnforced) && acl != Acl::private(&account.canonical_id) {
+        return Err(ownership::lists_are_off());
+    }
     let text = acl::to_text(&acl, &account.canonical_id)?;
     // A lock is on a version, so a bucket with locks keeps them all.
     let (versioning, object_lock) = match locks {
         true => (Versioning::Enabled, object_lock::to_text(&LockDefault::default())?),
         false => (Versioning::Never, String::new()),
     };
-    let settings = Settings { ownership: ownership::asked(call)?, ..Settings::default() }.to_text()?;
+    let settings = Settings { ownership, ..Settings::default() }.to_text()?;
     let (name, now) = (call.target.bucket.clone(), call.now);
     let id = BucketId(i64::from(rand::random::<u32>()) << 31 | i64::from(rand::random::<u32>() >> 1));
     walrus
@@ -326,19 +344,18 @@ pub async fn create(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
                 return Ok(());
             }
             let there = find(tx, &name)?;
-            Err(if there.owner == account.canonical_id {
-                refuse::coded(
+            if there.owner != account.canonical_id {
+                return Err(taken());
+            }
+            match anywhere {
+                true if there.acl == acl && there.lock.is_some() == locks => Ok(()),
+                true => Err(taken()),
+                false => Err(refuse::coded(
                     "BucketAlreadyOwnedByYou",
                     409,
                     "Your previous request to create the named bucket succeeded and you already own it.",
-                )
-            } else {
-                refuse::coded(
-                    "BucketAlreadyExists",
-                    409,
-                    "The requested bucket name is not available. The bucket namespace is shared by all users of the system. Please select a different name and try again.",
-                )
-            })
+                )),
+            }
         })
         .await?;
     let mut response = done(StatusCode::OK);
@@ -378,7 +395,7 @@ pub async fn delete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
 pub async fn location(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let bucket = opened(walrus, call, Action::GetBucketLocation).await?;
     // The oldest region has no name here, by the manual.
-    let location = if bucket.location == "us-east-1" { "" } else { &bucket.location };
+    let location = if bucket.location == OLDEST_REGION { "" } else { &bucket.location };
     Ok(xml_text(document::render_text("LocationConstraint", location)))
 }
 
@@ -390,7 +407,7 @@ pub async fn get_acl(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>,
 pub async fn put_acl(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let bucket = opened(walrus, call, Action::PutBucketAcl).await?;
     let acl = acl::from_request(walrus, call, &bucket.owner, &bucket.owner).await?;
-    ownership::check_acl(&bucket, &acl, &bucket.owner)?;
+    ownership::check_acl(&bucket, &acl)?;
     let (id, text) = (bucket.id, acl::to_text(&acl, &bucket.owner)?);
     let changed = walrus
         .store
@@ -421,9 +438,21 @@ mod tests {
         for good in ["abc", "a.b-c", "123", "my-bucket.example", &"a".repeat(63)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in
-            ["ab", "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.0.1", "xn--a", "b-s3alias", "é12", &"a".repeat(64)]
-        {
+        for bad in [
+            "ab",
+            "Abc",
+            "a_b",
+            "-ab",
+            "ab-",
+            "a..b",
+            "a.-b",
+            "a-.b",
+            "192.168.0.1",
+            "xn--a",
+            "b-s3alias",
+            "é12",
+            &"a".repeat(64),
+        ] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

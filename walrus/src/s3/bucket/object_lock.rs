@@ -101,7 +101,14 @@ fn rule(asked: DefaultRetention) -> Result<Rule, Error> {
             &n.to_string(),
             &format!("Default retention period too large: {what} must be at most {most}."),
         )),
-        _ => Err(refuse::argument(what, &n.to_string(), "Default retention period must be a positive integer value.")),
+        _ => Err(Error::Refused(
+            AwsError::bad_request(
+                "InvalidRetentionPeriod",
+                "Default retention period must be a positive integer value.",
+            )
+            .with_field("ArgumentName", what)
+            .with_field("ArgumentValue", n.to_string()),
+        )),
     };
     let period = match (asked.days, asked.years) {
         (Some(days), None) => Period::Days(positive(days, "Days", 36_500)?),
@@ -184,7 +191,8 @@ mod tests {
         assert_eq!(try_rule("governance", Some(1), None), Err("MalformedXML".into()));
         assert_eq!(try_rule("GOVERNANCE", Some(1), Some(1)), Err("MalformedXML".into()));
         assert_eq!(try_rule("GOVERNANCE", None, None), Err("MalformedXML".into()));
-        assert_eq!(try_rule("GOVERNANCE", Some(0), None), Err("InvalidArgument".into()));
+        assert_eq!(try_rule("GOVERNANCE", Some(0), None), Err("InvalidRetentionPeriod".into()));
+        assert_eq!(try_rule("GOVERNANCE", None, Some(-1)), Err("InvalidRetentionPeriod".into()));
         assert_eq!(try_rule("GOVERNANCE", None, Some(101)), Err("InvalidArgument".into()));
     }
 }

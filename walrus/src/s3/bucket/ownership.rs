@@ -48,11 +48,7 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     let [Rule { object_ownership }] = controls.rules[..] else { return Err(refuse::malformed_xml()) };
     // What a list gives to others would be gone without a word.
     if object_ownership == Ownership::BucketOwnerEnforced && bucket.acl != Acl::private(&bucket.owner) {
-        return Err(refuse::coded(
-            "InvalidBucketAclWithObjectOwnership",
-            400,
-            "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
-        ));
+        return Err(lists_are_off());
     }
     update(walrus, bucket, move |settings| settings.ownership = Some(object_ownership)).await?;
     Ok(done(StatusCode::OK))
@@ -75,16 +71,36 @@ pub fn asked(call: &Call) -> Result<Option<Ownership>, Error> {
     }
 }
 
-/// Whether a list may be set at all: not where lists are off (unless it says what is so anyway), and none that lets in
-/// the public where that is blocked.
-pub fn check_acl(bucket: &Bucket, acl: &Acl, owner: &str) -> Result<(), Error> {
-    let settings = &bucket.settings;
-    let harmless = *acl == Acl::private(&bucket.owner)
-        || Acl::canned("bucket-owner-full-control", owner, &bucket.owner).as_ref() == Some(acl);
-    if settings.ownership == Some(Ownership::BucketOwnerEnforced) && !harmless {
+/// A bucket cannot have lists and rule them out.
+pub fn lists_are_off() -> Error {
+    refuse::coded(
+        "InvalidBucketAclWithObjectOwnership",
+        400,
+        "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+    )
+}
+
+/// Whether a list may take the place of another: never where lists are off, and none that lets in the public where that
+/// is blocked.
+pub fn check_acl(bucket: &Bucket, acl: &Acl) -> Result<(), Error> {
+    if bucket.settings.ownership == Some(Ownership::BucketOwnerEnforced) {
         return Err(refuse::coded("AccessControlListNotSupported", 400, "The bucket does not allow ACLs"));
     }
-    if acl.is_public() && settings.block.is_some_and(|block| block.block_public_acls) {
+    check_public(bucket, acl)
+}
+
+/// Whether what is put may come with this list. Where lists are off, it may say only what is so anyway, and by no other
+/// words than those for it.
+pub fn check_acl_of_new(call: &Call, bucket: &Bucket, acl: &Acl) -> Result<(), Error> {
+    let harmless = match call.header("x-amz-acl")? {
+        Some(canned) => canned == "bucket-owner-full-control",
+        None => *acl == Acl::private(&bucket.owner),
+    };
+    if harmless { check_public(bucket, acl) } else { check_acl(bucket, acl) }
+}
+
+fn check_public(bucket: &Bucket, acl: &Acl) -> Result<(), Error> {
+    if acl.is_public() && bucket.settings.block.is_some_and(|block| block.block_public_acls) {
         return Err(refuse::access_denied());
     }
     Ok(())

@@ -2,11 +2,14 @@
 
 use http::{HeaderValue, Response, StatusCode, header};
 use mallee_aws::AwsError;
-use mallee_policy::{Listed, Policy, Statement, account_of, covers};
+use mallee_policy::{Effect, Listed, Policy, Statement, account_of, covers};
 use mallee_service::{Body, body};
 use serde::Serialize;
 
-use super::{Bucket, opened, settings::update};
+use super::{
+    Bucket, opened,
+    settings::{Ownership, update},
+};
 use crate::{
     Error, Walrus,
     access::{Action, Kind},
@@ -69,8 +72,10 @@ pub async fn status(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, 
         is_public: bool,
     }
     let bucket = opened(walrus, call, Action::GetBucketPolicyStatus).await?;
-    let policy = bucket.policy.as_ref().ok_or_else(|| none(&bucket))?;
-    xml("PolicyStatus", &Status { is_public: policy.is_public() })
+    // Without a policy there is still the list, and the question is the same.
+    let by_policy = bucket.policy.as_ref().is_some_and(|policy| policy.is_public());
+    let lists_count = bucket.settings.ownership != Some(Ownership::BucketOwnerEnforced);
+    xml("PolicyStatus", &Status { is_public: by_policy || lists_count && bucket.acl.is_public() })
 }
 
 /// What S3 asks of a policy beyond the grammar: it is about this bucket, and about what can be done to it.
@@ -90,6 +95,9 @@ fn check(policy: &Policy, bucket: &str, holders: &Holders) -> Result<(), Error> 
 
 fn check_principals(statement: &Statement, holders: &Holders) -> Result<(), Error> {
     let invalid = || malformed("Invalid principal in policy");
+    if statement.effect == Effect::Allow && matches!(statement.principal, Some(Listed::AllBut(_))) {
+        return Err(malformed("Allow with NotPrincipal is not allowed."));
+    }
     let list = statement.principal.as_ref().ok_or_else(|| malformed("Missing required field Principal"))?.list();
     for (kind, name) in list.names() {
         let known = match kind {
@@ -120,19 +128,30 @@ fn check_resources(statement: &Statement, bucket: &str) -> Result<Vec<Kind>, Err
     let resources = statement.resources.as_ref().ok_or_else(|| malformed("Missing required field Resource"))?;
     let mut kinds = Vec::new();
     for resource in resources.list() {
-        let rest = resource.strip_prefix("arn:aws:s3:::").and_then(|rest| rest.strip_prefix(bucket));
-        kinds.extend(match rest {
-            Some("") => [Kind::Bucket; 2],
-            Some(rest) if rest.starts_with('/') => [Kind::Object; 2],
-            // `bucket*`: the bucket, and what is in it.
-            Some(rest) if rest.starts_with('*') => [Kind::Bucket, Kind::Object],
-            _ => return Err(malformed("Policy has invalid resource")),
-        });
+        let found = resource.strip_prefix("arn:aws:s3:::").map(|pattern| kinds_meant(pattern, bucket));
+        let found = found.filter(|found| !found.is_empty());
+        kinds.extend(found.ok_or_else(|| malformed("Policy has invalid resource"))?);
     }
     Ok(match resources {
         Listed::These(_) => kinds,
         Listed::AllBut(_) => vec![Kind::Bucket, Kind::Object],
     })
+}
+
+/// What of this bucket a resource may mean: itself, what is in it, both (`bucket*`), or nothing.
+fn kinds_meant(pattern: &str, bucket: &str) -> Vec<Kind> {
+    let (name, key) = pattern.split_once('/').map_or((pattern, None), |(name, key)| (name, Some(key)));
+    // A `*` in the name may also stand for the slash and more.
+    let runs_on = name.split_once('*').is_some_and(|(stem, _)| format!("{bucket}/").starts_with(stem));
+    let fits = covers(name, bucket);
+    let mut kinds = Vec::new();
+    if fits && key.is_none() {
+        kinds.push(Kind::Bucket);
+    }
+    if runs_on || fits && key.is_some() {
+        kinds.push(Kind::Object);
+    }
+    kinds
 }
 
 fn check_actions(statement: &Statement, kinds: &[Kind]) -> Result<(), Error> {
@@ -250,6 +269,15 @@ mod tests {
             ("arn:aws:s3:::bkt/*", "arn:aws:s3:::bkt*", None),
             ("arn:aws:s3:::bkt/*", "arn:aws:s3:::bkt2/*", Some("Policy has invalid resource")),
             ("arn:aws:s3:::bkt/*", "*", Some("Policy has invalid resource")),
+            ("arn:aws:s3:::bkt/*", "arn:aws:s3:::*", None),
+            ("arn:aws:s3:::bkt/*", "arn:aws:s3:::*/*", None),
+            ("arn:aws:s3:::bkt/*", "arn:aws:s3:::b?t/x", None),
+            ("arn:aws:s3:::bkt/*", "arn:aws:s3:::c*", Some("Policy has invalid resource")),
+            (
+                r#""Principal":"*""#,
+                r#""NotPrincipal":{"AWS":"000000000001"}"#,
+                Some("Allow with NotPrincipal is not allowed."),
+            ),
             (r#""*""#, r#"{"AWS":"000000000001"}"#, None),
             (r#""*""#, r#"{"AWS":"arn:aws:iam::000000000001:user/x"}"#, None),
             (r#""*""#, r#"{"AWS":"000000000002"}"#, Some("Invalid principal in policy")),

@@ -6,19 +6,34 @@ use mallee_aws::document;
 use mallee_service::Body;
 use serde::{Deserialize, Serialize};
 
-use super::{opened, settings::update};
+use super::{find, opened, settings::update};
 use crate::{
     Error, Walrus,
     access::Action,
     call::Call,
     error::refuse,
-    s3::{done, xml},
+    s3::{done, set, xml},
 };
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Configuration {
     payer: String,
+}
+
+/// Tells who said they would pay that they did, as clients wait to hear.
+pub async fn tell(walrus: &Walrus, call: &Call, response: &mut Response<Body>) -> Result<(), Error> {
+    if call.header("x-amz-request-payer")? != Some("requester") || call.target.bucket.is_empty() {
+        return Ok(());
+    }
+    let name = call.target.bucket.clone();
+    match walrus.store.read("find a bucket", move |tx| find(tx, &name)).await {
+        Ok(bucket) if bucket.settings.requester_pays && !call.principal.is(&bucket.owner) => {
+            set(response, "x-amz-request-charged", "requester")
+        }
+        Ok(_) | Err(Error::Refused(_)) => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {

@@ -330,6 +330,7 @@ fn asking(visit: &Visit<'_>, method: Method, key: &str) -> Call {
         query,
         headers,
         principal: principal.with_context(context),
+        region: None,
         wire: visit.wire,
         payload: Payload::spent(),
         request_id: visit.request_id.into(),

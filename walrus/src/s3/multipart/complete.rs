@@ -23,7 +23,7 @@ use crate::{
         },
         condition::Conditions,
         encryption,
-        object::{Object, VersionId, from_json, put::conflict, show_version, version::replace, writable},
+        object::{Object, VersionId, from_json, put::conflict, show_new_version, version::replace, writable},
         quoted, set, xml,
     },
 };
@@ -40,7 +40,7 @@ struct Complete {
 }
 
 /// A part as the client lists it.
-#[derive(Deserialize, Clone)]
+#[derive(Deserialize, Clone, Default)]
 struct Listed {
     #[serde(rename = "PartNumber")]
     number: u32,
@@ -75,6 +75,30 @@ impl Listed {
         etag.eq_ignore_ascii_case(&part.etag)
             && checksum.is_none_or(|c| self.checksum(c.algorithm).is_none_or(|given| given == c.value))
     }
+
+    /// What the client says of the part's checksum must fit the upload: of its algorithm, one, and where the object's is
+    /// made of those of the parts, never missing.
+    fn check(&self, upload: &Upload) -> Result<(), Error> {
+        let mut given = Algorithm::ALL.into_iter().filter_map(|algorithm| Some((algorithm, self.checksum(algorithm)?)));
+        let (first, second) = (given.next(), given.next());
+        if second.is_some() || first.is_some_and(|(algorithm, text)| algorithm.parse(text).is_none()) {
+            return Err(refuse::argument("Checksum", "", "Invalid Base64 or multiple checksums present in request"));
+        }
+        let name = |algorithm: Algorithm| algorithm.name().to_lowercase();
+        match (upload.algorithm, first) {
+            (Some(wanted), Some((sent, _))) if wanted != sent => Err(refuse::bad_digest(format!(
+                "The {} you specified for part {} did not match what we received.",
+                name(sent),
+                self.number
+            ))),
+            (Some(wanted), None) if upload.kind == Kind::Composite => Err(refuse::request(format!(
+                "The upload was created using a {} checksum. The complete request must include the checksum for each part. It was missing for part {} in the request.",
+                name(wanted),
+                self.number
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the client expects of the whole.
@@ -90,12 +114,22 @@ impl Expected {
     fn of(call: &Call) -> Result<Self, Error> {
         let mut checksum = None;
         for algorithm in Algorithm::ALL {
-            if let Some(text) = call.header(algorithm.header())? {
-                checksum = Some((algorithm, text.to_owned()));
+            let Some(text) = call.header(algorithm.header())? else { continue };
+            if checksum.is_some() {
+                return Err(refuse::several_checksums());
             }
+            if algorithm.parse(bare(text)).is_none() {
+                return Err(refuse::wrong_checksum(algorithm.name()));
+            }
+            checksum = Some((algorithm, text.to_owned()));
         }
         let size = match call.header("x-amz-mp-object-size")? {
             None => None,
+            Some(text) if text.starts_with('-') => {
+                return Err(refuse::request(format!(
+                    "Value for x-amz-mp-object-size header is less than zero: '{text}'"
+                )));
+            }
             Some(text) => {
                 Some(text.parse().map_err(|_| refuse::request("Value for x-amz-mp-object-size header is invalid."))?)
             }
@@ -103,6 +137,11 @@ impl Expected {
         let kind = call.header("x-amz-checksum-type")?.map(str::to_owned);
         Ok(Self { size, checksum, kind, conditions: Conditions::of(call, "")? })
     }
+}
+
+/// The checksum without `-N`, which not every client sends.
+fn bare(text: &str) -> &str {
+    text.rsplit_once('-').filter(|(_, n)| n.parse::<u32>().is_ok()).map_or(text, |(bare, _)| bare)
 }
 
 pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
@@ -128,8 +167,14 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
     }
     let body = call.document(document::Limits::LARGE.bytes).await?;
     let asked: Complete = document::parse(&body, "CompleteMultipartUpload", document::Limits::LARGE)?;
-    if asked.parts.is_empty() || asked.parts.len() > MOST_PARTS as usize {
+    if asked.parts.is_empty() {
+        return Err(refuse::request("You must specify at least one part"));
+    }
+    if asked.parts.len() > MOST_PARTS as usize {
         return Err(refuse::malformed_xml());
+    }
+    if asked.parts.iter().any(|part| part.number < 1) {
+        return Err(refuse::argument("PartNumber", "0", "PartNumber must be >= 1"));
     }
     if asked.parts.windows(2).any(|two| two[0].number >= two[1].number) {
         return Err(refuse::coded(
@@ -161,7 +206,7 @@ pub async fn complete(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>
     };
     let mut response = xml("CompleteMultipartUploadResult", &answer)?;
     set(&mut response, "cache-control", "no-cache")?;
-    show_version(&mut response, versioning, &VersionId::parse(&version)?)?;
+    show_new_version(&mut response, versioning, &VersionId::parse(&version)?)?;
     if sealed {
         set(&mut response, "x-amz-server-side-encryption", "AES256")?;
     }
@@ -184,6 +229,7 @@ fn once(
     if upload.completed.is_some() {
         return Ok((replayed(&upload, listed)?, bucket.versioning));
     }
+    listed.iter().try_for_each(|part| part.check(&upload))?;
     let uploaded = parts(tx, &upload.id)?;
     let chosen = choose(&uploaded, listed)?;
     let size: u64 = chosen.iter().map(|part| part.size).sum();
@@ -194,23 +240,22 @@ fn once(
             "Your proposed upload exceeds the maximum allowed object size.",
         ));
     }
-    if expected.size.is_some_and(|expected| expected != size) {
-        return Err(refuse::request("The provided 'x-amz-mp-object-size' header does not match what was computed."));
+    if let Some(expected) = expected.size.filter(|expected| *expected != size) {
+        return Err(refuse::request(format!(
+            "The provided 'x-amz-mp-object-size' header value {expected} does not match what was computed: {size}"
+        )));
     }
     if expected.kind.as_ref().is_some_and(|kind| kind != upload.kind.name()) {
         return Err(refuse::request(format!(
-            "The upload was created using the {} checksum type. The complete request must use the same checksum type.",
+            "The upload was created using the {} checksum mode. The complete request must use the same checksum mode.",
             upload.kind.name()
         )));
     }
     let (etag, checksum) = (etag(&chosen)?, checksum(&upload, &chosen));
     if let Some((algorithm, text)) = &expected.checksum {
-        let same = checksum.as_ref().is_some_and(|c| c.algorithm == *algorithm && c.value == *text);
-        if !same {
-            return Err(refuse::bad_digest(format!(
-                "The {} you specified did not match the calculated checksum.",
-                algorithm.name()
-            )));
+        let fits = |c: &Checksum| c.algorithm == *algorithm && (c.value == *text || bare(&c.value) == text);
+        if !checksum.as_ref().is_some_and(fits) {
+            return Err(refuse::wrong_checksum(algorithm.name()));
         }
     }
     let mut object = Object {
@@ -350,6 +395,53 @@ fn checksum(upload: &Upload, parts: &[&Part]) -> Option<Checksum> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob::BlobId;
+
+    #[test]
+    fn a_listed_part_must_bring_the_checksum_its_upload_is_made_of() {
+        let upload = |algorithm, kind| Upload {
+            id: BlobId::new(1),
+            bucket: crate::s3::bucket::BucketId(1),
+            key: String::new(),
+            created: 0,
+            initiator: String::new(),
+            owner: String::new(),
+            storage_class: String::new(),
+            algorithm,
+            kind,
+            headers: String::new(),
+            tags: String::new(),
+            acl: String::new(),
+            completed: None,
+            result: String::new(),
+            lock: String::new(),
+            seal: None,
+        };
+        let (crc, sha) = (Some("AAAAAA==".to_owned()), Some("2jmj7l5rSw0yVb/vlWAYkK/YBwk=".to_owned()));
+        let part = |crc32: &Option<String>, sha1: &Option<String>| Listed {
+            number: 1,
+            crc32: crc32.clone(),
+            sha1: sha1.clone(),
+            ..Listed::default()
+        };
+        let broken = Some("AAA".to_owned());
+        let (composite, full) = (Kind::Composite, Kind::FullObject);
+        let table = [
+            (Some(Algorithm::Crc32), composite, part(&crc, &None), None),
+            (Some(Algorithm::Crc32), composite, part(&None, &None), Some("InvalidRequest")),
+            (Some(Algorithm::Crc32), full, part(&None, &None), None),
+            (Some(Algorithm::Crc32), full, part(&None, &sha), Some("BadDigest")),
+            (Some(Algorithm::Crc32), composite, part(&crc, &sha), Some("InvalidArgument")),
+            (Some(Algorithm::Crc32), composite, part(&broken, &None), Some("InvalidArgument")),
+            (None, full, part(&None, &None), None),
+            (None, full, part(&crc, &None), None),
+        ];
+        for (at, (algorithm, kind, listed, expected)) in table.into_iter().enumerate() {
+            let code = listed.check(&upload(algorithm, kind)).err().map(|e| e.told().code.into_owned());
+            assert_eq!(code.as_deref(), expected, "row {at}");
+        }
+        assert_eq!((bare("AAAAAA==-12"), bare("AAAAAA=="), bare("A-B")), ("AAAAAA==", "AAAAAA==", "A-B"));
+    }
 
     #[test]
     fn the_etag_is_that_of_the_manual() {

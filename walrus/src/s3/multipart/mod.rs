@@ -270,10 +270,15 @@ fn checksum_asked(call: &Call) -> Result<(Option<Algorithm>, Kind), Error> {
     let kind = match (call.header("x-amz-checksum-type")?, algorithm) {
         (None, None | Some(Algorithm::Crc64Nvme)) => Kind::FullObject,
         (None, Some(_)) => Kind::Composite,
-        (Some("FULL_OBJECT"), algorithm) if algorithm.is_none_or(joinable) => Kind::FullObject,
+        (Some("FULL_OBJECT"), Some(algorithm)) if joinable(algorithm) => Kind::FullObject,
         (Some("COMPOSITE"), Some(algorithm)) if algorithm != Algorithm::Crc64Nvme => Kind::Composite,
-        (Some(kind @ ("FULL_OBJECT" | "COMPOSITE")), algorithm) => {
-            let algorithm = algorithm.map_or("null", Algorithm::name).to_lowercase();
+        (Some("FULL_OBJECT" | "COMPOSITE"), None) => {
+            return Err(refuse::request(
+                "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+            ));
+        }
+        (Some(kind @ ("FULL_OBJECT" | "COMPOSITE")), Some(algorithm)) => {
+            let algorithm = algorithm.name().to_lowercase();
             return Err(refuse::request(format!(
                 "The {kind} checksum type cannot be used with the {algorithm} checksum algorithm."
             )));

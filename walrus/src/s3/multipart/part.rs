@@ -131,10 +131,10 @@ pub async fn upload_part_copy(walrus: &Walrus, call: &mut Call) -> Result<Respon
             // Here AWS cuts nothing off: the range must be whole and inside.
             (Ranged::Part(span), Some(last)) if last < object.size => span,
             (Ranged::Part(_) | Ranged::Unsatisfiable, Some(_)) => {
-                return Err(refuse::argument(
-                    "x-amz-copy-source-range",
-                    text,
-                    &format!("Range specified is not valid for source object of size: {}", object.size),
+                return Err(refuse::coded(
+                    "InvalidRange",
+                    416,
+                    format!("Range specified is not valid for source object of size: {}", object.size),
                 ));
             }
             _ => {

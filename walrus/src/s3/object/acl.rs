@@ -43,7 +43,7 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let (bucket, object) = found(walrus, call, Action::PutObjectAcl).await?;
     let acl = acl::from_request(walrus, call, &object.owner, &bucket.owner).await?;
-    ownership::check_acl(&bucket, &acl, &object.owner)?;
+    ownership::check_acl(&bucket, &acl)?;
     let (owner, text) = (object.owner.clone(), acl::to_text(&acl, &object.owner)?);
     let (cause, told) = (Cause::of(walrus, call, "s3:ObjectAcl:Put"), bucket.clone());
     let changed = walrus

@@ -11,7 +11,7 @@ use super::{
     lock::{self, Lock},
     meta, opened,
     put::{LARGEST, acl_of_new, check_also, conflict, etag, owner_of_new},
-    show_version,
+    show_new_version,
     version::replace,
     writable,
 };
@@ -170,7 +170,7 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         &Copied { last_modified: iso_time(object.modified), etag: quoted(&object.etag), checksum },
     )?;
     wish.show(&mut response)?;
-    show_version(&mut response, versioning, &object.version)?;
+    show_new_version(&mut response, versioning, &object.version)?;
     if seen.versioning != Versioning::Never || !seen.version.is_null() {
         set(&mut response, "x-amz-copy-source-version-id", seen.version.as_str())?;
     }

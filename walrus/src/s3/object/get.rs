@@ -18,7 +18,7 @@ use crate::{
         bucket::{self, Bucket, lifecycle},
         condition::{Conditions, Verdict},
         done,
-        encryption::Keys,
+        encryption::{self, Keys},
         http_time,
         multipart::{self, Part},
         quoted,
@@ -94,6 +94,7 @@ pub async fn get(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
 }
 
 fn refuse_reading(call: &Call) -> Result<(), Error> {
+    encryption::refuse_on_read(call)?;
     let overrides = call.query.iter().any(|(name, _)| OVERRIDES.iter().any(|(known, _)| *known == name));
     if overrides && call.principal.is_anonymous() {
         return Err(refuse::request("Request specific response headers cannot be used for anonymous GET requests."));
@@ -249,7 +250,7 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         #[serde(rename = "ETag", skip_serializing_if = "Option::is_none")]
         etag: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        checksum: Option<std::collections::BTreeMap<String, String>>,
+        checksum: Option<Checksums>,
         #[serde(skip_serializing_if = "Option::is_none")]
         object_parts: Option<ObjectParts>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -268,10 +269,16 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         is_truncated: bool,
         part: Vec<PartOut>,
     }
+    /// `ChecksumCRC32` and its like, by name.
+    #[derive(Serialize, Default)]
+    struct Checksums {
+        #[serde(flatten)]
+        by_name: std::collections::BTreeMap<String, String>,
+    }
     #[derive(Serialize)]
     struct PartOut {
         #[serde(flatten)]
-        checksum: std::collections::BTreeMap<String, String>,
+        checksum: Checksums,
         #[serde(rename = "PartNumber")]
         part_number: u32,
         #[serde(rename = "Size")]
@@ -288,7 +295,12 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         .map(|name| name.trim().to_owned())
         .collect();
     let known = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
-    if wanted.is_empty() || wanted.iter().any(|name| !known.contains(&name.as_str())) {
+    if wanted.iter().all(String::is_empty) {
+        return Err(refuse::request(
+            "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
+        ));
+    }
+    if wanted.iter().any(|name| !known.contains(&name.as_str())) {
         return Err(refuse::argument(
             "x-amz-object-attributes",
             &wanted.join(","),
@@ -307,8 +319,8 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
         open(walrus, &call.principal, Action::GetObjectAttributes, wanted, keys, WithBytes::Yes).await?;
     bucket::check_expected_owner(call, &bucket)?;
     let parts = reading.map(|reading| reading.parts).unwrap_or_default();
-    let one_checksum = |algorithm: &str, value: &str| {
-        std::collections::BTreeMap::from([(format!("Checksum{algorithm}"), value.to_owned())])
+    let one_checksum = |algorithm: &str, value: &str| Checksums {
+        by_name: [(format!("Checksum{algorithm}"), value.to_owned())].into(),
     };
     let object_parts = (wants("ObjectParts") && !parts.is_empty()).then(|| {
         let shown: Vec<PartOut> = parts
@@ -339,7 +351,7 @@ pub async fn attributes(walrus: &Walrus, call: &mut Call) -> Result<Response<Bod
     });
     let checksum = object.checksum.as_ref().filter(|_| wants("Checksum")).map(|checksum| {
         let mut shown = one_checksum(checksum.algorithm.name(), &checksum.value);
-        shown.insert("ChecksumType".into(), checksum.kind.name().into());
+        shown.by_name.insert("ChecksumType".into(), checksum.kind.name().into());
         shown
     });
     let mut response = xml(

@@ -201,7 +201,6 @@ impl Encoding {
                 b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' | b'*' => {
                     out.push(byte.into())
                 }
-                b' ' => out.push('+'),
                 byte => out.push_str(&format!("%{byte:02X}")),
             }
         }
@@ -330,8 +329,8 @@ pub async fn v1(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Erro
     let marker = call.query.get("marker").unwrap_or_default().to_owned();
     let (mut answer, next, _) = listed(walrus, call, marker.clone(), true).await?;
     answer.marker = Some(encoding.write(&marker));
-    // AWS gives it only with a delimiter; some clients without one read it too, and the last key is the same.
-    answer.next_marker = next.map(|next| encoding.write(&next));
+    // Without a delimiter the last key says where to go on.
+    answer.next_marker = next.filter(|_| answer.delimiter.is_some()).map(|next| encoding.write(&next));
     xml("ListBucketResult", &answer)
 }
 
@@ -342,11 +341,12 @@ pub async fn v2(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Erro
     // The token is the last thing shown, which the client has been told anyway: there is nothing to protect in it.
     let after = match &token {
         None => start_after.clone().unwrap_or_default(),
+        Some(token) if token.is_empty() => start_after.clone().unwrap_or_default(),
         Some(token) => URL_SAFE_NO_PAD
             .decode(token)
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
-            .filter(|text| !token.is_empty() && !text.contains('\0'))
+            .filter(|text| !text.contains('\0'))
             .ok_or_else(|| {
                 refuse::argument("continuation-token", token, "The continuation token provided is incorrect")
             })?,
@@ -432,8 +432,9 @@ mod tests {
     }
 
     #[test]
-    fn urls_in_listings_are_encoded_as_s3_does() {
+    fn keys_in_listings_are_encoded_so_that_every_client_decodes_them() {
+        // Some take `+` for a space, and some for itself.
         let encoding = Encoding { url: true };
-        assert_eq!(encoding.write("a b/ü+\r&"), "a+b/%C3%BC%2B%0D%26");
+        assert_eq!(encoding.write("a b/ü+\r&"), "a%20b/%C3%BC%2B%0D%26");
     }
 }

@@ -8,7 +8,7 @@ use mallee_store::{Tx, params};
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Object, VersionId, acl::found, to_json, version};
+use super::{Object, VersionId, acl::found, put::check_also, to_json, version};
 use crate::{
     Error, Walrus,
     access::{Action, allow},
@@ -81,9 +81,9 @@ impl Lock {
     fn check_change(&self, new: Option<Retention>, now: i64, bypass: Bypass) -> Result<(), Error> {
         let Some(there) = self.retention.filter(|there| there.until > now) else { return Ok(()) };
         let longer = new.is_some_and(|new| new.until >= there.until);
-        let same_or_stricter = new.is_some_and(|new| new.mode == there.mode || new.mode == Mode::Compliance);
+        let same = new.is_some_and(|new| new.mode == there.mode);
         match there.mode {
-            _ if longer && same_or_stricter => Ok(()),
+            _ if longer && same => Ok(()),
             Mode::Governance if bypass == Bypass::Yes => Ok(()),
             _ => Err(protected()),
         }
@@ -130,6 +130,13 @@ pub fn asked(call: &Call, bucket: &Bucket) -> Result<Lock, Error> {
             Ok(Lock::default())
         };
     };
+    // Who may put an object may not thereby say how long it stays.
+    if mode.is_some() || until.is_some() {
+        check_also(call, bucket, Action::PutObjectRetention)?;
+    }
+    if hold.is_some() {
+        check_also(call, bucket, Action::PutObjectLegalHold)?;
+    }
     let retention = match (mode, until) {
         (None, None) => default.retention(call.now),
         (Some(mode), Some(until)) => {
@@ -324,7 +331,8 @@ mod tests {
             (lock(Governance, 20), new(Governance, 15), Yes, true),
             (lock(Governance, 20), None, No, false),
             (lock(Governance, 20), None, Yes, true),
-            (lock(Governance, 20), new(Compliance, 20), No, true),
+            (lock(Governance, 20), new(Compliance, 20), No, false),
+            (lock(Governance, 20), new(Compliance, 20), Yes, true),
             (lock(Compliance, 20), new(Compliance, 30), No, true),
             (lock(Compliance, 20), new(Compliance, 19), Yes, false),
             (lock(Compliance, 20), new(Governance, 30), Yes, false),

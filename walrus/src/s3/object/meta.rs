@@ -64,12 +64,13 @@ pub fn headers(call: &Call) -> Result<Vec<(String, String)>, Error> {
 pub fn tidied(mut kept: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
     for (name, value) in &mut kept {
         if name == "content-encoding" {
-            let left: Vec<&str> = value
-                .split(',')
-                .map(str::trim)
-                .filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("aws-chunked"))
-                .collect();
-            *value = left.join(",");
+            let is_the_transports = |encoding: &str| encoding.eq_ignore_ascii_case("aws-chunked");
+            let listed: Vec<&str> = value.split(',').map(str::trim).filter(|e| !e.is_empty()).collect();
+            // What has nothing of the transport is left as it was written.
+            if listed.iter().any(|encoding| is_the_transports(encoding)) {
+                let left: Vec<&str> = listed.into_iter().filter(|encoding| !is_the_transports(encoding)).collect();
+                *value = left.join(",");
+            }
         }
         if http::HeaderValue::from_bytes(value.as_bytes()).is_err() {
             return Err(refuse::argument(name, "", "The value cannot be a header's."));
@@ -118,10 +119,10 @@ pub fn tags(call: &Call) -> Result<Vec<(String, String)>, Error> {
     checked_tags(params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
-/// AWS' rules for tags of objects.
-pub fn checked_tags(tags: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
+/// AWS' rules for tags of objects. They are kept and shown in the order of their keys.
+pub fn checked_tags(mut tags: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
     if tags.len() > 10 {
-        return Err(refuse::coded("BadRequest", 400, "Object tags cannot be greater than 10"));
+        return Err(refuse::coded("InvalidTag", 400, "Object tags cannot be greater than 10"));
     }
     for (at, (key, value)) in tags.iter().enumerate() {
         let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || " +-=._:/@".contains(c));
@@ -135,6 +136,7 @@ pub fn checked_tags(tags: Vec<(String, String)>) -> Result<Vec<(String, String)>
             return Err(refuse::coded("InvalidTag", 400, "Cannot provide multiple Tags with the same key"));
         }
     }
+    tags.sort_unstable();
     Ok(tags)
 }
 
@@ -152,6 +154,8 @@ mod tests {
         assert_eq!(tidy("aws-chunked,gzip"), Some("gzip".into()));
         assert_eq!(tidy("gzip, AWS-chunked"), Some("gzip".into()));
         assert_eq!(tidy("gzip"), Some("gzip".into()));
+        assert_eq!(tidy("deflate, gzip"), Some("deflate, gzip".into()));
+        assert_eq!(tidy("aws-chunked, aws-chunked"), None);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use lock::Lock;
 
 use super::{
     bucket::{self, Bucket, Versioning, settings::Encryption},
+    condition::Facts,
     encryption::{Seal, Wish},
     set,
 };
@@ -118,6 +119,11 @@ impl Object {
     /// What access to it depends on.
     pub fn access(&self) -> ObjectAccess<'_> {
         ObjectAccess { owner: &self.owner, acl: &self.acl, tags: &self.tags }
+    }
+
+    /// What its deletion is judged by.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts { etag: &self.etag, modified: self.modified_seconds(), size: self.size }
     }
 
     /// In whole seconds, as conditions compare it.
@@ -297,6 +303,14 @@ fn let_go(tx: &mut Tx<'_>, content: &BlobId, place: Place, now: i64) -> Result<(
         |row| row.get::<i64>(0),
     )?;
     if elsewhere.is_empty() { blob::forget(tx, content, place, now) } else { Ok(()) }
+}
+
+/// Names the version a write has made, where it has made one: that is not so while versioning is suspended.
+pub fn show_new_version(response: &mut Response<Body>, bucket: Versioning, version: &VersionId) -> Result<(), Error> {
+    match bucket {
+        Versioning::Enabled => set(response, "x-amz-version-id", version.as_str()),
+        Versioning::Never | Versioning::Suspended => Ok(()),
+    }
 }
 
 /// Names the version in the answer, where the bucket has any.

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use super::{
     meta,
     put::{Draft, LARGEST, commit, owner_of_new},
-    show_version,
+    show_new_version,
     tagging::Tagging,
     writable,
 };
@@ -78,7 +78,7 @@ pub async fn post(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
     let (object, versioning) = commit(walrus, bucket, object, received, Conditions::default(), cause).await?;
     let mut response = answer(call, &form, &object.etag)?;
     wish.show(&mut response)?;
-    show_version(&mut response, versioning, &object.version)?;
+    show_new_version(&mut response, versioning, &object.version)?;
     Ok(response)
 }
 

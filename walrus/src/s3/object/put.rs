@@ -6,7 +6,7 @@ use mallee_service::Body;
 use super::{
     Object, VersionId, encryption,
     lock::{self, Lock},
-    meta, show_version,
+    meta, show_new_version,
     version::{self, replace},
     writable,
 };
@@ -38,6 +38,13 @@ pub const LARGEST: u64 = 5 << 30;
 pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let bucket = writable(walrus, call, Action::PutObject).await?;
     meta::refuse_unsupported(call)?;
+    if let Some(number) = call.query.get("partNumber") {
+        return Err(refuse::argument(
+            "partNumber",
+            number,
+            "This operation does not accept partNumber without uploadId",
+        ));
+    }
     let conditions = Conditions::of(call, "")?;
     let owner = owner_of_new(&call.principal, &bucket);
     let tags = meta::tags(call)?;
@@ -52,7 +59,7 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
     let (object, versioning) = commit(walrus, bucket.clone(), object, received, conditions, cause).await?;
     let mut response = stored(&object)?;
     wish.show(&mut response)?;
-    show_version(&mut response, versioning, &object.version)?;
+    show_new_version(&mut response, versioning, &object.version)?;
     lifecycle::show_expiration(walrus, &mut response, &bucket, &object).await?;
     Ok(response)
 }
@@ -67,7 +74,7 @@ pub fn owner_of_new(principal: &Principal, bucket: &Bucket) -> String {
 /// The list what is put gets: the one that was asked for, if it may be, or its owner's alone.
 pub fn acl_of_new(walrus: &Walrus, call: &Call, bucket: &Bucket, owner: &str) -> Result<Acl, Error> {
     let Some(acl) = acl::asked(walrus, call, owner, &bucket.owner)? else { return Ok(Acl::private(owner)) };
-    ownership::check_acl(bucket, &acl, owner)?;
+    ownership::check_acl_of_new(call, bucket, &acl)?;
     check_also(call, bucket, Action::PutObjectAcl)?;
     Ok(acl)
 }

@@ -413,7 +413,7 @@ pub fn destroy(
         conditions.check_delete(key, None)?;
         return Ok(Removed { version: Some(version.clone()), marker: false });
     };
-    conditions.check_delete(key, Some(Facts { etag: &old.etag, modified: old.modified_seconds(), size: old.size }))?;
+    conditions.check_delete(key, Some(old.facts()))?;
     old.lock.check_removal(now, bypass)?;
     let newest = newest_old(tx, bucket, key)?.is_some_and(|newest| newest.version == *version);
     let loosened = remove_old(tx, bucket, key, version)?;

@@ -4,7 +4,7 @@
 use http::Response;
 use mallee_service::Body;
 use mallee_store::{Row, Tx, params};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     VersionId,
@@ -110,9 +110,31 @@ struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding_type: Option<&'static str>,
     is_truncated: bool,
-    version: Vec<Version>,
-    delete_marker: Vec<Marker>,
+    #[serde(flatten)]
+    listed: InOrder,
     common_prefixes: Vec<CommonPrefix>,
+}
+
+/// Versions and markers among each other, as they follow: what reads the document in order sees keys in order.
+#[derive(Default)]
+struct InOrder(Vec<Listed>);
+
+enum Listed {
+    Version(Version),
+    Marker(Marker),
+}
+
+impl Serialize for InOrder {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(None)?;
+        for listed in &self.0 {
+            match listed {
+                Listed::Version(version) => members.serialize_entry("Version", version)?,
+                Listed::Marker(marker) => members.serialize_entry("DeleteMarker", marker)?,
+            }
+        }
+        members.end()
+    }
 }
 
 #[derive(Serialize)]
@@ -182,23 +204,22 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         max_keys: asked.most,
         delimiter: Some(asked.delimiter).filter(|d| !d.is_empty()).map(|d| encoding.write(&d)),
         encoding_type: encoding.name(),
-        version: Vec::new(),
-        delete_marker: Vec::new(),
+        listed: InOrder::default(),
         common_prefixes: Vec::new(),
     };
     for entry in page.entries {
         match entry {
             Entry::Prefix(prefix) => answer.common_prefixes.push(CommonPrefix { prefix: encoding.write(&prefix) }),
-            Entry::Key(row) if row.marker => answer.delete_marker.push(Marker {
+            Entry::Key(row) if row.marker => answer.listed.0.push(Listed::Marker(Marker {
                 key: encoding.write(&row.key),
                 version_id: row.version.as_str().into(),
                 is_latest: row.latest,
                 last_modified: iso_time(row.modified),
                 owner: Owner::of(walrus, &row.owner),
-            }),
+            })),
             Entry::Key(row) => {
                 let checksum: Option<Checksum> = super::from_json(&row.checksum)?;
-                answer.version.push(Version {
+                answer.listed.0.push(Listed::Version(Version {
                     key: encoding.write(&row.key),
                     version_id: row.version.as_str().into(),
                     is_latest: row.latest,
@@ -209,7 +230,7 @@ pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
                     size: row.size,
                     storage_class: row.storage_class,
                     owner: Owner::of(walrus, &row.owner),
-                });
+                }));
             }
         }
     }

@@ -328,12 +328,23 @@ impl State {
 
 /// The disk, beyond any mount of it.
 #[derive(Clone)]
-pub struct Disk(Arc<Mutex<State>>);
+pub struct Disk(Arc<Mutex<View>>);
+
+/// The disk from one time that the power came to the next: what is still mounted from before (somebody's mount namespace
+/// may have it) sees nothing of what comes after.
+#[derive(Clone)]
+struct View(Arc<Mutex<State>>);
+
+impl View {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
 
 impl Disk {
     pub fn new(room: u64) -> Self {
         let root = Node { folder: true, mode: 0o755, named: true, ..Node::default() };
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             nodes: HashMap::from([(ROOT, root)]),
             next: ROOT + 1,
             off: false,
@@ -342,27 +353,30 @@ impl Disk {
             trouble: None,
             failed: 0,
             syncs: (0, 0),
-        })))
+        };
+        Self(Arc::new(Mutex::new(View(Arc::new(Mutex::new(state))))))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+    fn view(&self) -> View {
+        self.0.lock().unwrap().clone()
     }
 
     pub fn mount(&self, at: &Path) -> Mounted {
         std::fs::create_dir_all(at).unwrap();
         let options = [MountOption::FSName("mallee-test-disk".into()), MountOption::DefaultPermissions];
-        let session = fuser::spawn_mount2(self.clone(), at, &options).unwrap();
+        let session = fuser::spawn_mount2(self.view(), at, &options).unwrap();
         Mounted { at: at.into(), session: Some(session) }
     }
 
     /// From now on nothing works, and nothing that happens counts. [`Disk::power_on`] shows what is left.
     pub fn power_off(&self) {
-        self.state().off = true;
+        self.view().state().off = true;
     }
 
     pub fn power_on(&self, loss: Loss, seed: u64) {
-        let mut state = self.state();
+        let before = self.view();
+        let mut before = before.state();
+        let mut state = State { nodes: std::mem::take(&mut before.nodes), ..*before };
         let mut random = StdRng::seed_from_u64(seed);
         let mut all: Vec<u64> = state.nodes.keys().copied().collect();
         all.sort_unstable();
@@ -380,24 +394,25 @@ impl Disk {
         state.nodes.retain(|at, _| found.contains(at));
         state.used = state.nodes.values().map(|node| node.bytes.pages()).sum();
         state.off = false;
+        *self.0.lock().unwrap() = View(Arc::new(Mutex::new(state)));
     }
 
     /// How many bytes there are in all.
     pub fn set_room(&self, room: u64) {
-        self.state().room = room / PAGE as u64;
+        self.view().state().room = room / PAGE as u64;
     }
     pub fn used(&self) -> u64 {
-        self.state().used * PAGE as u64
+        self.view().state().used * PAGE as u64
     }
     pub fn trouble(&self, trouble: Option<Trouble>) {
-        self.state().trouble = trouble;
+        self.view().state().trouble = trouble;
     }
     pub fn failed(&self) -> u64 {
-        self.state().failed
+        self.view().state().failed
     }
     /// How often files, and folders, were synced.
     pub fn syncs(&self) -> (u64, u64) {
-        self.state().syncs
+        self.view().state().syncs
     }
 }
 
@@ -409,11 +424,10 @@ pub struct Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file open there has been killed, and is about to let go.
+        // Lazily: whoever still has a file open there has been killed, and is about to let go. What serves it ends with
+        // the last who has it mounted, which may be somebody's mount namespace, so nobody waits for that.
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.at).status();
-        if let Some(session) = self.session.take() {
-            session.join();
-        }
+        std::mem::forget(self.session.take());
     }
 }
 
@@ -426,7 +440,7 @@ macro_rules! answer {
     };
 }
 
-impl Filesystem for Disk {
+impl Filesystem for View {
     fn init(&mut self, _: &Request<'_>, config: &mut KernelConfig) -> Result<(), i32> {
         let _ = config.set_max_write(1 << 20);
         Ok(())

@@ -153,7 +153,11 @@ impl Actor {
         headers: &[(&'static str, String)],
         body: Bytes,
     ) -> Result<Answer, Unanswered> {
-        let request = self.s3.signed(method, path, &borrowed(headers), body);
+        let mut headers = borrowed(headers);
+        if body.is_empty() {
+            headers.push(("content-length", "0"));
+        }
+        let request = self.s3.signed(method, path, &headers, body);
         match self.s3.try_send(request).await {
             Some(answer) if answer.cut || answer.status.is_server_error() => Err(Unanswered),
             Some(answer) => {

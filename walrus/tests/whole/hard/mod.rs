@@ -1,7 +1,11 @@
 //! What must hold when it is hard: with many at once on one key, killed, without power, without room, without end.
 
+mod contention;
 mod disk;
+mod full;
 mod kill;
-mod load;
+pub mod load;
+mod many;
+mod nonsense;
 mod power;
-mod server;
+pub mod server;

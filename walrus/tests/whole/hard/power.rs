@@ -24,7 +24,7 @@ async fn without_power_it_loses_nothing_it_acknowledged() {
     let mut server = Server::start(dir.path(), &state, BUSY).await;
     // The first cut comes as soon as there is something to lose.
     let mut load = Load::new(&server.s3, seed).await;
-    let rounds = rounds(4, 60);
+    let rounds = rounds(4, 50);
     for round in 0..rounds {
         let moment = Duration::from_millis(if round == 0 { 0 } else { random.random_range(20..1200) });
         load.until(async {
