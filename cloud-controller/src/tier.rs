@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::{
-    CloudController, DiskKey, DiskKeyAsked, Identities, IdentitiesAsked, Locate, Located, Peer, SignedCertificate, SigningRequest, TierError,
-    TierRegistered, TierRegistration,
+    CloudController, DiskKey, DiskKeyAsked, Identities, IdentitiesAsked, Locate, Located, Peer, SignedCertificate,
+    SigningRequest, TierError, TierRegistered, TierRegistration,
 };
 
 use crate::{Cloud, account, disk_key, join, zone::registry};

@@ -99,7 +99,7 @@ pub fn volume_of(serial: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mallee_tiers::{Boot, Desired, ExportAddress, Generation, Metadata, Root};
+    use mallee_tiers::{Boot, Desired, DiskLimits, ExportAddress, Generation, Metadata, Root};
 
     /// An instance with these volumes, whose root is the one named.
     fn wish(volumes: &[VolumeAttachment], root: Option<&str>) -> Instance {
@@ -148,7 +148,13 @@ mod tests {
 
     fn wanted(volume: &str, export: &str) -> VolumeAttachment {
         let export = Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/s".into()) };
-        VolumeAttachment { volume: volume.into(), device: "/dev/sdf".into(), export, size_gib: 1, limits: DiskLimits::default() }
+        VolumeAttachment {
+            volume: volume.into(),
+            device: "/dev/sdf".into(),
+            export,
+            size_gib: 1,
+            limits: DiskLimits::default(),
+        }
     }
     fn seen(volume: &str, export: &str) -> SeenDisk {
         SeenDisk { serial: serial(volume), target: "vdf".into(), alias: "ua".into(), export: export.into() }

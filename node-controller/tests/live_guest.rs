@@ -345,7 +345,13 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
         name: "x1".into(),
         address: ExportAddress::Unix(socket.display().to_string()),
     };
-    let wanted = VolumeAttachment { volume: "vol-0123456789abcdef0".into(), device: "/dev/sdf".into(), export, size_gib: 1, limits: DiskLimits::default() };
+    let wanted = VolumeAttachment {
+        volume: "vol-0123456789abcdef0".into(),
+        device: "/dev/sdf".into(),
+        export,
+        size_gib: 1,
+        limits: DiskLimits::default(),
+    };
     begun = Instant::now();
     s.want(id, |w| w.volumes = vec![wanted.clone()]);
     s.until(id, "attached", |r| r.attachments.iter().any(|a| a.attached));

@@ -109,8 +109,11 @@ pub fn over(
     let mut all = image.to_vec();
     let mut named = BTreeSet::new();
     for one in asked {
-        let device =
-            one.device_name.clone().filter(|d| !d.is_empty()).ok_or_else(|| AwsError::missing_parameter("DeviceName"))?;
+        let device = one
+            .device_name
+            .clone()
+            .filter(|d| !d.is_empty())
+            .ok_or_else(|| AwsError::missing_parameter("DeviceName"))?;
         if !is_device(&device) {
             return Err(invalid(format!("Invalid device name {device}")));
         }
@@ -206,7 +209,9 @@ fn volume(
     )?;
     let must = snapshot.as_ref().is_some_and(|s| s.encrypted);
     if must && asked.encrypted == Some(false) {
-        return Err(invalid(format!("The volume at {device} begins with an encrypted snapshot, and cannot be in clear")));
+        return Err(invalid(format!(
+            "The volume at {device} begins with an encrypted snapshot, and cannot be in clear"
+        )));
     }
     Ok(VolumeOf {
         size_gib,
@@ -227,7 +232,8 @@ pub fn check_count(mappings: &[Mapping], root_device: &str) -> Outcome<()> {
     if volumes <= VOLUMES_AT_AN_INSTANCE {
         return Ok(());
     }
-    let message = format!("{volumes} volumes beside the root exceed the limit of {VOLUMES_AT_AN_INSTANCE} of an instance");
+    let message =
+        format!("{volumes} volumes beside the root exceed the limit of {VOLUMES_AT_AN_INSTANCE} of an instance");
     Err(Refusal::new("AttachmentLimitExceeded", message))
 }
 
@@ -295,7 +301,8 @@ mod tests {
         Ok(Source { id: id.to_string(), size_gib, encrypted: false })
     }
 
-    const ROOT: &str = "BlockDeviceMapping.1.DeviceName=/dev/sda1&BlockDeviceMapping.1.Ebs.SnapshotId=snap-00000000000000005";
+    const ROOT: &str =
+        "BlockDeviceMapping.1.DeviceName=/dev/sda1&BlockDeviceMapping.1.Ebs.SnapshotId=snap-00000000000000005";
 
     fn image() -> Vec<Mapping> {
         let data = "BlockDeviceMapping.2.DeviceName=/dev/sdf&BlockDeviceMapping.2.Ebs.VolumeSize=3&BlockDeviceMapping.3.DeviceName=/dev/sdb\
@@ -322,11 +329,17 @@ mod tests {
         let (root, data, store) = ("/dev/sda1 5 of 5 gp2 true", "/dev/sdf 3 of 0 gp2 false", "/dev/sdb ephemeral0");
         for (sent, expected) in [
             ("DeviceName=/dev/sda1&Ebs.DeleteOnTermination=false", vec!["/dev/sda1 5 of 5 gp2 false", data, store]),
-            ("DeviceName=/dev/sda1&Ebs.VolumeSize=9&Ebs.VolumeType=gp3", vec!["/dev/sda1 9 of 5 gp3 true", data, store]),
+            (
+                "DeviceName=/dev/sda1&Ebs.VolumeSize=9&Ebs.VolumeType=gp3",
+                vec!["/dev/sda1 9 of 5 gp3 true", data, store],
+            ),
             ("DeviceName=/dev/sda1&Ebs.SnapshotId=snap-00000000000000005", vec![root, data, store]),
             ("DeviceName=/dev/sdf&NoDevice=", vec![root, store]),
             ("DeviceName=/dev/sdb&NoDevice=true", vec![root, data]),
-            ("DeviceName=/dev/sdf&Ebs.SnapshotId=snap-00000000000000004", vec![root, "/dev/sdf 4 of 4 gp2 false", store]),
+            (
+                "DeviceName=/dev/sdf&Ebs.SnapshotId=snap-00000000000000004",
+                vec![root, "/dev/sdf 4 of 4 gp2 false", store],
+            ),
             ("DeviceName=/dev/sdf&VirtualName=ephemeral1", vec![root, "/dev/sdf ephemeral1", store]),
             ("DeviceName=/dev/sdg&Ebs.VolumeSize=1", vec![root, data, store, "/dev/sdg 1 of 0 gp2 false"]),
             ("DeviceName=/dev/sdg&NoDevice=", vec![root, data, store]),
@@ -360,10 +373,7 @@ mod tests {
         }
         let twice = "BlockDeviceMapping.1.DeviceName=/dev/sdg&BlockDeviceMapping.1.Ebs.VolumeSize=1\
                      &BlockDeviceMapping.2.DeviceName=/dev/sdg&BlockDeviceMapping.2.NoDevice=";
-        assert_eq!(
-            over(&[], "/dev/sda1", &asked(twice), source).unwrap_err().code(),
-            "InvalidBlockDeviceMapping"
-        );
+        assert_eq!(over(&[], "/dev/sda1", &asked(twice), source).unwrap_err().code(), "InvalidBlockDeviceMapping");
     }
 
     #[test]

@@ -183,9 +183,9 @@ impl DomainSpec {
     }
 }
 
-/// Fixed places on the root bus: libvirt gives what has none of its own the low ones.
+/// Fixed places on the root bus. Guests count disks by their slots, so the root is before the others; network cards are between.
 const ROOT_SLOT: u8 = 0x10;
-const FIRST_STORE_SLOT: u8 = 0x08;
+const FIRST_STORE_SLOT: u8 = 0x19;
 
 fn file_disk(file: &Path, target: &str, slot: u8) -> String {
     format!(
@@ -303,7 +303,7 @@ mod tests {
         assert!(!xml.contains("root.qcow2"));
         let (root, store) = (xml.find("<target dev='vda'").unwrap(), xml.find("<target dev='vdb'").unwrap());
         assert!(root < store && store < xml.find("<target dev='vdf'").unwrap(), "BIOS boots the first");
-        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x08'"));
+        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x19'"));
     }
 
     #[test]

@@ -309,7 +309,9 @@ fn terminated(scene: &Scene<'_>) -> Next {
 mod tests {
     use super::{super::row::Failure, *};
     use crate::hypervisor::SeenDisk;
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
 
     const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -399,7 +401,13 @@ mod tests {
     }
     fn volume(id: &str) -> VolumeAttachment {
         let export = Export { attachment: "a".into(), name: "x".into(), address: ExportAddress::Unix("/s".into()) };
-        VolumeAttachment { volume: id.into(), device: "/dev/sdf".into(), export, size_gib: 1, limits: DiskLimits::default() }
+        VolumeAttachment {
+            volume: id.into(),
+            device: "/dev/sdf".into(),
+            export,
+            size_gib: 1,
+            limits: DiskLimits::default(),
+        }
     }
     fn generation(counter: i64) -> Generation {
         Generation { epoch: 1, counter }

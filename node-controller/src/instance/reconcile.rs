@@ -371,7 +371,9 @@ impl Instances {
                 machine.erase(id).await?;
                 machine
                     .rows
-                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| facts.released = true)
+                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| {
+                        facts.released = true
+                    })
                     .await?;
                 Ok(())
             }

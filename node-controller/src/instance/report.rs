@@ -148,7 +148,9 @@ pub fn settle(memory: &mut Memory, trouble: &mut Trouble, serial: &str) {
 mod tests {
     use super::*;
     use crate::hypervisor::{Off, SeenDisk};
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
     use std::time::Duration;
 
     fn wish(desired: Desired, volumes: &[&str]) -> Instance {
@@ -179,7 +181,13 @@ mod tests {
             interfaces: vec![],
             volumes: volumes
                 .iter()
-                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v), size_gib: 1, limits: DiskLimits::default() })
+                .map(|v| VolumeAttachment {
+                    volume: (*v).into(),
+                    device: "/dev/sdf".into(),
+                    export: export(v),
+                    size_gib: 1,
+                    limits: DiskLimits::default(),
+                })
                 .collect(),
             metadata: Metadata::default(),
             node: None,

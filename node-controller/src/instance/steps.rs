@@ -19,9 +19,7 @@ use super::{
     row::{Rows, uuid_of},
 };
 use crate::{
-    hypervisor::{
-        Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk,
-    },
+    hypervisor::{Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk},
     image::{Base, ImageCache, ImageError, sync_dir},
     metadata, volume,
 };

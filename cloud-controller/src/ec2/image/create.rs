@@ -220,8 +220,7 @@ fn its_devices(
         let volume = volume::any(tx, attachment.volume.as_str())?;
         let volume = volume.ok_or_else(|| volume::not_found(attachment.volume.as_str()))?;
         let snapshot = SnapshotId::from_random(*seed);
-        let source =
-            Source { id: snapshot.to_string(), size_gib: volume.size_gib, encrypted: volume.is_encrypted() };
+        let source = Source { id: snapshot.to_string(), size_gib: volume.size_gib, encrypted: volume.is_encrypted() };
         mappings.push(Mapping {
             device: attachment.device,
             disk: Disk::Volume(VolumeOf {
@@ -253,7 +252,8 @@ fn its_devices(
 
 fn read(row: &Row<'_>) -> Result<Creation, StoreError> {
     let details: String = row.get(6)?;
-    let unreadable = |e: serde_json::Error| StoreError::Other { what: "read an image's creation", detail: e.to_string() };
+    let unreadable =
+        |e: serde_json::Error| StoreError::Other { what: "read an image's creation", detail: e.to_string() };
     Ok(Creation {
         image: row.get(0)?,
         instance: row.get::<crate::ec2::Id<_>>(1)?.0,

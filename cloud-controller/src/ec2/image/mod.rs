@@ -22,11 +22,12 @@ use mallee_service::Driven;
 use mallee_store::Tx;
 
 pub use fetch::delete_blob;
-pub use row::{
-    Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot,
-};
+pub use row::{Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot};
 
 use crate::{Cloud, Outcome, Refusal};
+
+#[cfg(test)]
+mod tests;
 
 /// Starts the imports, and what makes images of instances.
 pub fn drive(cloud: &Arc<Cloud>) -> [Driven; 2] {

@@ -123,7 +123,8 @@ fn check_root(image: &Image, of_bundle: bool) -> Outcome<()> {
     let (root, device) = (image.root_volume(), &image.root_device);
     match root {
         Some(_) if of_bundle => {
-            let message = format!("The root of a bundle's image is an instance store: nothing can be mapped to {device}");
+            let message =
+                format!("The root of a bundle's image is an instance store: nothing can be mapped to {device}");
             Err(Refusal::new("InvalidBlockDeviceMapping", message))
         }
         None if !of_bundle => {

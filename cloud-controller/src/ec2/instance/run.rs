@@ -274,7 +274,8 @@ fn mappings(tx: &mut Tx<'_>, plan: &Plan, image: &Image) -> Outcome<Vec<Mapping>
     let source = |id: &SnapshotId| snapshot::source(tx, &plan.account, id);
     let mappings = block_device::over(&image.mappings, root_device, &plan.block_devices, source)?;
     if image.root_volume().is_none() && block_device::root(&mappings, root_device).is_some() {
-        let message = format!("The root {root_device} of image {} is an instance store, and cannot be a volume", image.id);
+        let message =
+            format!("The root {root_device} of image {} is an instance store, and cannot be a volume", image.id);
         return Err(Refusal::new("InvalidBlockDeviceMapping", message));
     }
     block_device::check_count(&mappings, root_device)?;
@@ -346,13 +347,7 @@ fn launch_one(tx: &mut Tx<'_>, plan: &Plan, template: &Template, launch_index: i
             attachments.push(volumes.make(tx, &mapping.device, wanted)?);
         }
     }
-    Ok(Found {
-        region: plan.region.clone(),
-        instance,
-        interfaces: made,
-        attachments,
-        tags: plan.instance_tags.clone(),
-    })
+    Ok(Found { region: plan.region.clone(), instance, interfaces: made, attachments, tags: plan.instance_tags.clone() })
 }
 
 /// One interface of one instance: a new one, or one that is there already.

@@ -24,6 +24,8 @@ use mallee_tiers::{Snapshot as Body, SnapshotDesired, SnapshotObserved};
 pub use blob::{TABLES as BLOB_TABLES, is_used as blob_is_used};
 pub use keep::drive;
 pub use report::{Follows, take as take_report};
+#[cfg(test)]
+pub use row::set_accepted;
 pub use row::{Snapshot, TABLES, any, in_zone};
 
 use crate::{Outcome, Refusal, ec2::block_device::Source};

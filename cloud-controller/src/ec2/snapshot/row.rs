@@ -163,13 +163,13 @@ pub fn to_accept(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     tx.query(&sql, params![], read)
 }
 
-/// Deleted, gone from its zone, and needed by no volume that is being restored.
+/// Deleted, gone from its zone, and needed by no volume that has not fetched all of it.
 pub fn to_remove(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM snapshot s
          WHERE s.desired = 'deleted' AND (s.zone = '' OR s.observed = 'gone') AND NOT EXISTS
              (SELECT 1 FROM volume v WHERE v.snapshot = s.id AND v.desired = 'present'
-              AND (v.observed IS NULL OR v.observed = 'creating'))
+              AND (v.observed IS NULL OR v.observed = 'creating' OR v.needs_source = 1))
          ORDER BY s.id"
     );
     tx.query(&sql, params![], read)

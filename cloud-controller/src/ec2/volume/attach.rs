@@ -162,8 +162,7 @@ fn may_attach(tx: &mut Tx<'_>, volume: &Volume, instance: &Instance, device: &st
     if !as_root && others >= VOLUMES_AT_AN_INSTANCE {
         let message = format!(
             "Instance '{}' has {} volumes, and an instance can have {VOLUMES_AT_AN_INSTANCE}",
-            instance.id,
-            others
+            instance.id, others
         );
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
@@ -221,8 +220,11 @@ async fn detach(call: &Call, input: DetachVolume) -> Outcome<AttachmentInfo> {
                 return Err(Refusal::new("InvalidAttachment.NotFound", message));
             }
             let instance = instance::any(tx, attachment.instance.as_str())?;
-            if instance.is_some_and(|i| i.options.root_on_volume && i.options.root_device == attachment.device && i.state() != instance::STOPPED) {
-                let message = format!("Unable to detach root volume '{}' from instance '{}'", volume.id, attachment.instance);
+            if instance.is_some_and(|i| {
+                i.options.root_on_volume && i.options.root_device == attachment.device && i.state() != instance::STOPPED
+            }) {
+                let message =
+                    format!("Unable to detach root volume '{}' from instance '{}'", volume.id, attachment.instance);
                 return Err(Refusal::new("OperationNotPermitted", message));
             }
             event::note(

@@ -6,8 +6,8 @@
 pub mod attach;
 pub mod create;
 pub mod describe;
-pub mod modify;
 pub mod launch;
+pub mod modify;
 mod report;
 mod row;
 
@@ -17,7 +17,7 @@ pub use attach::{detach_all, disk_of, is_device, node_reported};
 pub use create::figures;
 pub use report::{Consequences, take as take_report};
 pub use row::{
-    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get,
+    Attachment, Phase, SOURCE_COLUMN, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get,
     in_zone, set_delete_on_termination,
 };
 

@@ -17,6 +17,8 @@ pub struct Consequences {
     pub orphan: bool,
     pub instances: bool,
     pub volumes: bool,
+    /// Something in walrus may not be needed any more.
+    pub kept: bool,
 }
 
 pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Outcome<Consequences> {

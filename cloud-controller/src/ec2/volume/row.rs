@@ -49,6 +49,11 @@ CREATE TABLE volume_attachment (
 );
 ";
 
+/// Whether what it began with must be kept for it.
+pub const SOURCE_COLUMN: &str = "
+ALTER TABLE volume ADD COLUMN needs_source BIGINT NOT NULL DEFAULT 0;
+";
+
 /// A volume as its row is.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -240,7 +245,8 @@ pub fn set_figures(
 pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreError> {
     let export = report.export.as_ref().and_then(|e| serde_json::to_string(e).ok());
     tx.execute(
-        "UPDATE volume SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, reason = ?5, export = ?6, allocated = ?7
+        "UPDATE volume SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, reason = ?5, export = ?6, allocated = ?7,
+             needs_source = ?8
          WHERE id = ?1",
         params![
             report.id,
@@ -250,6 +256,7 @@ pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreE
             report.reason,
             export,
             report.allocated,
+            report.needs_source,
         ],
     )
     .map(|_| ())
