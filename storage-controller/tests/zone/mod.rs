@@ -4,6 +4,8 @@
 
 mod cloud;
 
+pub use cloud::key as key_of;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
