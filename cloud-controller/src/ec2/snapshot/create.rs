@@ -78,7 +78,7 @@ impl Created {
             volume_size: snapshot.size_gib,
             description: snapshot.description.clone(),
             tag_set,
-            encrypted: false,
+            encrypted: snapshot.disk_key.is_some(),
         }
     }
 }
@@ -120,6 +120,7 @@ pub fn begin(
         accepted: false,
         manifest: None,
         sent: 0,
+        disk_key: volume.disk_key.clone(),
     };
     row::insert(tx, &snapshot)?;
     if !tags.is_empty() {

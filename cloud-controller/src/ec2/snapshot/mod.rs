@@ -81,7 +81,7 @@ pub fn restorable(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<(S
 /// One that the account may put into a block device mapping.
 pub fn source(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Source> {
     let (snapshot, _) = restorable(tx, account, id)?;
-    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: false })
+    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: snapshot.disk_key.is_some() })
 }
 
 /// One that a larger undertaking made, which has failed.

@@ -78,6 +78,9 @@ pub struct Volume {
     /// The snapshot it began with, and what that consists of.
     pub snapshot: Option<String>,
     pub manifest: Option<String>,
+    /// Id of the key its bytes are encrypted with.
+    pub disk_key: Option<String>,
+    pub auto_enable_io: bool,
 }
 
 /// Where an attachment is on its way: see [`super::attach`].
@@ -111,7 +114,7 @@ pub struct Attachment {
 
 impl Volume {
     pub fn is_encrypted(&self) -> bool {
-        false
+        self.disk_key.is_some()
     }
 }
 
@@ -123,7 +126,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "id, account, zone, epoch, counter, size_gib, kind, iops, throughput, created, desired, observed, \
-     observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest";
+     observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest, disk_key, auto_enable_io";
 
 fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
     let observed: Option<String> = row.get(11)?;
@@ -147,6 +150,8 @@ fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
         allocated: row.get(16)?,
         snapshot: row.get(17)?,
         manifest: row.get(18)?,
+        disk_key: row.get(19)?,
+        auto_enable_io: row.get(20)?,
     })
 }
 
@@ -172,7 +177,7 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
     tx.execute(
         &format!(
             "INSERT INTO volume ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0, ?12, ?13)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0, ?12, ?13, ?14, 0)"
         ),
         params![
             v.id.as_str(),
@@ -188,6 +193,7 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
             word(v.desired),
             v.snapshot,
             v.manifest,
+            v.disk_key,
         ],
     )
     .map(|_| ())
@@ -240,6 +246,10 @@ pub fn set_figures(
         params![id, size_gib, kind, iops, throughput],
     )?;
     touch(tx, id)
+}
+
+pub fn set_auto_enable_io(tx: &mut Tx<'_>, id: &str, yes: bool) -> Result<(), StoreError> {
+    tx.execute("UPDATE volume SET auto_enable_io = ?2 WHERE id = ?1", params![id, yes]).map(|_| ())
 }
 
 pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreError> {
