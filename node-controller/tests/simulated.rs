@@ -60,7 +60,7 @@ fn volume(id: &str, export: &str) -> VolumeAttachment {
         device: "/dev/sdf".into(),
         export,
         size_gib: 1,
-        limits: DiskLimits::default(),
+        limits: mallee_tiers::DiskLimits::default(),
     }
 }
 

@@ -27,7 +27,7 @@ use mallee_tiers::{Desired, Hold, HoldKind, Instance};
 use super::row::Facts;
 use crate::{
     hypervisor::{Off, Power, Seen},
-    volume::{self, Change},
+    volume::{self, Change, Fit},
 };
 
 /// The steps of bringing an instance up, in order. Each makes sure of one thing and may be repeated.
@@ -93,6 +93,7 @@ impl Step {
             Step::BringUp(step) => step.name(),
             Step::Change(Change::Attach(_)) => "attach",
             Step::Change(Change::Detach(_)) => "detach",
+            Step::Change(Change::Fit(..)) => "fit",
             Step::Reboot | Step::Reset | Step::NoteRebooted => "reboot",
             Step::PressPower | Step::PullPlug => "power off",
             Step::KeepConsole => "console",
@@ -126,6 +127,8 @@ pub struct Memory {
     pub held: Option<Duration>,
     /// Volumes whose last attempt failed are left alone until then.
     pub volume_pauses: Vec<(String, Duration)>,
+    /// What the disks of the guest that runs were made to be, by their serials.
+    pub fitted: Vec<(String, Fit)>,
 }
 
 pub struct Scene<'a> {
@@ -266,7 +269,8 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
         }
     }
     let disks = scene.domain.map_or(&[][..], |d| &d.disks);
-    for change in volume::changes(wish, disks) {
+    let fit = volume::misfits(wish, disks, &memory.fitted);
+    for change in volume::changes(wish, disks).into_iter().chain(fit) {
         let serial = change.serial();
         match memory.volume_pauses.iter().find(|(paused, until)| *paused == serial && *until > scene.now) {
             None => return Next::Do(Step::Change(change)),

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     hypervisor::{Event, HypervisorError, Power, Seen},
-    volume::{self, Change},
+    volume::{self, Change, Fit},
 };
 
 /// A domain the hypervisor refused this often in a row will not be tried again.
@@ -403,6 +403,9 @@ impl Instances {
                 hypervisor.detach(id, disk).await?;
                 format!("{} detached", volume::volume_of(&disk.serial))
             }
+            Change::Fit(disk, fit) => {
+                return Ok(hypervisor.fit(id, disk, fit.size_gib, fit.limits).await?);
+            }
         };
         machine.rows.update(id, machine.clock.now_ms(), Some(what), |_| {}).await?;
         Ok(())
@@ -484,6 +487,13 @@ impl Instances {
         match done {
             Ok(()) => {
                 live.failures = 0;
+                live.memory.fitted.retain(|(fitted, _)| *fitted != serial);
+                match change {
+                    // It came with its size and its limits.
+                    Change::Attach(wanted) => live.memory.fitted.push((serial.clone(), Fit::of(wanted))),
+                    Change::Fit(_, fit) => live.memory.fitted.push((serial.clone(), *fit)),
+                    Change::Detach(_) => {}
+                }
                 report::settle(&mut live.memory, &mut live.trouble, &serial);
             }
             Err(e) => {
