@@ -4,8 +4,10 @@
 use mallee_service::Reconciler;
 use mallee_tiers::{AttachmentReport, HoldKind, Observed, Root, SnapshotObserved};
 
-use super::create::Creations;
-use crate::ec2::rehearsal::{Rehearsal, first};
+use crate::ec2::{
+    rehearsal::{Rehearsal, first},
+    snapshot::together::Togethers,
+};
 
 async fn launch_of(stage: &Rehearsal, image: &str, more: &str) -> Result<String, String> {
     let request = format!("RunInstances&ImageId={image}&InstanceType=mini.nano&MinCount=1&MaxCount=1&{more}");
@@ -45,7 +47,7 @@ async fn come_up(stage: &Rehearsal, instance: &str, volumes: &[String]) {
 
 /// Every step that images being made can take now.
 async fn advance(stage: &Rehearsal) {
-    let creations = Creations { cloud: stage.cloud.clone() };
+    let creations = Togethers { cloud: stage.cloud.clone() };
     loop {
         let report = creations.pass().await;
         assert!(report.errors.is_empty(), "{report:?}");
@@ -254,7 +256,7 @@ async fn an_image_of_a_running_instance_is_made_while_its_guest_is_off_and_shows
     let stage = Rehearsal::new().await;
     let source = stage.image_on_snapshot(DATA).await;
     let (instance, volumes) = running(&stage, &source, "").await;
-    let image = create_image(&stage, &instance, "Description=d").await;
+    let image = create_image(&stage, &instance, "Description=d&TagSpecification.1.ResourceType=snapshot&TagSpecification.1.Tag.1.Key=of&TagSpecification.1.Tag.1.Value=it").await;
     advance(&stage).await;
     assert_eq!((image_state(&stage, &image).await.as_str(), snapshots(&stage, &image).await.len()), ("pending", 0));
     let hold = stage.body(&instance).await.hold.unwrap();
@@ -267,6 +269,7 @@ async fn an_image_of_a_running_instance_is_made_while_its_guest_is_off_and_shows
     assert_eq!(stage.state(&instance).await, "running");
     let made = snapshots(&stage, &image).await;
     assert_eq!(made.len(), volumes.len());
+    assert_eq!(stage.all("DescribeSnapshots&Filter.1.Name=tag:of&Filter.1.Value.1=it", "snapshotId").await, made);
     stage.seen_snapshot(&made[0], SnapshotObserved::Frozen).await;
     advance(&stage).await;
     assert!(stage.body(&instance).await.hold.is_some(), "the other volume is not fixed yet");

@@ -16,6 +16,7 @@ pub mod describe;
 mod keep;
 mod report;
 mod row;
+pub mod together;
 
 use mallee_aws::id::SnapshotId;
 use mallee_store::Tx;
