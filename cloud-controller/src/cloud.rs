@@ -42,7 +42,7 @@ pub struct Pokes {
     pub network: Poke,
     /// An image waits for its import.
     pub images: Poke,
-    /// An image is being made of an instance, and may go on.
+    /// Snapshots are being taken together, and may go on.
     pub creations: Poke,
 }
 

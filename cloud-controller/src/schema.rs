@@ -40,7 +40,10 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 91, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
     Migration { version: 92, name: "modifications of volumes", sql: ec2::volume::modify::TABLES },
     Migration { version: 93, name: "keys of disks", sql: disk_key::TABLES },
+    Migration { version: 94, name: "sources of volumes", sql: ec2::volume::SOURCE_COLUMN },
     Migration { version: 100, name: "images on snapshots", sql: ec2::image::SNAPSHOT_TABLES },
-    Migration { version: 101, name: "images being made of instances", sql: ec2::image::create::TABLES },
+    Migration { version: 101, name: "snapshots together", sql: ec2::snapshot::together::TABLES },
+    Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
+    Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
 ];

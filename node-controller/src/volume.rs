@@ -7,7 +7,7 @@
 //! A volume that is the root is the first disk whatever its device is called. It is there from before the guest starts
 //! until after it has ended, so nothing of it changes meanwhile.
 
-use mallee_tiers::{Export, Instance, VolumeAttachment};
+use mallee_tiers::{DiskLimits, Export, Instance, VolumeAttachment};
 
 use crate::hypervisor::{SeenDisk, VolumeDisk};
 
@@ -35,6 +35,7 @@ pub fn disk(wanted: &VolumeAttachment) -> Result<VolumeDisk, String> {
         target: target(&wanted.device)?,
         export: name.clone(),
         address: address.clone(),
+        limits: wanted.limits,
     })
 }
 
@@ -47,7 +48,7 @@ pub fn root_disk(wish: &Instance) -> Option<VolumeDisk> {
     let wanted = wish.volumes.iter().find(|w| w.volume == root)?;
     let Export { name, address, .. } = &wanted.export;
     let (serial, target) = (serial(root), ROOT_TARGET.to_owned());
-    Some(VolumeDisk { serial, target, export: name.clone(), address: address.clone() })
+    Some(VolumeDisk { serial, target, export: name.clone(), address: address.clone(), limits: wanted.limits })
 }
 
 /// The other disks a domain begins with. A wish that cannot be met is left out, and is reported when the instance runs.
@@ -67,6 +68,33 @@ pub fn disks(wish: &Instance) -> Vec<VolumeDisk> {
 pub enum Change {
     Detach(SeenDisk),
     Attach(VolumeAttachment),
+    /// The guest shall know another size, or be held to other limits.
+    Fit(SeenDisk, Fit),
+}
+
+/// What a disk is to be besides being there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fit {
+    pub size_gib: u64,
+    pub limits: DiskLimits,
+}
+
+impl Fit {
+    pub fn of(wanted: &VolumeAttachment) -> Self {
+        Self { size_gib: wanted.size_gib, limits: wanted.limits }
+    }
+}
+
+/// The disks that are there and were not made to fit, by their serials; also the root.
+pub fn misfits(wish: &Instance, seen: &[SeenDisk], fitted: &[(String, Fit)]) -> Vec<Change> {
+    let mut all = Vec::new();
+    for wanted in &wish.volumes {
+        let (serial, fit) = (serial(&wanted.volume), Fit::of(wanted));
+        let disk = seen.iter().find(|s| s.serial == serial && s.export == wanted.export.name);
+        let done = fitted.iter().any(|(fitted, as_it_is)| *fitted == serial && *as_it_is == fit);
+        all.extend(disk.filter(|_| !done).map(|disk| Change::Fit(disk.clone(), fit)));
+    }
+    all
 }
 
 /// What has to change, detaching first: a disk that shall go may hold the place of one that shall come.
@@ -85,7 +113,7 @@ impl Change {
     /// The volume's serial.
     pub fn serial(&self) -> String {
         match self {
-            Change::Detach(disk) => disk.serial.clone(),
+            Change::Detach(disk) | Change::Fit(disk, _) => disk.serial.clone(),
             Change::Attach(wanted) => serial(&wanted.volume),
         }
     }
@@ -99,7 +127,7 @@ pub fn volume_of(serial: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mallee_tiers::{Boot, Desired, ExportAddress, Generation, Metadata, Root};
+    use mallee_tiers::{Boot, Desired, DiskLimits, ExportAddress, Generation, Metadata, Root};
 
     /// An instance with these volumes, whose root is the one named.
     fn wish(volumes: &[VolumeAttachment], root: Option<&str>) -> Instance {
@@ -176,6 +204,22 @@ mod tests {
     fn a_serial_fits_a_virtio_disk() {
         assert_eq!(serial("vol-0123456789abcdef0").len(), 20);
         assert_eq!(volume_of(&serial("vol-0123456789abcdef0")), "vol-0123456789abcdef0");
+    }
+
+    #[test]
+    fn a_disk_is_made_to_fit_once_and_again_when_something_else_is_wanted() {
+        let mut wish = wish(&[wanted("vol-r", "r"), wanted("vol-a", "1")], Some("vol-r"));
+        let there = [seen("vol-r", "r"), seen("vol-a", "1")];
+        let fit = Fit::of(&wish.volumes[1]);
+        let both = misfits(&wish, &there, &[]);
+        assert_eq!(both.iter().map(Change::serial).collect::<Vec<_>>(), ["volr", "vola"]);
+        let fitted = [("volr".to_owned(), fit), ("vola".to_owned(), fit)];
+        assert_eq!(misfits(&wish, &there, &fitted), []);
+        wish.volumes[1].size_gib = 2;
+        let grown = Fit { size_gib: 2, ..fit };
+        assert_eq!(misfits(&wish, &there, &fitted), [Change::Fit(there[1].clone(), grown)]);
+        assert_eq!(misfits(&wish, &there[..1], &fitted), [], "one that is not there is attached first");
+        assert_eq!(misfits(&wish, &[seen("vol-a", "old")], &fitted), [], "and so is one of another attachment");
     }
 
     #[test]

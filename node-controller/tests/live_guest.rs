@@ -350,7 +350,7 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
         device: "/dev/sdf".into(),
         export,
         size_gib: 1,
-        limits: DiskLimits::default(),
+        limits: mallee_tiers::DiskLimits::default(),
     };
     begun = Instant::now();
     s.want(id, |w| w.volumes = vec![wanted.clone()]);

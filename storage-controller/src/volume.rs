@@ -17,12 +17,14 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
-use mallee_tiers::{Export, ExportAddress, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+use mallee_tiers::{Export, ExportAddress, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
 
 use crate::{
     Storage,
-    backend::{BackendError, Space},
-    export::{Phase, QmpError, Served},
+    backend::{BackendError, Beginning, New, Space},
+    export::{Opened, Phase, QmpError, Served},
+    snapshot::DOCUMENT_MAX,
+    source,
 };
 
 pub(crate) const TABLES: &str = "
@@ -93,6 +95,8 @@ pub(crate) struct Row {
     pub size_gib: u64,
     pub reason: String,
     pub changed: i64,
+    /// Id of the key it is encrypted with.
+    pub key: Option<String>,
 }
 
 /// An export's row. `served` says that it once answered: from then on it is reported, whatever happens to its daemon,
@@ -145,8 +149,9 @@ pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<
 }
 
 fn read_volume(tx: &mut Tx<'_>, id: &str) -> Result<Option<Row>, StoreError> {
-    tx.query_opt("SELECT state, size_gib, reason, changed FROM volume WHERE id = ?1", params![id], |row| {
-        Ok(Row { state: row.get(0)?, size_gib: row.get(1)?, reason: row.get(2)?, changed: row.get(3)? })
+    tx.query_opt("SELECT state, size_gib, reason, changed, disk_key FROM volume WHERE id = ?1", params![id], |row| {
+        let (state, size_gib, reason, changed) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        Ok(Row { state, size_gib, reason, changed, key: row.get(4)? })
     })
 }
 
@@ -257,10 +262,6 @@ impl Storage {
                     self.forget(&id).await?;
                     return Ok(steps + 1);
                 }
-                Some(Step::Create) if self.restores(&id, &wish.body).await? => {
-                    self.begin_restore(&id, &wish.body).await?;
-                    return Ok(steps);
-                }
                 Some(Step::Create) => self.create(&id, &wish.body).await,
                 Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
@@ -314,11 +315,17 @@ impl Storage {
             .await
     }
 
-    pub(crate) async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+    /// Makes it, and copies nothing: what it begins with is fetched when it is used.
+    async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
         let size_gib = wish.size_gib;
         self.write_state(id, size_gib, State::Creating, String::new()).await?;
-        let made = id.clone();
-        match self.backend(move |b| b.create(&made, size_gib.saturating_mul(GIB))).await {
+        self.write_key(id, wish.encrypted.clone()).await?;
+        let (made, new) = (id.clone(), self.new_volume(wish).await);
+        let created = match new {
+            Ok(new) => self.backend(move |b| b.create(&made, size_gib.saturating_mul(GIB), &new)).await,
+            Err(e) => Err(e),
+        };
+        match created {
             Ok(()) => self.write_state(id, size_gib, State::Ready, String::new()).await?,
             Err(Trouble::Backend(BackendError::NoRoom(why))) => {
                 let half = id.clone();
@@ -328,6 +335,28 @@ impl Storage {
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    async fn new_volume(&self, wish: &Volume) -> Result<New, Trouble> {
+        let passphrase = self.keys.passphrase(wish.encrypted.as_deref()).await?;
+        let Some(source) = wish.source.clone() else { return Ok(New { passphrase, beginning: None }) };
+        let document = self.blobs.get(&source.manifest, DOCUMENT_MAX).await?;
+        let manifest = Manifest::read(&document).map_err(Trouble::Other)?;
+        if manifest.size > wish.size_gib.saturating_mul(GIB) {
+            let (snapshot, needs) = (&source.snapshot, manifest.size.div_ceil(GIB));
+            let why = format!("{snapshot} has {needs} GiB, the volume only {}", wish.size_gib);
+            return Err(BackendError::NoRoom(why).into());
+        }
+        if manifest.encrypted.is_some() && wish.encrypted.is_none() {
+            let why = format!("{} is encrypted, and the volume is not to be", source.snapshot);
+            return Err(BackendError::NoRoom(why).into());
+        }
+        Ok(New { passphrase, beginning: Some(Beginning { source, manifest }) })
+    }
+
+    async fn write_key(&self, id: &VolumeId, key: Option<String>) -> Result<(), StoreError> {
+        let (id, sql) = (id.clone(), "UPDATE volume SET disk_key = ?2 WHERE id = ?1");
+        self.store.write("a volume's key", move |tx| tx.execute(sql, params![id.as_str(), key]).map(|_| ())).await
     }
 
     /// The row goes last: while it is there, the daemon it speaks of is looked for.
@@ -371,7 +400,8 @@ impl Storage {
         if self.snapshots_of(id).await?.snapshots.iter().any(|(_, row)| row.pending()) {
             return Err(Trouble::Busy);
         }
-        self.background.end(&crate::restore::name(id)).await;
+        self.background.end(&source::fill_name(id)).await;
+        self.sources.forget(id);
         // Whatever serves it still, of which no row is left.
         self.exports.end(id).await?;
         let removed = id.clone();
@@ -396,7 +426,7 @@ impl Storage {
 
     /// Reports a volume that needs no more steps; its export is kept up on the way.
     async fn report(
-        &self,
+        self: &Arc<Self>,
         id: &VolumeId,
         wish: &Listed<Volume>,
         row: Option<&Row>,
@@ -425,7 +455,8 @@ impl Storage {
             State::Creating | State::Ready => {}
         }
         let looked = id.clone();
-        let Some(found) = self.backend(move |b| b.find(&looked)).await? else {
+        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some()))).await?;
+        let (Some(found), needs_source) = looked else {
             self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
             self.about.faults.raise(
                 &format!("bytes {id}"),
@@ -439,18 +470,29 @@ impl Storage {
         // To the MiB: what the guest writes should not make a report of every block.
         report.allocated = found.allocated.next_multiple_of(1 << 20);
         report.size_gib = found.size / GIB;
+        report.needs_source = needs_source;
         if let Some(export) = export {
             let served =
                 Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
-            let described = id.clone();
-            let backend = self.backend.clone();
-            let phase = self.exports.serve(&served, Arc::new(move || backend.blockdev(&described)));
+            let passphrase = self.keys.passphrase(row.key.as_deref()).await?;
+            let (described, backend, sockets) = (id.clone(), self.backend.clone(), self.exports.sockets().to_owned());
+            let describe = move || {
+                let source = backend.beginning(&described)?.map(|_| source::blockdev(&sockets, described.as_str()));
+                Ok(Opened { blockdev: backend.blockdev(&described, source)?, passphrase: passphrase.clone() })
+            };
+            let phase = self.exports.serve(&served, Arc::new(describe));
             match &phase {
                 Phase::Ready { .. } => {}
                 Phase::Starting => report.reason = "its export is being started".into(),
                 Phase::Down(why) => report.reason = format!("its export ended and is started again: {why}"),
             }
             let up = matches!(phase, Phase::Ready { .. });
+            if up && needs_source {
+                self.begin_fill(id);
+                report.reason = self.sources.trouble(id).map_or_else(String::new, |why| {
+                    format!("what it began with is not all fetched, and a part of it cannot be had now: {why}")
+                });
+            }
             if up && !export.served {
                 let id = id.clone();
                 self.store
@@ -535,6 +577,7 @@ pub(crate) fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl In
         export: None,
         allocated: 0,
         size_gib: 0,
+        needs_source: false,
     }
 }
 
@@ -545,14 +588,8 @@ mod tests {
     use super::*;
 
     fn wish(desired: VolumeDesired, export_for: Option<&str>, listed: bool) -> Listed<Volume> {
-        let body = Volume {
-            id: "vol-1".into(),
-            generation: Generation::default(),
-            desired,
-            size_gib: 1,
-            export_for: export_for.map(Into::into),
-            source: None,
-        };
+        let export_for = export_for.map(Into::into);
+        let body = Volume { desired, export_for, ..Volume::new("vol-1", Generation::default(), 1) };
         Listed { body, listed }
     }
 
@@ -587,7 +624,7 @@ mod tests {
             (Deleted,   None,        false,  Some(Gone),     None,       Some(Step::Forget)),
         ];
         for (desired, export_for, listed, state, export, expected) in table {
-            let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0 });
+            let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0, key: None });
             let export = export.map(|a| ExportRow { attachment: a.into(), name: "n".into(), served: true, made: 0 });
             let got = next(row.as_ref(), export.as_ref(), &wish(*desired, *export_for, *listed));
             assert_eq!(got, *expected, "{desired:?} for {export_for:?}, listed {listed}, {state:?}, {export:?}");
@@ -598,7 +635,7 @@ mod tests {
     fn a_volume_smaller_than_wanted_grows_before_anything_else() {
         let mut wish = wish(VolumeDesired::Present, Some("a"), true);
         wish.body.size_gib = 2;
-        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0 };
+        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0, key: None };
         assert_eq!(next(Some(&row), None, &wish), Some(Step::Grow));
     }
 

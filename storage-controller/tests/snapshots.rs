@@ -309,9 +309,7 @@ async fn a_restore_that_is_cut_off_begins_again_and_is_ready_only_when_it_is_who
     zone.want_snapshot("snap-1", "vol-1", |_| {}).await;
     let manifest = zone.uploaded("snap-1").await.manifest.unwrap();
     let source = Some(VolumeSource { snapshot: "snap-1".into(), manifest });
-    let (desired, export_for, size_gib) = (VolumeDesired::Present, Some("vattach-b".to_owned()), 1);
-    let volume = Volume { id: "vol-2".into(), generation: zone.next(), desired, size_gib, export_for, source };
-    zone.rows.lock().unwrap().insert("vol-2".into(), volume);
+    zone.wish("vol-2", 1, Some("vattach-b"), |v| v.source = source);
     for n in 0..4u64 {
         zone.send().await.unwrap();
         tokio::time::sleep(Duration::from_millis(n * 8)).await;
@@ -323,7 +321,8 @@ async fn a_restore_that_is_cut_off_begins_again_and_is_ready_only_when_it_is_who
     for n in [0u64, 50, 99] {
         io(&restored, &format!("read -P {} {}k 512k", n + 1, n * 512)).unwrap();
     }
-    assert_eq!(zone.layers("vol-2"), ["volume.raw"]);
+    zone.until("vol-2", "fetched whole", |r| !r.needs_source).await;
+    assert_eq!(zone.layers("vol-2"), ["1.qcow2", "volume.qcow2"]);
 }
 
 #[tokio::test]

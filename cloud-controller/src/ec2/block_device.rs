@@ -90,6 +90,15 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    pub fn volume_mut(&mut self) -> Option<&mut VolumeOf> {
+        match &mut self.disk {
+            Disk::Volume(volume) => Some(volume),
+            Disk::InstanceStore(_) => None,
+        }
+    }
+}
+
 /// The device that is the root, when it is a volume.
 pub fn root<'m>(mappings: &'m [Mapping], root_device: &str) -> Option<&'m VolumeOf> {
     mappings.iter().find(|m| m.device == root_device).and_then(Mapping::volume)

@@ -5,6 +5,7 @@ pub mod address;
 pub mod block_device;
 pub mod client_token;
 pub mod dhcp_options;
+pub mod encryption;
 pub mod image;
 pub mod instance;
 pub mod instance_type;
@@ -47,6 +48,7 @@ pub const SERVICE: Service = Service {
         address::describe::ACTIONS,
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
+        encryption::ACTIONS,
         image::attribute::ACTIONS,
         image::copy::ACTIONS,
         image::create::ACTIONS,
@@ -90,6 +92,7 @@ pub const SERVICE: Service = Service {
         subnet::change::ACTIONS,
         tag::ACTIONS,
         volume::attach::ACTIONS,
+        volume::attribute::ACTIONS,
         volume::create::ACTIONS,
         volume::describe::ACTIONS,
         volume::modify::ACTIONS,

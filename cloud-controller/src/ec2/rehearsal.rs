@@ -11,10 +11,11 @@ use mallee_aws::{id::MachineImageId, paging::TokenKey, params::Params};
 use mallee_service::{Clock, Faults, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::{Error as StoreError, Store};
 use mallee_tiers::{
-    Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, VolumeObserved, VolumeReport,
+    Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, SnapshotObserved, SnapshotReport,
+    VolumeObserved, VolumeReport,
 };
 
-use super::{SERVICE, image, instance, volume};
+use super::{SERVICE, image, instance, snapshot, volume};
 use crate::{
     Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, keyring::Keyring, network, schema,
     service, service::Call, zone::Tiers,
@@ -178,6 +179,22 @@ impl Rehearsal {
         read.unwrap()
     }
 
+    /// The storage-controller cannot make the volume, and says why.
+    pub async fn refuse_volume(&self, id: &str, reason: &str) {
+        let wanted = self.wanted_volume(id).await;
+        self.report_volume(VolumeReport {
+            id: id.to_owned(),
+            generation: wanted.generation,
+            observed: VolumeObserved::Failed,
+            reason: reason.to_owned(),
+            export: None,
+            allocated: 0,
+            size_gib: wanted.size_gib,
+            needs_source: false,
+        })
+        .await;
+    }
+
     /// The storage-controller does what it is asked for the volume, and reports it.
     pub async fn serve(&self, id: &str) {
         let wanted = self.wanted_volume(id).await;
@@ -200,6 +217,10 @@ impl Rehearsal {
             size_gib: wanted.size_gib,
             needs_source: false,
         };
+        self.report_volume(report).await;
+    }
+
+    async fn report_volume(&self, report: VolumeReport) {
         let now = self.cloud.now();
         let taken: Outcome<_> = self
             .cloud
@@ -210,6 +231,64 @@ impl Rehearsal {
             })
             .await;
         taken.unwrap();
+    }
+}
+
+impl Rehearsal {
+    /// The zone reports this of a snapshot.
+    pub async fn seen_snapshot(&self, id: &str, observed: SnapshotObserved) {
+        let (id, now) = (id.to_owned(), self.cloud.now());
+        let taken: Result<(), StoreError> = self
+            .cloud
+            .store
+            .write("report", move |tx| {
+                let row = snapshot::any(tx, &id)?.unwrap();
+                let report = SnapshotReport {
+                    id: id.clone(),
+                    generation: row.generation,
+                    observed,
+                    reason: if observed == SnapshotObserved::Failed { "no room".into() } else { String::new() },
+                    percent: 50,
+                    attempt: row.attempt,
+                    manifest: (observed == SnapshotObserved::Uploaded).then(|| "ab".repeat(32)),
+                    sent: 0,
+                    size_gib: row.size_gib,
+                };
+                snapshot::take_report(tx, &row.zone, &report, now).map(drop)
+            })
+            .await;
+        taken.unwrap();
+    }
+
+    /// All of it was uploaded, and found.
+    pub async fn complete(&self, id: &str) {
+        self.seen_snapshot(id, SnapshotObserved::Uploaded).await;
+        let id = id.to_owned();
+        let done: Result<_, StoreError> =
+            self.cloud.store.write("complete", move |tx| snapshot::set_accepted(tx, &id)).await;
+        done.unwrap();
+    }
+
+    /// A complete snapshot of a volume of this size.
+    pub async fn snapshot(&self, gib: u64) -> String {
+        let made = self.ask(&format!("CreateVolume&AvailabilityZone=z-1a&Size={gib}")).await.unwrap();
+        let volume = first(&made, "volumeId");
+        self.serve(&volume).await;
+        let id = first(&self.ask(&format!("CreateSnapshot&VolumeId={volume}")).await.unwrap(), "snapshotId");
+        self.complete(&id).await;
+        self.ask(&format!("DeleteVolume&VolumeId={volume}")).await.unwrap();
+        self.serve(&volume).await;
+        id
+    }
+
+    /// An image on a snapshot of 2 GiB.
+    pub async fn image_on_snapshot(&self, more: &str) -> String {
+        let snapshot = self.snapshot(2).await;
+        let request = format!(
+            "RegisterImage&Name=on-{snapshot}&BlockDeviceMapping.1.DeviceName=/dev/sda1\
+             &BlockDeviceMapping.1.Ebs.SnapshotId={snapshot}{more}"
+        );
+        first(&self.ask(&request).await.unwrap(), "imageId")
     }
 }
 

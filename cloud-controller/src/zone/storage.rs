@@ -95,6 +95,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>)
                 }
                 all.instances |= one.instances;
                 all.volumes |= one.volumes;
+                all.kept |= one.kept;
             }
             orphan::retain(tx, &zone, "volumes", &present)?;
             Ok::<_, Refusal>(all)
@@ -107,6 +108,9 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>)
     }
     if follow.volumes {
         cloud.pokes.volumes.poke();
+    }
+    if follow.kept {
+        cloud.pokes.kept.poke();
     }
     Ok(())
 }

@@ -399,6 +399,9 @@ impl CloudController for Registry {
     async fn renew(&self, _: &Peer, _: SigningRequest) -> Result<SignedCertificate, TierError> {
         Err(TierError::refused("not here"))
     }
+    async fn disk_key(&self, _: &Peer, _: DiskKeyAsked) -> Result<DiskKey, TierError> {
+        Err(TierError::not_found("none here"))
+    }
     async fn locate(&self, _: &Peer, _: Locate) -> Result<Located, TierError> {
         Err(TierError::not_found("nothing here"))
     }

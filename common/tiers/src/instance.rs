@@ -236,9 +236,23 @@ pub struct DiskLimits {
     /// Requests per second, of up to 256 KiB each: a larger one counts as several.
     #[serde(default)]
     pub iops: Option<u32>,
+    /// As many for half an hour after it was idle, when that is more.
+    #[serde(default)]
+    pub burst_iops: Option<u32>,
     /// MiB per second.
     #[serde(default)]
     pub throughput_mib: Option<u32>,
+}
+
+impl DiskLimits {
+    /// A larger request counts as several.
+    pub const REQUEST: u64 = 256 << 10;
+    /// How long a burst lasts, in seconds.
+    pub const BURST_S: u64 = 1800;
+
+    pub fn any(&self) -> bool {
+        self.iops.is_some() || self.throughput_mib.is_some()
+    }
 }
 
 /// What the guest may read of itself at 169.254.169.254. Rendered by the cloud-controller, served by the node.

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mallee_tiers::{ExportAddress, INTERFACES_AT_AN_INSTANCE, VOLUMES_AT_AN_INSTANCE};
+use mallee_tiers::{DiskLimits, ExportAddress, INTERFACES_AT_AN_INSTANCE, VOLUMES_AT_AN_INSTANCE};
 use uuid::Uuid;
 
 use super::VolumeDisk;
@@ -199,9 +199,9 @@ impl Nic {
     }
 }
 
-/// Fixed places on the root bus: libvirt gives what has none of its own the low ones.
+/// Fixed places on the root bus. Guests count disks by their slots, so the root is before the others; network cards are between.
 const ROOT_SLOT: u8 = 0x10;
-const FIRST_STORE_SLOT: u8 = 0x08;
+const FIRST_STORE_SLOT: u8 = 0x19;
 
 fn file_disk(file: &Path, target: &str, slot: u8) -> String {
     format!(
@@ -216,6 +216,30 @@ fn file_disk(file: &Path, target: &str, slot: u8) -> String {
 
 fn root_bus(slot: u8) -> String {
     format!("<address type='pci' domain='0x0000' bus='0x00' slot='{slot:#04x}' function='0x0'/>")
+}
+
+/// The limits of a disk as libvirt names them.
+pub fn tunables(limits: &DiskLimits) -> Vec<(&'static str, u64)> {
+    let mut all = vec![
+        ("total_bytes_sec", limits.throughput_mib.map_or(0, |mib| u64::from(mib) << 20)),
+        ("total_iops_sec", limits.iops.map_or(0, u64::from)),
+    ];
+    if let Some(iops) = limits.iops {
+        all.push(("size_iops_sec", DiskLimits::REQUEST));
+        if let Some(burst) = limits.burst_iops.filter(|burst| *burst > iops) {
+            all.extend([("total_iops_sec_max", burst.into()), ("total_iops_sec_max_length", DiskLimits::BURST_S)]);
+        }
+    }
+    all
+}
+
+fn limits_xml(limits: &DiskLimits) -> String {
+    if !limits.any() {
+        return String::new();
+    }
+    let each = tunables(limits).into_iter().filter(|(_, value)| *value > 0);
+    let each: String = each.map(|(name, value)| format!("<{name}>{value}</{name}>")).collect();
+    format!("      <iotune>{each}</iotune>\n")
 }
 
 impl VolumeDisk {
@@ -238,9 +262,10 @@ impl VolumeDisk {
         format!(
             "    <disk type='network' device='disk'>\n      <driver name='qemu' type='raw' cache='none' discard='unmap'/>\n      \
              <source protocol='nbd' name='{export}'{tls}>{host}<reconnect delay='{RECONNECT_S}'/></source>\n      \
-             <target dev='{target}' bus='virtio'/>\n      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n{address}    </disk>\n",
+             <target dev='{target}' bus='virtio'/>\n{limits}      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n{address}    </disk>\n",
             export = escape(&self.export),
             target = escape(&self.target),
+            limits = limits_xml(&self.limits),
             serial = escape(&self.serial),
             alias = escape(&self.alias()),
         )
@@ -280,6 +305,7 @@ mod tests {
                 target: "vdf".into(),
                 export: "x1".into(),
                 address: ExportAddress::Unix("/run/v.sock".into()),
+                limits: DiskLimits::default(),
             }],
             console: "/inst/i-0123456789abcdef0/console.log".into(),
         }
@@ -310,6 +336,7 @@ mod tests {
             target: "vdg".into(),
             export: "x".into(),
             address: ExportAddress::Tcp("10.0.0.7:10809".into()),
+            limits: DiskLimits::default(),
         };
         assert!(disk.to_xml().contains("name='x' tls='yes'><host name='10.0.0.7' port='10809'/>"));
     }
@@ -321,13 +348,26 @@ mod tests {
             target: "vda".into(),
             export: "x".into(),
             address: ExportAddress::Unix("/s".into()),
+            limits: DiskLimits::default(),
         };
         let stores = vec![StoreDisk { file: "/inst/ephemeral0.qcow2".into(), target: "vdb".into() }];
         let xml = DomainSpec { root: RootDisk::Volume(disk), stores, ..spec() }.to_xml();
         assert!(!xml.contains("root.qcow2"));
         let (root, store) = (xml.find("<target dev='vda'").unwrap(), xml.find("<target dev='vdb'").unwrap());
         assert!(root < store && store < xml.find("<target dev='vdf'").unwrap(), "BIOS boots the first");
-        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x08'"));
+        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x19'"));
+    }
+
+    #[test]
+    fn a_disk_is_held_to_its_limits_from_the_beginning() {
+        let limits = DiskLimits { iops: Some(100), burst_iops: Some(3000), throughput_mib: Some(125) };
+        let disk = VolumeDisk { limits, ..spec().volumes.remove(0) };
+        let tune = "<iotune><total_bytes_sec>131072000</total_bytes_sec><total_iops_sec>100</total_iops_sec>\
+             <size_iops_sec>262144</size_iops_sec><total_iops_sec_max>3000</total_iops_sec_max>\
+             <total_iops_sec_max_length>1800</total_iops_sec_max_length></iotune>";
+        assert!(disk.to_xml().contains(tune), "{}", disk.to_xml());
+        // Taking limits away is saying so.
+        assert_eq!(tunables(&DiskLimits::default()), [("total_bytes_sec", 0), ("total_iops_sec", 0)]);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //!   and it keeps the connections alive: a libvirtd that vanished is noticed by its closed socket, one that hangs in 15 s.
 //! - A watcher opens a lost connection again. libvirtd finds its running guests by itself; they are not touched.
 
+mod fit;
+
 use std::{
     collections::BTreeMap,
     ffi::CStr,
@@ -17,6 +19,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use mallee_tiers::DiskLimits;
 use quick_xml::events::{BytesStart, Event as Xml};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -27,6 +30,7 @@ use virt::{
     sys,
 };
 
+use super::domain::tunables;
 use super::{
     DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic,
     VolumeDisk, domain::Place,
@@ -178,6 +182,11 @@ impl Hypervisor for Libvirt {
             domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)
         })
         .await
+    }
+
+    async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()> {
+        let (disk, tunables) = (disk.clone(), tunables(&limits));
+        Self::on(&self.slow, name, move |domain| fit::fit(domain, &disk, size_gib << 30, &tunables)).await
     }
 
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {

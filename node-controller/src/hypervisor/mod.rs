@@ -8,7 +8,7 @@ mod libvirt;
 mod simulated;
 
 use async_trait::async_trait;
-use mallee_tiers::ExportAddress;
+use mallee_tiers::{DiskLimits, ExportAddress};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -86,6 +86,7 @@ pub struct VolumeDisk {
     pub target: String,
     pub export: String,
     pub address: ExportAddress,
+    pub limits: DiskLimits,
 }
 
 impl VolumeDisk {
@@ -151,6 +152,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn destroy(&self, name: &str) -> Result<()>;
     async fn undefine(&self, name: &str) -> Result<()>;
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()>;
+    /// Sees to it that the guest knows a disk of this size (in GiB; 0: whatever it has) and is held to these limits.
+    async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()>;
     /// Returns when the guest has let go of the disk.
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()>;
     /// Plugs a card into a running domain; its port is bound when this returns.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use mallee_tiers::DiskLimits;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -313,6 +314,11 @@ impl Hypervisor for Simulated {
         let mut inner = self.asked()?;
         inner.machine(name)?.disks.push(given(disk));
         Ok(())
+    }
+    async fn fit(&self, name: &str, disk: &SeenDisk, _: u64, _: DiskLimits) -> Result<()> {
+        let mut inner = self.asked()?;
+        let there = inner.machine(name)?.disks.iter().any(|d| d.alias == disk.alias);
+        if there { Ok(()) } else { Err(HypervisorError::Refused(format!("{} is not there", disk.serial))) }
     }
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
         let mut inner = self.asked()?;

@@ -28,7 +28,7 @@ use super::row::Facts;
 use crate::{
     hypervisor::{Off, Power, Seen},
     nic,
-    volume::{self, Change},
+    volume::{self, Change, Fit},
 };
 
 /// The steps of bringing an instance up, in order. Each makes sure of one thing and may be repeated.
@@ -95,6 +95,7 @@ impl Step {
             Step::BringUp(step) => step.name(),
             Step::Change(Change::Attach(_)) | Step::ChangeNic(nic::Change::Attach(_)) => "attach",
             Step::Change(Change::Detach(_)) | Step::ChangeNic(nic::Change::Detach(_)) => "detach",
+            Step::Change(Change::Fit(..)) => "fit",
             Step::Reboot | Step::Reset | Step::NoteRebooted => "reboot",
             Step::PressPower | Step::PullPlug => "power off",
             Step::KeepConsole => "console",
@@ -137,6 +138,8 @@ pub struct Memory {
     pub held: Option<Duration>,
     /// Devices ([`Step::device`]) whose last attempt failed are left alone until then.
     pub device_pauses: Vec<(String, Duration)>,
+    /// What the disks of the guest that runs were made to be, by their serials.
+    pub fitted: Vec<(String, Fit)>,
 }
 
 pub struct Scene<'a> {
@@ -278,10 +281,11 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
     }
     let (disks, nics) = scene.domain.map_or((&[][..], &[][..]), |d| (&d.disks, &d.nics));
     let nics = nic::changes(&wish.interfaces, nics).into_iter().map(Step::ChangeNic);
-    for step in nics.chain(volume::changes(wish, disks).into_iter().map(Step::Change)) {
+    let fit = volume::misfits(wish, disks, &memory.fitted);
+    let disks = volume::changes(wish, disks).into_iter().chain(fit).map(Step::Change);
+    for step in nics.chain(disks) {
         let device = step.device();
-        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now)
-        {
+        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now) {
             None => return Next::Do(step),
             Some((_, until)) => wait = Some(wait.unwrap_or(Duration::MAX).min(*until - scene.now)),
         }
@@ -325,7 +329,9 @@ mod tests {
         hypervisor::SeenDisk,
         nic::tests::{seen, wanted},
     };
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
 
     const S: fn(u64) -> Duration = Duration::from_secs;
 

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     hypervisor::{Event, HypervisorError, Power, Seen},
     nic,
-    volume::{self, Change},
+    volume::{self, Change, Fit},
 };
 
 /// A domain the hypervisor refused this often in a row will not be tried again.
@@ -405,6 +405,9 @@ impl Instances {
                 hypervisor.detach(id, disk).await?;
                 format!("{} detached", volume::volume_of(&disk.serial))
             }
+            Change::Fit(disk, fit) => {
+                return Ok(hypervisor.fit(id, disk, fit.size_gib, fit.limits).await?);
+            }
         };
         machine.rows.update(id, machine.clock.now_ms(), Some(what), |_| {}).await?;
         Ok(())
@@ -440,7 +443,7 @@ impl Instances {
     /// Takes note of how a step went; whether the worker goes on at once.
     async fn account(&self, id: &str, step: &Step, look: &Look, took: Duration, done: Done) -> bool {
         if let Some(device) = step.device() {
-            self.account_change(id, device, done);
+            self.account_change(id, step, device, done);
             return true;
         }
         match done {
@@ -499,13 +502,22 @@ impl Instances {
         true
     }
 
-    fn account_change(&self, id: &str, device: String, done: Done) {
+    fn account_change(&self, id: &str, step: &Step, device: String, done: Done) {
         let now = self.now();
         let mut all = self.lock();
         let Some(live) = all.get_mut(id) else { return };
         match done {
             Ok(()) => {
                 live.failures = 0;
+                if let Step::Change(change) = step {
+                    live.memory.fitted.retain(|(fitted, _)| *fitted != device);
+                    match change {
+                        // It came with its size and its limits.
+                        Change::Attach(wanted) => live.memory.fitted.push((device.clone(), Fit::of(wanted))),
+                        Change::Fit(_, fit) => live.memory.fitted.push((device.clone(), *fit)),
+                        Change::Detach(_) => {}
+                    }
+                }
                 report::settle(&mut live.memory, &mut live.trouble, &device);
             }
             Err(e) => {

@@ -178,7 +178,9 @@ mod tests {
         hypervisor::{Off, SeenDisk},
         nic::tests::{seen as seen_nic, wanted as wanted_nic},
     };
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment};
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
     use std::time::Duration;
 
     fn wish(desired: Desired, volumes: &[&str]) -> Instance {

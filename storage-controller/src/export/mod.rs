@@ -3,5 +3,5 @@
 mod nbd;
 mod qmp;
 
-pub use nbd::{Describe, Exports, Phase, Served};
-pub use qmp::{MERGE_JOB, Qmp, QmpError};
+pub use nbd::{Describe, Exports, Opened, Phase, Served};
+pub use qmp::{FILL_JOB, Job, MERGE_JOB, Qmp, QmpError};

@@ -4,11 +4,15 @@
 //! started again at once with the same socket and the same export name, because the guest's QEMU waits for exactly these
 //! (libvirt's `<reconnect>`). The export's name is random per attachment, so an instance that had the volume before
 //! cannot come back to it. The daemon's command line names the attachment, so that a new store can tell whose it is.
+//!
+//! The passphrase of an encrypted volume is on no command line and on no disk: a daemon reads it from a named pipe when it
+//! starts, and whoever keeps the daemon writes it there.
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,11 +20,16 @@ use std::{
 
 use mallee_engines::{Plan, Ready, Stop, process};
 use mallee_service::Poke;
+use mallee_tiers::Secret;
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{Qmp, QmpError};
-use crate::{backend::BackendError, volume::VolumeId};
+use crate::{
+    backend::{BackendError, SECRET},
+    volume::VolumeId,
+};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 /// A daemon that lived so long did not die of its own start.
@@ -49,8 +58,16 @@ pub enum Phase {
     Down(String),
 }
 
-/// How QEMU is to open a volume, found out anew for every start: a snapshot changes it. Blocks.
-pub type Describe = Arc<dyn Fn() -> Result<Value, BackendError> + Send + Sync>;
+/// How QEMU is to open a volume.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    pub blockdev: Value,
+    /// Of an encrypted one.
+    pub passphrase: Option<Secret>,
+}
+
+/// Found out anew for every start: a snapshot changes it. Blocks.
+pub type Describe = Arc<dyn Fn() -> Result<Opened, BackendError> + Send + Sync>;
 
 /// The daemons of all exports.
 pub struct Exports {
@@ -92,12 +109,21 @@ impl Exports {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+
     pub fn socket(&self, volume: &VolumeId) -> PathBuf {
         self.sockets.join(format!("{volume}.sock"))
     }
 
     fn monitor(&self, volume: &VolumeId) -> PathBuf {
         self.sockets.join(format!("{volume}.qmp"))
+    }
+
+    /// Where a daemon reads the volume's passphrase.
+    fn pipe(&self, volume: &VolumeId) -> PathBuf {
+        self.sockets.join(format!("{volume}.key"))
     }
 
     /// Talks to the daemon of a volume.
@@ -115,7 +141,8 @@ impl Exports {
         plan
     }
 
-    fn command(&self, served: &Served, blockdev: &Value) -> Vec<String> {
+    fn command(&self, served: &Served, opened: &Opened) -> Vec<String> {
+        let blockdev = &opened.blockdev;
         // No limit to connections: QEMU comes back while its old connection is still half open.
         let server = json!({ "addr": { "type": "unix", "path": self.socket(&served.volume) }, "max-connections": 0 });
         let export = json!({
@@ -123,8 +150,9 @@ impl Exports {
             "description": served.attachment, "writable": true,
         });
         let monitor = format!("socket,id=qmp,server=on,wait=off,path={}", self.monitor(&served.volume).display());
+        let secret = format!("secret,id={SECRET},file={}", self.pipe(&served.volume).display());
+        let object: &[&str] = if opened.passphrase.is_some() { &["--object", &secret] } else { &[] };
         let words = [
-            PROGRAM,
             "--chardev",
             &monitor,
             "--monitor",
@@ -136,7 +164,24 @@ impl Exports {
             "--export",
             &export.to_string(),
         ];
-        words.map(str::to_owned).to_vec()
+        [&[PROGRAM], object, &words].concat().into_iter().map(str::to_owned).collect()
+    }
+
+    fn make_pipe(&self, volume: &VolumeId, opened: &Opened) -> Result<(), String> {
+        let pipe = self.pipe(volume);
+        let _ = fs::remove_file(&pipe);
+        if opened.passphrase.is_none() {
+            return Ok(());
+        }
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| format!("making {}: {e}", pipe.display()))
+    }
+
+    /// Writes the passphrase, if somebody reads just now. The pipe holds it whole, so nobody is waited for.
+    fn feed(&self, volume: &VolumeId, passphrase: &Secret) {
+        let pipe = OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(self.pipe(volume));
+        if let Ok(mut pipe) = pipe {
+            let _ = pipe.write_all(passphrase.0.as_bytes());
+        }
     }
 
     /// Sees to it that the export is served from now on, and says how it is.
@@ -167,6 +212,7 @@ impl Exports {
         }
         let _ = fs::remove_file(self.socket(volume));
         let _ = fs::remove_file(self.monitor(volume));
+        let _ = fs::remove_file(self.pipe(volume));
         let prefix = format!("{volume}-");
         for dir in [&self.records, &self.logs] {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -269,19 +315,19 @@ async fn keep(
         let began = Instant::now();
         let found = exports.find(&served);
         let adopted = found.is_some();
-        let outcome = match found {
-            Some((plan, process)) => Ok((plan, Ok(process))),
-            None => {
-                // Asked now, not when the export was made: the volume may have another layer on top since.
-                let describe = describe.clone();
-                let described = tokio::task::spawn_blocking(move || describe()).await;
-                let described = described.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string()));
-                described.map(|blockdev| {
-                    let plan = exports.plan(&served, exports.command(&served, &blockdev));
-                    let started = process::start(&plan);
-                    (plan, started)
-                })
-            }
+        // Asked now, not when the export was made: the volume may have another layer on top since.
+        let describe = describe.clone();
+        let described = tokio::task::spawn_blocking(move || describe()).await;
+        let described = described.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string()));
+        let passphrase = described.as_ref().ok().and_then(|opened| opened.passphrase.clone());
+        let outcome = match (found, described) {
+            (Some((plan, process)), _) => Ok((plan, Ok(process))),
+            (None, Err(why)) => Err(why),
+            (None, Ok(opened)) => exports.make_pipe(&served.volume, &opened).map(|()| {
+                let plan = exports.plan(&served, exports.command(&served, &opened));
+                let started = process::start(&plan);
+                (plan, started)
+            }),
         };
         let plan = match &outcome {
             Ok((plan, _)) => plan.clone(),
@@ -296,6 +342,9 @@ async fn keep(
                 tracing::info!(export = plan.name, pid, adopted, "export daemon");
                 let becoming_ready = async {
                     while plan.ready.probe(pid).await.is_err() {
+                        if let Some(passphrase) = &passphrase {
+                            exports.feed(&served.volume, passphrase);
+                        }
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     tell.send_replace(Phase::Ready { pid });
@@ -340,7 +389,10 @@ mod tests {
         let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
         let served =
             Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
-        let command = exports.command(&served, &json!({ "driver": "null-co", "node-name": "layer-0" }));
+        let command = exports.command(
+            &served,
+            &Opened { blockdev: json!({ "driver": "null-co", "node-name": "layer-0" }), passphrase: None },
+        );
         let line = command.join("\0") + "\0";
         assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
         assert_eq!(exports.read_command(line.replace("/s/", "/t/").as_bytes()), None);

@@ -8,7 +8,8 @@ use super::row::{self, EVERYBODY, Image};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        block_device, unless_dry_run,
+        block_device::{self, Mapping},
+        unless_dry_run,
         unsupported::{self, Unsupported},
     },
     service::Call,
@@ -243,6 +244,11 @@ async fn modify(call: &Call, input: ModifyImageAttribute) -> Outcome<()> {
             let id = image.id.as_str();
             match &change {
                 Change::Permissions { add, remove } => {
+                    if !add.is_empty() && image.mappings.iter().filter_map(Mapping::volume).any(|v| v.encrypted) {
+                        let message =
+                            "An image with encrypted snapshots is of its account's own key, and cannot be shared";
+                        return Err(AwsError::invalid_parameter_value(message).into());
+                    }
                     for who in add {
                         row::permit(tx, id, who)?;
                     }

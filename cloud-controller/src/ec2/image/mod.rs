@@ -19,16 +19,35 @@ use std::sync::Arc;
 
 use mallee_aws::{AwsError, id::ImageId};
 use mallee_service::Driven;
-use mallee_store::Tx;
+use mallee_store::{Error as StoreError, Tx};
 
 pub use fetch::delete_blob;
 pub use row::{Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot};
 
-use crate::{Cloud, Outcome, Refusal};
+use crate::{Cloud, Outcome, Refusal, zone::event};
 
-/// Starts the imports, and what makes images of instances.
-pub fn drive(cloud: &Arc<Cloud>) -> [Driven; 2] {
-    [import::start(cloud), create::drive(cloud)]
+#[cfg(test)]
+mod tests;
+
+/// Starts the imports.
+pub fn drive(cloud: &Arc<Cloud>) -> Driven {
+    import::start(cloud)
+}
+
+/// The snapshots of an image that is being made could not be taken; why. Nothing happens to what is no image.
+pub fn not_made(tx: &mut Tx<'_>, id: &str, why: &str) -> Result<(), StoreError> {
+    row::set_failed(tx, id, why)
+}
+
+/// They are stored so far, in percent.
+pub fn set_making(tx: &mut Tx<'_>, id: &str, percent: u32) -> Result<(), StoreError> {
+    row::set_progress(tx, id, percent, &format!("its snapshots are stored, {percent} %"))
+}
+
+/// They are complete.
+pub fn made(tx: &mut Tx<'_>, id: &str, now: i64) -> Result<(), StoreError> {
+    row::set_made(tx, id)?;
+    event::note(tx, id, now, event::Kind::Observed, "all its snapshots are complete")
 }
 
 fn name_taken(image: &Image) -> Refusal {

@@ -7,7 +7,6 @@ use mallee_aws::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    create,
     fetch::{self, NotRead},
     manifest::{self, Manifest},
     row::{self, Image, Kind, Proof, State},
@@ -16,7 +15,7 @@ use crate::{
     Outcome, Refusal, actions,
     ec2::{
         block_device::{self, Asked},
-        snapshot,
+        snapshot::{self, together},
         tag::{self, TagSpecification},
         unique_is, unless_dry_run,
         unsupported::{self, Unsupported},
@@ -260,7 +259,7 @@ async fn deregister(call: &Call, input: DeregisterImage) -> Outcome<()> {
         .store
         .write("deregister an image", move |tx| {
             let image = super::own(tx, &account, &input.image_id)?;
-            create::give_up(tx, image.id.as_str())?;
+            together::give_up(tx, image.id.as_str())?;
             row::set_deregistered(tx, image.id.as_str())?;
             unless_dry_run(input.dry_run)
         })

@@ -24,7 +24,7 @@ pub struct Consequences {
     pub instances: bool,
     pub volumes: bool,
     pub network: bool,
-    /// An image that is being made of it may go on.
+    /// Snapshots that are being taken of it may go on.
     pub images: bool,
 }
 

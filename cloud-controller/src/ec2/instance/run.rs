@@ -18,7 +18,7 @@ use crate::{
     Outcome, Refusal, actions, config,
     ec2::{
         block_device::{self, Disk, Mapping},
-        client_token,
+        client_token, encryption,
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
         interface::{self, InterfaceRow, Phase, attach},
@@ -78,6 +78,7 @@ struct Plan {
     reservation: ReservationId,
     client_token: Option<String>,
     block_devices: Vec<block_device::Asked>,
+    encryption: encryption::Asked,
     instance_tags: Vec<Tag>,
     interface_tags: Vec<Tag>,
     volume_tags: Vec<Tag>,
@@ -191,6 +192,7 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         interface_tags: tags.remove("network-interface").unwrap_or_default(),
         volume_tags: tags.remove("volume").unwrap_or_default(),
         block_devices: input.block_device_mapping,
+        encryption: encryption::Asked::of(call, None, None)?,
         limit,
         network: call.cloud.config.network.clone(),
         now: call.now,
@@ -221,7 +223,7 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
     };
     let kernel = companion(tx, &plan.kernel, &image.kernel, Kind::Kernel)?;
     let ramdisk = companion(tx, &plan.ramdisk, &image.ramdisk, Kind::Ramdisk)?;
-    let mappings = mappings(tx, plan, &image)?;
+    let (mappings, disk_key) = mappings(tx, plan, &image)?;
     let key = plan.key_name.as_ref().map(|name| key_pair::named(tx, &plan.account, name)).transpose()?;
     // An interface that is there already says where the instance is.
     let place = match plan.interfaces.first().and_then(|first| first.existing.as_ref()) {
@@ -258,6 +260,7 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         ramdisk,
         subnet,
         mappings,
+        disk_key,
     };
     let count = usize::try_from(room).unwrap_or(usize::MAX).min(plan.ids.len());
     plan.ids
@@ -268,18 +271,23 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         .collect()
 }
 
-/// The disks of each instance, beside a root that is an instance store.
-fn mappings(tx: &mut Tx<'_>, plan: &Plan, image: &Image) -> Outcome<Vec<Mapping>> {
+/// The disks of each instance, beside a root that is an instance store; and the key of those that are encrypted.
+fn mappings(tx: &mut Tx<'_>, plan: &Plan, image: &Image) -> Outcome<(Vec<Mapping>, Option<String>)> {
     let root_device = &image.root_device;
     let source = |id: &SnapshotId| snapshot::source(tx, &plan.account, id);
-    let mappings = block_device::over(&image.mappings, root_device, &plan.block_devices, source)?;
+    let mut mappings = block_device::over(&image.mappings, root_device, &plan.block_devices, source)?;
     if image.root_volume().is_none() && block_device::root(&mappings, root_device).is_some() {
         let message =
             format!("The root {root_device} of image {} is an instance store, and cannot be a volume", image.id);
         return Err(Refusal::new("InvalidBlockDeviceMapping", message));
     }
     block_device::check_count(&mappings, root_device)?;
-    Ok(mappings)
+    if plan.encryption.is_default(tx)? {
+        mappings.iter_mut().filter_map(Mapping::volume_mut).for_each(|v| v.encrypted = true);
+    }
+    let any = mappings.iter().filter_map(Mapping::volume).any(|v| v.encrypted);
+    let disk_key = if any { plan.encryption.key(tx, true)? } else { None };
+    Ok((mappings, disk_key))
 }
 
 /// What all instances of a launch share.
@@ -289,6 +297,7 @@ struct Template {
     ramdisk: Option<String>,
     subnet: SubnetRow,
     mappings: Vec<Mapping>,
+    disk_key: Option<String>,
     options: Options,
     generation: Generation,
 }
@@ -340,7 +349,14 @@ fn launch_one(tx: &mut Tx<'_>, plan: &Plan, template: &Template, launch_index: i
         tag::put(tx, &plan.account, id.as_str(), &plan.instance_tags)?;
     }
     let zone = &instance.zone;
-    let volumes = Launch { account: &plan.account, zone, instance: id, tags: &plan.volume_tags, now: plan.now };
+    let volumes = Launch {
+        account: &plan.account,
+        zone,
+        instance: id,
+        tags: &plan.volume_tags,
+        disk_key: template.disk_key.as_deref(),
+        now: plan.now,
+    };
     let mut attachments = Vec::new();
     for mapping in &template.mappings {
         if let Some(wanted) = mapping.volume() {

@@ -111,7 +111,7 @@ pub fn attached(attachment: &Attachment, volume: &Volume) -> Option<VolumeAttach
         device: attachment.device.clone(),
         export,
         size_gib: volume.size_gib,
-        limits: DiskLimits { iops: volume.iops, throughput_mib: volume.throughput },
+        limits: volume.limits(),
     })
 }
 

@@ -114,6 +114,7 @@ pub fn within(
         accepted: true,
         manifest: Some(manifest),
         sent: 0,
+        disk_key: source.disk_key,
     };
     row::insert(tx, &copy)?;
     blob::copy(tx, source.id.as_str(), copy.id.as_str())?;

@@ -16,6 +16,7 @@ pub mod describe;
 mod keep;
 mod report;
 mod row;
+pub mod together;
 
 use mallee_aws::id::SnapshotId;
 use mallee_store::Tx;
@@ -24,6 +25,8 @@ use mallee_tiers::{Snapshot as Body, SnapshotDesired, SnapshotObserved};
 pub use blob::{TABLES as BLOB_TABLES, is_used as blob_is_used};
 pub use keep::drive;
 pub use report::{Follows, take as take_report};
+#[cfg(test)]
+pub use row::set_accepted;
 pub use row::{Snapshot, TABLES, any, in_zone};
 
 use crate::{Outcome, Refusal, ec2::block_device::Source};
@@ -79,7 +82,7 @@ pub fn restorable(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<(S
 /// One that the account may put into a block device mapping.
 pub fn source(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Source> {
     let (snapshot, _) = restorable(tx, account, id)?;
-    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: false })
+    Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: snapshot.disk_key.is_some() })
 }
 
 /// One that a larger undertaking made, which has failed.

@@ -22,6 +22,8 @@ pub struct Launch<'a> {
     pub zone: &'a str,
     pub instance: &'a InstanceId,
     pub tags: &'a [Tag],
+    /// The account's key, where any of them is encrypted.
+    pub disk_key: Option<&'a str>,
     pub now: i64,
 }
 
@@ -55,6 +57,8 @@ impl Launch<'_> {
             allocated: 0,
             snapshot: source.map(|s| s.id.clone()),
             manifest: source.map(|s| snapshot::of_mapping(tx, &s.id)).transpose()?,
+            disk_key: self.disk_key.filter(|_| wanted.encrypted).map(Into::into),
+            auto_enable_io: false,
         };
         row::insert(tx, &volume)?;
         let attachment = Attachment {

@@ -4,9 +4,11 @@
 //! begins with; rows are in `row`.
 
 pub mod attach;
+pub mod attribute;
 pub mod create;
 pub mod describe;
 pub mod launch;
+mod limits;
 pub mod modify;
 mod report;
 mod row;
@@ -17,8 +19,8 @@ pub use attach::{detach_all, disk_of, is_device, node_reported};
 pub use create::figures;
 pub use report::{Consequences, take as take_report};
 pub use row::{
-    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get,
-    in_zone, set_delete_on_termination,
+    Attachment, Phase, SOURCE_COLUMN, TABLES, Volume, any, attachment_of, attachments_at, attachments_in,
+    attachments_of_account, get, in_zone, set_delete_on_termination,
 };
 
 use crate::Refusal;
@@ -47,6 +49,7 @@ pub fn wanted(volume: &Volume, attachment: Option<&Attachment>) -> Body {
             .clone()
             .zip(volume.manifest.clone())
             .map(|(snapshot, manifest)| VolumeSource { snapshot, manifest }),
+        encrypted: volume.disk_key.clone(),
         ..Body::new(volume.id.to_string(), volume.generation, volume.size_gib)
     }
 }
@@ -100,6 +103,8 @@ mod states {
                 allocated: 0,
                 snapshot: None,
                 manifest: None,
+                disk_key: None,
+                auto_enable_io: false,
             };
             let attachment = Attachment {
                 id: "a".into(),

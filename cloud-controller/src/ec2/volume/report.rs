@@ -17,6 +17,8 @@ pub struct Consequences {
     pub orphan: bool,
     pub instances: bool,
     pub volumes: bool,
+    /// Something in walrus may not be needed any more.
+    pub kept: bool,
 }
 
 pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Outcome<Consequences> {
@@ -51,10 +53,12 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Out
         let given_up = instance::give_up(tx, attachment.instance.as_str(), &why, now)?;
         (consequences.instances, consequences.volumes) = (given_up, given_up);
     }
-    modify::reported(tx, &report.id, report.size_gib, now)?;
+    consequences.instances |= modify::reported(tx, &report.id, report.size_gib, now)?;
     if let Some(after) = row::any(tx, &report.id)? {
         consequences.instances |= attach::storage_reported(tx, &before, &after, now)?;
         consequences.volumes |= row::attachment_of(tx, &report.id)?.is_none() && after.export.is_some();
+        // A snapshot that was deleted may have been kept for it.
+        consequences.kept = after.snapshot.is_some() && !report.needs_source;
     }
     Ok(consequences)
 }

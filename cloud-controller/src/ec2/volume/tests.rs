@@ -95,7 +95,7 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
             "CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(),
             "InvalidSnapshot.NotFound",
         ),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
+        ("CreateVolume&AvailabilityZone=z-1a&Size=1&MultiAttachEnabled=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");
     }
