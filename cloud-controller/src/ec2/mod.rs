@@ -4,6 +4,8 @@ pub mod account_attribute;
 pub mod address;
 pub mod client_token;
 pub mod dhcp_options;
+pub mod egress_only_gateway;
+pub mod endpoint;
 pub mod image;
 pub mod instance;
 pub mod instance_type;
@@ -14,6 +16,7 @@ pub mod listing;
 pub mod nat_gateway;
 pub mod network_acl;
 pub mod peering;
+pub mod prefix_list;
 pub mod region;
 pub mod resource;
 pub mod route_table;
@@ -46,6 +49,9 @@ pub const SERVICE: Service = Service {
         address::describe::ACTIONS,
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
+        egress_only_gateway::ACTIONS,
+        endpoint::ACTIONS,
+        endpoint::change::ACTIONS,
         image::attribute::ACTIONS,
         image::describe::ACTIONS,
         image::register::ACTIONS,
@@ -61,6 +67,7 @@ pub const SERVICE: Service = Service {
         interface::attach::ACTIONS,
         interface::attribute::ACTIONS,
         interface::change::ACTIONS,
+        interface::ipv6::ACTIONS,
         internet_gateway::ACTIONS,
         internet_gateway::change::ACTIONS,
         key_pair::ACTIONS,
@@ -70,6 +77,8 @@ pub const SERVICE: Service = Service {
         network_acl::entry::ACTIONS,
         peering::ACTIONS,
         peering::describe::ACTIONS,
+        prefix_list::ACTIONS,
+        prefix_list::change::ACTIONS,
         region::ACTIONS,
         route_table::ACTIONS,
         route_table::change::ACTIONS,
@@ -85,6 +94,7 @@ pub const SERVICE: Service = Service {
         snapshot::describe::ACTIONS,
         subnet::ACTIONS,
         subnet::change::ACTIONS,
+        subnet::ipv6::ACTIONS,
         tag::ACTIONS,
         volume::attach::ACTIONS,
         volume::create::ACTIONS,

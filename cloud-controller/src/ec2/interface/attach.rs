@@ -182,7 +182,8 @@ async fn detach(call: &Call, input: DetachNetworkInterface) -> Outcome<()> {
                 unattach(tx, &row.id)?;
                 network::touch(tx, &instance)?;
             } else if input.force == Some(true) {
-                let message = "This cloud takes no interface from a running guest by force: without Force it is asked to let go";
+                let message =
+                    "This cloud takes no interface from a running guest by force: without Force it is asked to let go";
                 return Err(AwsError::unsupported(message).into());
             } else {
                 phase::begin_detach(tx, &row, &instance, now)?;

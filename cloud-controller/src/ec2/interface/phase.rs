@@ -147,9 +147,7 @@ mod tests {
         use Observed::{Preparing, Running, Stopped, Unreachable};
         use Phase::{Attached, Attaching, Detaching};
         let port = Uuid::from_u128(1);
-        let there = |attached, reason: &str| {
-            Some(vec![InterfaceReport { port, attached, reason: reason.into() }])
-        };
+        let there = |attached, reason: &str| Some(vec![InterfaceReport { port, attached, reason: reason.into() }]);
         let table = [
             (Attaching, Running, 6, there(true, ""), Step::Attached),
             (Attaching, Running, 6, there(false, ""), Step::Nothing),
