@@ -4,6 +4,8 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Refusal, network::Cidr6};
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     #[serde(flatten)]
@@ -55,6 +57,11 @@ pub struct Network {
     pub routers: (Ipv4Addr, Ipv4Addr),
     /// The elastic IPs.
     pub elastic: String,
+    /// VPCs get their IPv6 blocks (a /56 each) from this network. None: there is no IPv6.
+    pub ipv6: Option<String>,
+    /// The outside network's own IPv6 addresses, a /64: its first is the gateway, its second the cloud's, by which
+    /// all of `ipv6` is reached, and each router's ends in its IPv4 address.
+    pub outside_ipv6: String,
     /// What OVN's chassis map to the outside bridge (`ovn-bridge-mappings`).
     pub physical: String,
     /// Chassis that carry the routers' outer ports, most wanted first. One machine: its only chassis.
@@ -72,10 +79,30 @@ impl Default for Network {
             gateway: Ipv4Addr::new(172, 29, 0, 1),
             routers: (Ipv4Addr::new(172, 29, 0, 10), Ipv4Addr::new(172, 29, 0, 127)),
             elastic: "172.29.0.128/25".into(),
+            ipv6: Some("fd6d:616c:6c00::/40".into()),
+            outside_ipv6: "fd6d:616c:6e65:74::/64".into(),
             physical: "public".into(),
             gateway_chassis: Vec::new(),
             dns: None,
         }
+    }
+}
+
+impl Network {
+    pub fn ipv6_pool(&self) -> Result<Option<Cidr6>, Refusal> {
+        let read = |text: &String| {
+            text.parse().map_err(|()| Refusal::internal(format!("network.ipv6 = {text:?} is no IPv6 network")))
+        };
+        self.ipv6.as_ref().map(read).transpose()
+    }
+}
+
+impl Config {
+    /// Where instances reach S3. None: it is told as a name, or as an address only this machine has.
+    pub fn s3_address(&self) -> Option<Ipv4Addr> {
+        let authority = self.s3_url.split_once("://")?.1.split('/').next()?;
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        host.parse::<Ipv4Addr>().ok().filter(|address| !address.is_loopback() && !address.is_unspecified())
     }
 }
 

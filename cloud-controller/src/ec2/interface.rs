@@ -5,7 +5,10 @@
 //! given back and its port is shut), [`remove`] when the node has reported that nothing of the guest is left (its private
 //! address is free only then: the guest might still be using it).
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use mallee_aws::{
     AwsError,
@@ -39,10 +42,11 @@ pub mod attach;
 pub mod attribute;
 pub mod change;
 mod describe;
+pub mod ipv6;
 pub mod phase;
 
 pub use address::Secondary;
-pub use describe::ACTIONS;
+pub use describe::{ACTIONS, Ipv6Address};
 pub use phase::Phase;
 
 /// An interface of a NAT gateway is none of an instance: it has no port, and nobody may touch it.
@@ -147,6 +151,8 @@ pub struct InterfaceRow {
     pub elastic: Option<Elastic>,
     /// Its other addresses, in order.
     pub secondary: Vec<SecondaryAddress>,
+    /// In order.
+    pub ipv6: Vec<Ipv6Addr>,
     pub link: VpcLink,
 }
 
@@ -236,6 +242,7 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
         groups: Vec::new(),
         elastic: None,
         secondary: Vec::new(),
+        ipv6: Vec::new(),
         link: VpcLink { id: String::new(), metadata_port: String::new(), metadata_mac: String::new() },
     })
 }
@@ -256,9 +263,11 @@ fn load(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<Vec<InterfaceRow>> {
     }
     let mut elastic = ec2_address::by_interface(tx, account)?;
     let mut addresses = address::all(tx, account)?;
+    let mut ipv6 = ipv6::all(tx, account)?;
     for row in &mut rows {
         row.groups = groups.remove(row.id.as_str()).unwrap_or_default();
         row.secondary = address::secondary(row.address, addresses.remove(row.id.as_str()).unwrap_or_default());
+        row.ipv6 = ipv6.remove(row.id.as_str()).unwrap_or_default();
         row.put_elastic(elastic.remove(&row.id).unwrap_or_default());
         if let Some(link) = links.get(&row.vpc) {
             row.link = link.clone();
@@ -275,6 +284,7 @@ fn complete(tx: &mut Tx<'_>, mut row: InterfaceRow) -> Outcome<InterfaceRow> {
         row.groups.push(GroupIdentifier { group_id, group_name });
     }
     row.secondary = address::secondary(row.address, address::of(tx, &row.id)?);
+    row.ipv6 = ipv6::of(tx, &row.id)?;
     let elastics = ec2_address::of_interface(tx, &row.id)?;
     row.put_elastic(elastics);
     Ok(row)
@@ -410,6 +420,7 @@ pub struct New<'a> {
     /// The private address that was asked for.
     pub address: Option<Ipv4Addr>,
     pub secondary: Secondary,
+    pub ipv6: ipv6::Wanted,
     /// From [`security_group::for_launch`].
     pub groups: &'a [SecurityGroupId],
     pub description: &'a str,
@@ -442,6 +453,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     let id = NetworkInterfaceId::from_random(rand::random());
     let address = take_address(tx, new.subnet, new.address, &id)?;
     address::take(tx, new.subnet, &new.secondary, &id)?;
+    ipv6::take_first(tx, new.subnet, &new.ipv6, &id)?;
     let mac = mac::take(tx, id.as_str())?;
     let public_wanted = new.public.unwrap_or(new.attached.is_some() && new.subnet.public_on_launch);
     let automatic_ip = if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
@@ -643,7 +655,7 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     drop_automatic(tx, row)?;
     ec2_address::forget_interface(tx, &row.id)?;
     let id = row.id.as_str();
-    for table in ["interface_group", "private_address"] {
+    for table in ["interface_group", "private_address", "ipv6_address"] {
         tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
     }
     mac::free(tx, id)?;

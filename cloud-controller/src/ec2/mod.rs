@@ -5,7 +5,12 @@ pub mod address;
 pub mod block_device;
 pub mod client_token;
 pub mod dhcp_options;
+<<<<<<< HEAD
 pub mod encryption;
+=======
+pub mod egress_only_gateway;
+pub mod endpoint;
+>>>>>>> net
 pub mod image;
 pub mod instance;
 pub mod instance_type;
@@ -16,6 +21,7 @@ pub mod listing;
 pub mod nat_gateway;
 pub mod network_acl;
 pub mod peering;
+pub mod prefix_list;
 pub mod region;
 pub mod resource;
 pub mod route_table;
@@ -48,7 +54,13 @@ pub const SERVICE: Service = Service {
         address::describe::ACTIONS,
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
+<<<<<<< HEAD
         encryption::ACTIONS,
+=======
+        egress_only_gateway::ACTIONS,
+        endpoint::ACTIONS,
+        endpoint::change::ACTIONS,
+>>>>>>> net
         image::attribute::ACTIONS,
         image::copy::ACTIONS,
         image::create::ACTIONS,
@@ -66,6 +78,7 @@ pub const SERVICE: Service = Service {
         interface::attach::ACTIONS,
         interface::attribute::ACTIONS,
         interface::change::ACTIONS,
+        interface::ipv6::ACTIONS,
         internet_gateway::ACTIONS,
         internet_gateway::change::ACTIONS,
         key_pair::ACTIONS,
@@ -75,6 +88,8 @@ pub const SERVICE: Service = Service {
         network_acl::entry::ACTIONS,
         peering::ACTIONS,
         peering::describe::ACTIONS,
+        prefix_list::ACTIONS,
+        prefix_list::change::ACTIONS,
         region::ACTIONS,
         route_table::ACTIONS,
         route_table::change::ACTIONS,
@@ -90,6 +105,7 @@ pub const SERVICE: Service = Service {
         snapshot::describe::ACTIONS,
         subnet::ACTIONS,
         subnet::change::ACTIONS,
+        subnet::ipv6::ACTIONS,
         tag::ACTIONS,
         volume::attach::ACTIONS,
         volume::attribute::ACTIONS,

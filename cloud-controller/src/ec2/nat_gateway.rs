@@ -306,6 +306,7 @@ pub fn make(
         attached: None,
         address,
         secondary: interface::Secondary::none(),
+        ipv6: interface::ipv6::Wanted { named: Vec::new(), count: Some(0) },
         groups: &[],
         description: &format!("Interface for NAT Gateway {id}"),
         delete_on_termination: false,

@@ -16,7 +16,7 @@ pub mod reconcile;
 pub mod render;
 pub mod wanted;
 
-pub use cidr::Cidr;
+pub use cidr::{Cidr, Cidr6, Net};
 pub use default_vpc::{create_default_subnet, create_default_vpc};
 pub use reconcile::{Network, adopt, drive};
 

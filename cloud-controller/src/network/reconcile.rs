@@ -29,7 +29,14 @@ use super::{
     render::{Outside, render},
     wanted,
 };
-use crate::{Cloud, Refusal, config, ec2::nat_gateway, zone::generation};
+use crate::{
+    Cloud, Config, Refusal, config,
+    ec2::{
+        nat_gateway,
+        prefix_list::{self, PrefixListRow},
+    },
+    zone::generation,
+};
 
 const DATABASE: &str = "OVN_Northbound";
 const GLOBAL: &str = "NB_Global";
@@ -53,6 +60,7 @@ const FAULT_CHASSIS: &str = "network.gateway-chassis";
 /// The network's reconciler.
 pub struct Network {
     config: config::Network,
+    s3: Option<PrefixListRow>,
     store: Store,
     faults: Faults,
     clock: Clock,
@@ -85,14 +93,15 @@ pub struct Progress {
 /// Starts the reconciler. Without a northbound database in the configuration there is nothing to drive.
 pub fn drive(cloud: &Arc<Cloud>) -> Option<mallee_service::Driven> {
     cloud.config.network.northbound.as_ref()?;
-    let network = Network::new(&cloud.config.network, &cloud.store, &cloud.faults, &cloud.clock, &cloud.pokes.network);
+    let network = Network::new(&cloud.config, &cloud.store, &cloud.faults, &cloud.clock, &cloud.pokes.network);
     Some(network.drive())
 }
 
 impl Network {
-    pub fn new(config: &config::Network, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
+    pub fn new(config: &Config, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
         Arc::new(Self {
-            config: config.clone(),
+            config: config.network.clone(),
+            s3: prefix_list::of_s3(config),
             store: store.clone(),
             faults: faults.clone(),
             clock: clock.clone(),
@@ -112,7 +121,8 @@ impl Network {
     /// One pass; the plan that was carried out.
     async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
-        let read = |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx)?, generation::total(tx)?));
+        let s3 = self.s3.clone();
+        let read = move |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx, s3.as_ref())?, generation::total(tx)?));
         let (rows, reached) = self.store.read("read the network", read).await.map_err(why)?;
         let written = rows.nat_gateways.iter().map(|n| n.id.clone()).collect();
         let has_routers = !rows.vpcs.is_empty();

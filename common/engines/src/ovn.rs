@@ -56,7 +56,6 @@ pub(crate) fn certificate(folder: &Path) -> Vec<String> {
         format!("--private-key={}", file("key.pem")),
         format!("--certificate={}", file("cert.pem")),
         format!("--ca-cert={}", file("ca.pem")),
-        "--ssl-protocols=TLSv1.2".to_owned(),
     ]
 }
 
@@ -90,7 +89,9 @@ pub(crate) fn plans(layout: &Layout, netns: &Netns, central: &CentralConfig) -> 
         // The last word is the database's file.
         let at = southbound.command.len() - 1;
         let remote = format!("--remote=db:{SOUTHBOUND},SB_Global,connections");
-        southbound.command.splice(at..at, std::iter::once(remote).chain(certificate(folder)));
+        // ovn-controller aborts when it is told this; it takes what is offered.
+        let protocols = "--ssl-protocols=TLSv1.2".to_owned();
+        southbound.command.splice(at..at, [remote, protocols].into_iter().chain(certificate(folder)));
     }
     vec![northbound, southbound, northd(layout, netns)]
 }

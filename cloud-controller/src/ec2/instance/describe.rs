@@ -276,7 +276,7 @@ struct InterfaceInfo {
     attachment: InterfaceAttachment,
     association: Option<Association>,
     private_ip_addresses_set: Vec<PrivateAddress>,
-    ipv6_addresses_set: [(); 0],
+    ipv6_addresses_set: Vec<interface::Ipv6Address>,
     interface_type: &'static str,
 }
 
@@ -460,7 +460,7 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
         ip_owner_id: if i.elastic.is_some() { i.account.clone() } else { "amazon".into() },
     });
     let (address, name) = (i.address.to_string(), interface::private_dns_name(region, i.address));
-    let attachment_status = i.attachment_status();
+    let (attachment_status, owner) = (i.attachment_status(), i.account.clone());
     InterfaceInfo {
         network_interface_id: i.id.to_string(),
         subnet_id: i.subnet.to_string(),
@@ -479,16 +479,27 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
             delete_on_termination: i.delete_on_termination,
             network_card_index: 0,
         },
-        private_ip_addresses_set: vec![PrivateAddress {
+        private_ip_addresses_set: std::iter::once(PrivateAddress {
             private_ip_address: address.clone(),
             private_dns_name: name.clone(),
             primary: true,
             association: association.clone(),
-        }],
+        })
+        .chain(i.secondary.iter().map(|secondary| PrivateAddress {
+            private_ip_address: secondary.address.to_string(),
+            private_dns_name: interface::private_dns_name(region, secondary.address),
+            primary: false,
+            association: secondary.elastic.as_ref().map(|elastic| Association {
+                public_ip: elastic.public_ip.to_string(),
+                public_dns_name: elastic.public_ip.to_string(),
+                ip_owner_id: owner.clone(),
+            }),
+        }))
+        .collect(),
         association,
         private_ip_address: address,
         private_dns_name: name,
-        ipv6_addresses_set: [],
+        ipv6_addresses_set: interface::Ipv6Address::all(&i.ipv6),
         interface_type: "interface",
     }
 }

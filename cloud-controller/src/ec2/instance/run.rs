@@ -399,6 +399,7 @@ fn give_interface(
         attached: Some((id, asked.device_index)),
         address: asked.address,
         secondary: asked.secondary.clone(),
+        ipv6: asked.ipv6.clone(),
         groups: &groups,
         description: &asked.description,
         delete_on_termination: asked.delete_on_termination,

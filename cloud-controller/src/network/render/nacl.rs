@@ -9,12 +9,12 @@
 //! That set is computed as boxes (protocols × addresses × ports) that are taken apart, because its negation in OVN's
 //! language would multiply out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use super::{POLICY_NACL, inner_port, policy};
 use crate::{
     ec2::network_acl::{EntryRow, NetworkAclRow},
-    network::{Cidr, northbound::Content, wanted::Wanted},
+    network::{Cidr, Cidr6, Net, northbound::Content, wanted::Wanted},
 };
 
 pub fn render(out: &mut Content, wanted: &Wanted) {
@@ -25,11 +25,62 @@ pub fn render(out: &mut Content, wanted: &Wanted) {
     for subnet in &wanted.subnets {
         let Some(acl) = acls.get(&subnet.id) else { continue };
         for egress in [false, true] {
-            let Some(dropped) = expression(&drop_set(&acl.entries, egress), egress) else { continue };
             let (edge, name) = if egress { ("inport", "out") } else { ("outport", "in") };
-            let expression = format!("{edge} == \"{}\" && ip4 && ({dropped})", inner_port(&subnet.id));
-            policy(out, &subnet.vpc, format!("acl-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
+            let port = inner_port(&subnet.id);
+            if let Some(dropped) = expression(&drop_set::<Cidr>(&acl.entries, egress), egress) {
+                let expression = format!("{edge} == \"{port}\" && ip4 && ({dropped})");
+                policy(out, &subnet.vpc, format!("acl-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
+            }
+            let dropped = expression(&drop_set::<Cidr6>(&acl.entries, egress), egress);
+            if let Some(dropped) = dropped.filter(|_| subnet.ipv6.is_some()) {
+                let expression = format!("{edge} == \"{port}\" && ip6 && ({dropped})");
+                policy(out, &subnet.vpc, format!("acl6-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
+            }
         }
+    }
+}
+
+/// A network of one of the two families; an entry of one says nothing about packets of the other.
+trait Prefix: Copy + Ord + fmt::Display {
+    const FAMILY: &'static str;
+    const ANYWHERE: Self;
+    fn of(net: &Net) -> Option<Self>;
+    fn covers(&self, other: &Self) -> bool;
+    /// Without `part`, which is in it: at each length on the way the half that `part` is not in.
+    fn around(self, part: Self) -> impl Iterator<Item = Self>;
+}
+
+impl Prefix for Cidr {
+    const FAMILY: &'static str = "ip4";
+    const ANYWHERE: Self = Cidr::ANYWHERE;
+    fn of(net: &Net) -> Option<Self> {
+        net.v4()
+    }
+    fn covers(&self, other: &Self) -> bool {
+        Cidr::covers(self, other)
+    }
+    fn around(self, part: Self) -> impl Iterator<Item = Self> {
+        (self.length() + 1..=part.length()).map(move |length| {
+            let flipped = u32::from(part.first()) ^ (1 << (32 - u32::from(length)));
+            Cidr::new(flipped.into(), length)
+        })
+    }
+}
+
+impl Prefix for Cidr6 {
+    const FAMILY: &'static str = "ip6";
+    const ANYWHERE: Self = Cidr6::ANYWHERE;
+    fn of(net: &Net) -> Option<Self> {
+        net.v6()
+    }
+    fn covers(&self, other: &Self) -> bool {
+        Cidr6::covers(self, other)
+    }
+    fn around(self, part: Self) -> impl Iterator<Item = Self> {
+        (self.length() + 1..=part.length()).map(move |length| {
+            let flipped = u128::from(part.first()) ^ (1 << (128 - u32::from(length)));
+            Cidr6::new(flipped.into(), length)
+        })
     }
 }
 
@@ -40,21 +91,24 @@ const ALL_PROTOCOLS: Range = (0, 255);
 /// Ports of TCP and UDP; for ICMP type × 256 + code. Other protocols have none, and always all of it.
 const ALL_PORTS: Range = (0, 65535);
 const ICMP: u32 = 1;
+const ICMP6: u32 = 58;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 
 /// Packets: those of every protocol in a range that come from (go to) a network and have a port in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Block {
+struct Block<N> {
     protocols: Range,
     ports: Range,
-    net: Cidr,
+    net: N,
 }
 
-impl Block {
-    const EVERYTHING: Block = Block { protocols: ALL_PROTOCOLS, ports: ALL_PORTS, net: Cidr::ANYWHERE };
+impl<N: Prefix> Block<N> {
+    const EVERYTHING: Block<N> = Block { protocols: ALL_PROTOCOLS, ports: ALL_PORTS, net: N::ANYWHERE };
 
-    fn of(entry: &EntryRow) -> Self {
+    /// None: an entry of the other family.
+    fn of(entry: &EntryRow) -> Option<Self> {
+        let net = N::of(&entry.cidr)?;
         let protocols = match entry.protocol.parse::<u32>() {
             Ok(number) => (number, number),
             Err(_) => ALL_PROTOCOLS,
@@ -69,10 +123,10 @@ impl Block {
             },
             Some((from, to)) => (unsigned(from), unsigned(to)),
         };
-        Self { protocols, ports, net: entry.cidr }
+        Some(Self { protocols, ports, net })
     }
 
-    fn and(&self, other: &Block) -> Option<Block> {
+    fn and(&self, other: &Self) -> Option<Self> {
         let net = match (self.net.covers(&other.net), other.net.covers(&self.net)) {
             (true, _) => other.net,
             (_, true) => self.net,
@@ -83,14 +137,14 @@ impl Block {
 
     /// What is left without `other`, in pieces that do not overlap. Protocols are split first, so that a piece with several
     /// of them always has all ports.
-    fn without(&self, other: &Block, left: &mut Vec<Block>) {
+    fn without(&self, other: &Self, left: &mut Vec<Self>) {
         let Some(common) = self.and(other) else {
             left.push(*self);
             return;
         };
         left.extend(rest(self.protocols, common.protocols).map(|protocols| Block { protocols, ..*self }));
         let same = Block { protocols: common.protocols, ..*self };
-        left.extend(around(self.net, common.net).map(|net| Block { net, ..same }));
+        left.extend(self.net.around(common.net).map(|net| Block { net, ..same }));
         left.extend(rest(self.ports, common.ports).map(|ports| Block { ports, net: common.net, ..same }));
     }
 }
@@ -107,20 +161,12 @@ fn rest(whole: Range, part: Range) -> impl Iterator<Item = Range> {
     before.into_iter().chain(after)
 }
 
-/// `whole` without `part`, which is in it: at each length on the way the half that `part` is not in.
-fn around(whole: Cidr, part: Cidr) -> impl Iterator<Item = Cidr> {
-    (whole.length() + 1..=part.length()).map(move |length| {
-        let flipped = u32::from(part.first()) ^ (1 << (32 - u32::from(length)));
-        Cidr::new(flipped.into(), length)
-    })
-}
-
 /// What a direction of an ACL drops. Entries are in the order of their numbers.
-fn drop_set(entries: &[EntryRow], egress: bool) -> Vec<Block> {
+fn drop_set<N: Prefix>(entries: &[EntryRow], egress: bool) -> Vec<Block<N>> {
     let mut open = vec![Block::EVERYTHING];
     let mut dropped = Vec::new();
     for entry in entries.iter().filter(|e| e.egress == egress) {
-        let block = Block::of(entry);
+        let Some(block) = Block::of(entry) else { continue };
         if !entry.allow {
             dropped.extend(open.iter().filter_map(|o| o.and(&block)));
         }
@@ -135,8 +181,8 @@ fn drop_set(entries: &[EntryRow], egress: bool) -> Vec<Block> {
 }
 
 /// The set in OVN's words; networks that share protocols and ports are one set of addresses. None: it is empty.
-fn expression(dropped: &[Block], egress: bool) -> Option<String> {
-    let mut nets: BTreeMap<(Range, Range), Vec<Cidr>> = BTreeMap::new();
+fn expression<N: Prefix>(dropped: &[Block<N>], egress: bool) -> Option<String> {
+    let mut nets: BTreeMap<(Range, Range), Vec<N>> = BTreeMap::new();
     for block in dropped {
         nets.entry((block.protocols, block.ports)).or_default().push(block.net);
     }
@@ -145,12 +191,12 @@ fn expression(dropped: &[Block], egress: bool) -> Option<String> {
     for ((protocols, ports), mut nets) in nets {
         nets.sort();
         let mut terms = Vec::new();
-        if !nets.contains(&Cidr::ANYWHERE) {
-            let nets: Vec<String> = nets.iter().map(Cidr::to_string).collect();
-            terms.push(format!("ip4.{side} == {{{}}}", nets.join(", ")));
+        if !nets.contains(&N::ANYWHERE) {
+            let nets: Vec<String> = nets.iter().map(N::to_string).collect();
+            terms.push(format!("{}.{side} == {{{}}}", N::FAMILY, nets.join(", ")));
         }
         terms.extend(what(protocols, ports));
-        parts.push(if terms.is_empty() { "ip4".to_owned() } else { terms.join(" && ") });
+        parts.push(if terms.is_empty() { N::FAMILY.to_owned() } else { terms.join(" && ") });
     }
     (!parts.is_empty()).then(|| parts.iter().map(|p| format!("({p})")).collect::<Vec<_>>().join(" || "))
 }
@@ -172,15 +218,16 @@ fn what(protocols: Range, ports: Range) -> Option<String> {
     Some(match first {
         TCP => port("tcp"),
         UDP => port("udp"),
-        ICMP => types(ports),
+        ICMP => types("icmp4", ports),
+        ICMP6 => types("icmp6", ports),
         number => format!("ip.proto == {number}"),
     })
 }
 
 /// Types and codes of ICMP: whole types in the middle, parts of one at either end.
-fn types(ports: Range) -> String {
+fn types(name: &str, ports: Range) -> String {
     if ports == ALL_PORTS {
-        return "icmp4".to_owned();
+        return name.to_owned();
     }
     let mut parts = Vec::new();
     let (mut first, last) = ports;
@@ -189,11 +236,12 @@ fn types(ports: Range) -> String {
         let end_of_type = kind * 256 + 255;
         if first % 256 == 0 && end_of_type <= last {
             let whole = (last + 1) / 256 - 1;
-            parts.push(format!("icmp4.type >= {kind} && icmp4.type <= {whole}"));
+            parts.push(format!("{name}.type >= {kind} && {name}.type <= {whole}"));
             first = (whole + 1) * 256;
         } else {
             let to = end_of_type.min(last);
-            parts.push(format!("icmp4.type == {kind} && icmp4.code >= {} && icmp4.code <= {}", first % 256, to % 256));
+            let codes = format!("{name}.code >= {} && {name}.code <= {}", first % 256, to % 256);
+            parts.push(format!("{name}.type == {kind} && {codes}"));
             first = to + 1;
         }
     }
@@ -216,7 +264,7 @@ mod tests {
     }
 
     fn told(entries: &[EntryRow]) -> Option<String> {
-        expression(&drop_set(entries, false), false)
+        expression(&drop_set::<Cidr>(entries, false), false)
     }
 
     #[test]
@@ -238,6 +286,20 @@ mod tests {
         assert_eq!(told(&[echo, all(100, true)]).as_deref(), Some("(icmp4.type >= 8 && icmp4.type <= 8)"));
     }
 
+    #[test]
+    fn an_entry_of_one_family_says_nothing_about_the_other() {
+        let all = |cidr| entry(100, "-1", true, cidr, None);
+        let told6 = |entries: &[EntryRow]| {
+            let all: Vec<_> = entries.iter().map(|e| EntryRow { egress: true, ..e.clone() }).collect();
+            expression(&drop_set::<Cidr6>(&all, true), true)
+        };
+        assert_eq!(told6(&[all("0.0.0.0/0")]).as_deref(), Some("(ip6)"));
+        assert_eq!(told6(&[all("::/0")]), None);
+        let deny = entry(90, "58", false, "fd00:1::/64", Some((128, -1)));
+        let expected = "(ip6.dst == {fd00:1::/64} && icmp6.type >= 128 && icmp6.type <= 128)";
+        assert_eq!(told6(&[deny, all("::/0")]).as_deref(), Some(expected));
+    }
+
     /// A packet as entries see it.
     #[derive(Debug, Clone)]
     struct Packet {
@@ -256,7 +318,7 @@ mod tests {
             }
             Some((from, to)) => (from..=to).contains(&port),
         };
-        protocol && range && entry.cidr.contains(Ipv4Addr::from(p.from))
+        protocol && range && entry.cidr.v4().unwrap().contains(Ipv4Addr::from(p.from))
     }
 
     fn entries() -> impl Strategy<Value = Vec<EntryRow>> {
@@ -269,7 +331,7 @@ mod tests {
                 "1" => Some(if a > 8 { (-1, -1) } else { (a % 3, b % 3 - 1) }),
                 _ => None,
             };
-            EntryRow { egress: false, number: 0, protocol: protocol.into(), allow, cidr, range }
+            EntryRow { egress: false, number: 0, protocol: protocol.into(), allow, cidr: cidr.into(), range }
         });
         prop::collection::vec(one, 0..12)
     }
@@ -284,7 +346,7 @@ mod tests {
         ) {
             let packet = Packet { protocol, port, from };
             let allowed = entries.iter().find(|e| fits(e, &packet)).is_some_and(|e| e.allow);
-            let blocks = drop_set(&entries, false);
+            let blocks = drop_set::<Cidr>(&entries, false);
             let hits = blocks
                 .iter()
                 .filter(|b| {

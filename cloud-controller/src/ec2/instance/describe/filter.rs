@@ -80,7 +80,7 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("instance.group-id", group_ids),
     ("instance.group-name", group_names),
     ("ip-address", public_ips),
-    ("ipv6-address", |_| vec![]),
+    ("ipv6-address", |f| f.interfaces.iter().flat_map(|i| i.ipv6.iter().map(|a| a.to_string().into())).collect()),
     ("kernel-id", |f| maybe(f.instance.kernel.as_deref().map(Into::into))),
     ("key-name", |f| maybe(f.instance.key_name.as_deref().map(Into::into))),
     ("launch-index", |f| vec![f.instance.launch_index.to_string().into()]),

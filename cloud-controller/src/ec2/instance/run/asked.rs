@@ -17,6 +17,7 @@ use crate::{
         interface::{
             Secondary,
             change::{PrivateIpAddress, addresses},
+            ipv6,
         },
         tag::TagSpecification,
         unsupported::{self, Unsupported},
@@ -67,10 +68,10 @@ pub struct RunInstances {
     pub enable_primary_ipv6: Option<Unsupported>,
     pub iam_instance_profile: Option<Unsupported>,
     pub instance_market_options: Option<Unsupported>,
-    #[serde(rename = "Ipv6Address")]
-    pub ipv6_address: Option<Unsupported>,
+    #[serde(rename = "Ipv6Address", default)]
+    pub ipv6_address: Vec<ipv6::Named>,
     #[serde(rename = "Ipv6AddressCount")]
-    pub ipv6_address_count: Option<Unsupported>,
+    pub ipv6_address_count: Option<u32>,
     pub launch_template: Option<Unsupported>,
     pub license_specification: Option<Unsupported>,
     pub network_performance_options: Option<Unsupported>,
@@ -139,9 +140,9 @@ pub struct NetworkInterface {
     #[serde(rename = "Ipv4PrefixCount")]
     pub ipv4_prefix_count: Option<Unsupported>,
     #[serde(rename = "Ipv6AddressCount")]
-    pub ipv6_address_count: Option<Unsupported>,
-    #[serde(rename = "Ipv6Addresses")]
-    pub ipv6_addresses: Option<Unsupported>,
+    pub ipv6_address_count: Option<u32>,
+    #[serde(rename = "Ipv6Addresses", default)]
+    pub ipv6_addresses: Vec<ipv6::Named>,
     #[serde(rename = "Ipv6Prefix")]
     pub ipv6_prefix: Option<Unsupported>,
     #[serde(rename = "Ipv6PrefixCount")]
@@ -202,6 +203,7 @@ pub struct InterfacePlan {
     pub existing: Option<NetworkInterfaceId>,
     pub subnet: Option<SubnetId>,
     pub secondary: Secondary,
+    pub ipv6: ipv6::Wanted,
     pub device_index: u32,
     pub description: String,
     pub address: Option<Ipv4Addr>,
@@ -221,8 +223,6 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
         ("EnablePrimaryIpv6", input.enable_primary_ipv6),
         ("IamInstanceProfile", input.iam_instance_profile),
         ("InstanceMarketOptions", input.instance_market_options),
-        ("Ipv6Address", input.ipv6_address),
-        ("Ipv6AddressCount", input.ipv6_address_count),
         ("LaunchTemplate", input.launch_template),
         ("LicenseSpecification", input.license_specification),
         ("NetworkPerformanceOptions", input.network_performance_options),
@@ -281,6 +281,7 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
             description: String::new(),
             address: input.private_ip_address,
             secondary: Secondary::none(),
+            ipv6: ipv6_asked(&input.ipv6_address, input.ipv6_address_count, input.max_count)?,
             group_ids: input.security_group_id.clone(),
             group_names: input.security_group.clone(),
             delete_on_termination: true,
@@ -292,6 +293,8 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
         || !input.security_group.is_empty()
         || input.subnet_id.is_some()
         || input.private_ip_address.is_some()
+        || !input.ipv6_address.is_empty()
+        || input.ipv6_address_count.is_some()
     {
         return Err(AwsError::invalid_parameter_combination(
             "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
@@ -325,13 +328,18 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
     Ok((plans, subnet))
 }
 
+fn ipv6_asked(named: &[ipv6::Named], each: Option<u32>, count: u64) -> Outcome<ipv6::Wanted> {
+    if !named.is_empty() && count > 1 {
+        return Err(AwsError::invalid_parameter_combination("An IPv6 address can be given to one instance only").into());
+    }
+    ipv6::Wanted::asked(named, each)
+}
+
 fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
     unsupported::refuse(&[
         ("NetworkInterface.AssociateCarrierIpAddress", asked.associate_carrier_ip_address),
         ("NetworkInterface.Ipv4Prefix", asked.ipv4_prefix),
         ("NetworkInterface.Ipv4PrefixCount", asked.ipv4_prefix_count),
-        ("NetworkInterface.Ipv6AddressCount", asked.ipv6_address_count),
-        ("NetworkInterface.Ipv6Addresses", asked.ipv6_addresses),
         ("NetworkInterface.Ipv6Prefix", asked.ipv6_prefix),
         ("NetworkInterface.Ipv6PrefixCount", asked.ipv6_prefix_count),
         ("NetworkInterface.PrimaryIpv6", asked.primary_ipv6),
@@ -347,10 +355,12 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
     }
     let (address, secondary) =
         addresses(asked.private_ip_address, &asked.private_ip_addresses, asked.secondary_private_ip_address_count)?;
+    let ipv6 = ipv6_asked(&asked.ipv6_addresses, asked.ipv6_address_count, count)?;
     if asked.network_interface_id.is_some() {
         let says_more = asked.subnet_id.is_some()
             || address.is_some()
             || secondary != Secondary::none()
+            || ipv6 != ipv6::Wanted::default()
             || !asked.security_group_id.is_empty()
             || asked.associate_public_ip_address.is_some();
         if says_more || count > 1 {
@@ -370,6 +380,7 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
         description: asked.description.clone().unwrap_or_default(),
         address,
         secondary,
+        ipv6,
         group_ids: asked.security_group_id.clone(),
         group_names: Vec::new(),
         // One that was there before outlives the instance.
