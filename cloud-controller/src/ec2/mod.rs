@@ -5,12 +5,9 @@ pub mod address;
 pub mod block_device;
 pub mod client_token;
 pub mod dhcp_options;
-<<<<<<< HEAD
 pub mod encryption;
-=======
 pub mod egress_only_gateway;
 pub mod endpoint;
->>>>>>> net
 pub mod image;
 pub mod instance;
 pub mod instance_type;
@@ -54,13 +51,10 @@ pub const SERVICE: Service = Service {
         address::describe::ACTIONS,
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
-<<<<<<< HEAD
         encryption::ACTIONS,
-=======
         egress_only_gateway::ACTIONS,
         endpoint::ACTIONS,
         endpoint::change::ACTIONS,
->>>>>>> net
         image::attribute::ACTIONS,
         image::copy::ACTIONS,
         image::create::ACTIONS,
