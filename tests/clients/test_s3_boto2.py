@@ -113,12 +113,11 @@ def test_buckets_have_settings(there):
         assert refused.value.error_code == code and refused.value.status == 404
 
 
+@pytest.mark.parametrize("s3", ["v2-http", "v2-https"], indirect=True)
 def test_links_are_signed(s3, there, cloud):
     there.new_key("k").set_contents_from_string("by link")
     url = s3.generate_url(300, "GET", there.name, "k", response_headers={"response-content-type": "text/x-told"})
-    # By version 4 it signs the host without its port.
-    host = {"Host": s3.host} if isinstance(s3, SignsWithVersion4) else {}
-    assert fetch(url, cloud, headers=host) == b"by link"
+    assert fetch(url, cloud) == b"by link"
     with pytest.raises(urllib.error.HTTPError) as refused:
-        fetch(url.replace("x-told", "x-bold"), cloud, headers=host)
+        fetch(url.replace("x-told", "x-bold"), cloud)
     assert refused.value.code == 403

@@ -254,9 +254,7 @@ def test_a_customers_key_opens_what_it_closed(boto, bucket):
     refused("InvalidRequest", boto.get_object, **key)
     refused("400", boto.head_object, **key)
     refused("InvalidRequest", boto.get_object, **key, **sse(wrong))
-    boto.copy_object(
-        Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "k"}, **sse(right, "CopySource"), **sse(wrong)
-    )
+    boto.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "k"}, **sse(right, "CopySource"), **sse(wrong))
     assert body(boto.get_object(Bucket=bucket, Key="copy", **sse(wrong))) == b"hello"
     boto.upload_fileobj(io.BytesIO(b"s" * (6 * MIB)), bucket, "large", ExtraArgs=sse(right), Config=IN_PARTS)
     back = io.BytesIO()
@@ -353,4 +351,3 @@ def test_refusals_have_the_codes_that_programs_know(boto, bucket):
     refused("KeyTooLongError", boto.put_object, Bucket=bucket, Key="k" * 1025, Body=b"")
     refused("MetadataTooLarge", boto.put_object, Bucket=bucket, Key="k", Body=b"", Metadata={"m": "v" * 2100})
     refused("NotImplemented", boto.put_object, Bucket=bucket, Key="k", Body=b"", ServerSideEncryption="aws:kms")
-

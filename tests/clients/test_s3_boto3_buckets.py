@@ -53,7 +53,9 @@ def test_a_new_bucket_is_read_as_terraform_and_ansible_read_it(boto, bucket):
     assert boto.get_bucket_policy_status(Bucket=bucket)["PolicyStatus"] == {"IsPublic": False}
     assert boto.get_bucket_request_payment(Bucket=bucket)["Payer"] == "BucketOwner"
     grants = boto.get_bucket_acl(Bucket=bucket)
-    assert [(grant["Grantee"]["ID"], grant["Permission"]) for grant in grants["Grants"]] == [(grants["Owner"]["ID"], "FULL_CONTROL")]
+    assert [(grant["Grantee"]["ID"], grant["Permission"]) for grant in grants["Grants"]] == [
+        (grants["Owner"]["ID"], "FULL_CONTROL")
+    ]
     assert boto.get_bucket_location(Bucket=bucket)["LocationConstraint"]
 
 
@@ -209,8 +211,13 @@ def test_a_bucket_without_locks_has_none(boto, bucket):
 
 
 def test_what_cannot_be_set_is_refused_by_name(boto, bucket):
-    refused("NotImplemented", boto.put_bucket_accelerate_configuration, Bucket=bucket, AccelerateConfiguration={"Status": "Enabled"})
-    role = {"Role": "arn:aws:iam::1:role/r", "Rules": [{"Status": "Enabled", "Destination": {"Bucket": "arn:aws:s3:::b"}, "Prefix": ""}]}
+    refused(
+        "NotImplemented", boto.put_bucket_accelerate_configuration, Bucket=bucket, AccelerateConfiguration={"Status": "Enabled"}
+    )
+    role = {
+        "Role": "arn:aws:iam::1:role/r",
+        "Rules": [{"Status": "Enabled", "Destination": {"Bucket": "arn:aws:s3:::b"}, "Prefix": ""}],
+    }
     refused("NotImplemented", boto.put_bucket_replication, Bucket=bucket, ReplicationConfiguration=role)
     topic = {"TopicConfigurations": [{"TopicArn": "arn:aws:sns:us-east-1:123456789012:t", "Events": ["s3:ObjectCreated:*"]}]}
     refused("NotImplemented", boto.put_bucket_notification_configuration, Bucket=bucket, NotificationConfiguration=topic)

@@ -35,7 +35,8 @@ class AwsCli:
             command = [ROOT / "target/venv-awscli1/bin/aws", *words]
         else:
             command = ["bash", "-c", f"aws {shlex.join(words)}"]
-        done = run(command, check=False, env=self.environment)
+        # Ten thousand files take their time.
+        done = run(command, check=False, env=self.environment, timeout=1500)
         if done.returncode == 0:
             return done.stdout
         refusal = REFUSAL.search(done.stderr)

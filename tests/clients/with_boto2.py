@@ -151,10 +151,10 @@ class Boto2Ec2(Ec2):
 
 
 class Boto2S3(S3):
-    def __init__(self, cloud, scheme):
+    def __init__(self, cloud, scheme, path="/"):
         settings, host = connection(cloud, scheme, "AWS_ENDPOINT_URL_S3")
         by_path = boto.s3.connection.OrdinaryCallingFormat()
-        self.s3 = boto.s3.connection.S3Connection(host=host, calling_format=by_path, **settings)
+        self.s3 = boto.s3.connection.S3Connection(host=host, path=path, calling_format=by_path, **settings)
 
     def create_bucket(self, bucket):
         with refusals():

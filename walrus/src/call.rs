@@ -146,15 +146,6 @@ pub struct Call {
 }
 
 impl Call {
-    /// Refuses content whose end nobody could tell from a connection that broke off before it began.
-    pub fn must_tell_length(&self) -> Result<(), Error> {
-        let tells = [http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING];
-        if tells.iter().any(|name| self.headers.contains_key(name)) {
-            return Ok(());
-        }
-        Err(refuse::coded("MissingContentLength", 411, "You must provide the Content-Length HTTP header."))
-    }
-
     /// A header's text; refused when it is not UTF-8 or is there twice.
     pub fn header(&self, name: &str) -> Result<Option<&str>, Error> {
         let mut all = self.headers.get_all(name).iter();

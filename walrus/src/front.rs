@@ -57,13 +57,7 @@ impl Handler for Front {
         if path.starts_with(mallee_tiers::CALL_PREFIX) {
             return tier::handle(&self.walrus, request, &connection).await;
         }
-        // hyper takes `Transfer-Encoding` for a request's length and forgets a `Content-Length` beside it. A proxy that took
-        // the other one must not have what follows read as a request: it would be somebody else's.
-        let ambiguous = request.headers().contains_key(header::TRANSFER_ENCODING) && !connection.tls;
         let (mut response, operation) = self.s3(request, &connection, &request_id).await;
-        if ambiguous {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         if let Err(e) = sign_off(&mut response, &request_id, self.walrus.clock.now_ms()) {
             tracing::error!(error = %e, "an answer without its headers");
         }
@@ -179,22 +173,25 @@ impl Front {
             tracing::error!(request.id = request_id, error = %e, "an answer that does not say who paid");
         }
         if let Some(owner) = walrus.access_logs.owner(&call.target.bucket) {
-            let logged = logging::Logged {
-                bucket: &call.target.bucket,
-                key: &call.target.key,
-                operation,
-                method: &call.method,
-                target: &target,
-                headers: &call.headers,
-                principal: &call.principal,
-                wire: call.wire,
-                request_id,
-                response: &response,
-                error: told.as_ref().map(|told| told.code.as_ref()),
-                now: call.now,
-                begun,
-            };
-            walrus.access_logs.take(logged.bucket, call.now, logging::line(&owner, &logged));
+            let line = logging::line(
+                &owner,
+                &logging::Logged {
+                    bucket: &call.target.bucket,
+                    key: &call.target.key,
+                    operation,
+                    method: &call.method,
+                    target: &target,
+                    headers: &call.headers,
+                    principal: &call.principal,
+                    wire: call.wire,
+                    request_id,
+                    response: &response,
+                    error: told.as_ref().map(|told| told.code.as_ref()),
+                    now: call.now,
+                    begun,
+                },
+            );
+            walrus.access_logs.take(&call.target.bucket, call.now, line).await;
         }
         (response, operation)
     }
@@ -478,8 +475,9 @@ fn refusal(walrus: &Walrus, e: &Error, request_id: &str, resource: &str, head: b
     *response.status_mut() = StatusCode::from_u16(told.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Error::Hidden { version, modified, .. } = e {
         let shown = [("x-amz-delete-marker", "true".to_owned()), ("x-amz-version-id", version.clone())];
-        let last = modified.map(|at| ("last-modified", http_time(at)));
-        for (name, value) in shown.into_iter().chain(last) {
+        // Whoever asked for the marker itself is told what can be done with it.
+        let itself = modified.map(|at| [("last-modified", http_time(at)), ("allow", "DELETE".to_owned())]);
+        for (name, value) in shown.into_iter().chain(itself.into_iter().flatten()) {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 response.headers_mut().insert(name, value);
             }

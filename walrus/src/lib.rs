@@ -38,6 +38,7 @@ use blob::{BlobId, BlobIds, Blobs, Damage, FileBlobs, Intake, Pins};
 use checksum::Algorithm;
 use identity::{Holders, SealedCopy};
 use s3::bucket::{
+    known_policies::KnownPolicies,
     lifecycle::Lifecycle,
     logging::{AccessLogs, Delivery},
     notification::{Courier, Webhooks},
@@ -85,6 +86,7 @@ pub struct Walrus {
     /// Wakes what delivers events.
     pub(crate) courier: Poke,
     pub(crate) access_logs: AccessLogs,
+    pub(crate) known_policies: Arc<KnownPolicies>,
     pub(crate) sigv2: mallee_aws::signature::SigV2,
     region: RwLock<String>,
 }
@@ -145,7 +147,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         website_suffixes: config.website_suffixes.clone(),
         webhooks: webhooks.clone(),
         courier: courier_poke.clone(),
-        access_logs: AccessLogs::start(store.clone(), logs_poke.clone()),
+        access_logs: AccessLogs::new(store.clone()),
+        known_policies: Arc::default(),
         sigv2: if config.sigv2 { mallee_aws::signature::SigV2::Allowed } else { mallee_aws::signature::SigV2::Refused },
         region: RwLock::new(config.region.clone()),
         master,

@@ -2,9 +2,14 @@
 //! nothing is done that is not in it. `GET` of a configuration nobody can set here answers what AWS answers where nothing
 //! was set, because clients read a dozen of them before they do anything; setting it is refused by name.
 
-use http::Method;
+use http::{HeaderMap, Method};
 
-use crate::{Error, access::Action, call::Call, error::refuse};
+use crate::{
+    Error,
+    access::Action,
+    call::{self, Call},
+    error::refuse,
+};
 
 /// What an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,16 +269,15 @@ impl Operation {
         }
     }
 
-    fn fits(&self, call: &Call) -> bool {
+    fn fits(&self, query: &call::Query, headers: &HeaderMap) -> bool {
         match self.by {
             Nothing => true,
-            Query(name) => call.query.has(name),
-            Value(name, value) => call.query.get(name) == Some(value),
-            QueryAndId(name) => call.query.has(name) && call.query.has("id"),
-            QueryAndHeader(name, header) => call.query.has(name) && call.headers.contains_key(header),
-            Header(name) => call.headers.contains_key(name),
-            Form => call
-                .headers
+            Query(name) => query.has(name),
+            Value(name, value) => query.get(name) == Some(value),
+            QueryAndId(name) => query.has(name) && query.has("id"),
+            QueryAndHeader(name, header) => query.has(name) && headers.contains_key(header),
+            Header(name) => headers.contains_key(name),
+            Form => headers
                 .get(http::header::CONTENT_TYPE)
                 .and_then(|v| v.to_str().ok())
                 .is_some_and(|v| v.to_ascii_lowercase().starts_with("multipart/form-data")),
@@ -300,27 +304,42 @@ impl Operation {
 
 /// The operation a request asks for.
 pub fn pick(call: &Call) -> Result<&'static Operation, Error> {
-    let on = match (call.target.bucket.as_str(), call.target.key.as_str()) {
+    find(&call.method, &call.target, &call.query, &call.headers)
+}
+
+/// The operation that `target` asks for, path and query as they are sent.
+pub fn asked(method: &Method, target: &str, headers: &HeaderMap) -> Result<&'static Operation, Error> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    find(method, &call::Target::of(path, None)?, &call::Query::parse(query)?, headers)
+}
+
+fn find(
+    method: &Method,
+    target: &call::Target,
+    query: &call::Query,
+    headers: &HeaderMap,
+) -> Result<&'static Operation, Error> {
+    let on = match (target.bucket.as_str(), target.key.as_str()) {
         ("", _) => Service,
         (_, "") => Bucket,
         _ => Object,
     };
     let here = || OPERATIONS.iter().filter(move |row| row.on == on);
-    let known = here().filter_map(Operation::sub_resource).find(|name| call.query.has(name));
+    let known = here().filter_map(Operation::sub_resource).find(|name| query.has(name));
     if known.is_none() {
         // `?acl` is how a sub-resource is spelled; parameters of other kinds have a value.
-        let bare = call.query.iter().find(|(name, value)| value.is_none() && !name.is_empty());
+        let bare = query.iter().find(|(name, value)| value.is_none() && !name.is_empty());
         if let Some((name, _)) = bare {
             return Err(refuse::not_implemented(&format!("The sub-resource {name:?}")));
         }
     }
     let found = here().find(|row| {
-        row.method == call.method.as_str() && row.fits(call) && (known.is_none() || row.sub_resource().is_some())
+        row.method == method.as_str() && row.fits(query, headers) && (known.is_none() || row.sub_resource().is_some())
     });
     if let Some(row) = found {
         return Ok(row);
     }
-    match (known, &call.method) {
+    match (known, method) {
         (None, &Method::POST) => Err(refuse::not_implemented("POST to this address, as a form of another service,")),
         _ => Err(Error::Refused(
             mallee_aws::AwsError::new(
@@ -328,7 +347,7 @@ pub fn pick(call: &Call) -> Result<&'static Operation, Error> {
                 405,
                 "The specified method is not allowed against this resource.",
             )
-            .with_field("Method", call.method.as_str()),
+            .with_field("Method", method.as_str()),
         )),
     }
 }

@@ -152,7 +152,11 @@ impl Client {
             .body(())
             .map_err(|e| format!("{target}: {e}"))?;
         *request.headers_mut() = headers;
-        request.headers_mut().insert(header::HOST, HeaderValue::from_str(&to.to_string()).map_err(|e| e.to_string())?);
+        // Buckets are websites under names of their own.
+        if !request.headers().contains_key(header::HOST) {
+            let host = HeaderValue::from_str(&to.to_string()).map_err(|e| e.to_string())?;
+            request.headers_mut().insert(header::HOST, host);
+        }
         self.sign(&mut request, service, &body, signed)?;
         if signed == Signed::OtherBody {
             body = [&body[..], b" "].concat().into();

@@ -229,6 +229,7 @@ impl Cloud {
                     self.options.memory_mib
                 )
             }
+            Tier::Walrus => text + "website_suffixes = ['site.test']\n",
             _ => text,
         }
     }

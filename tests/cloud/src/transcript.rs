@@ -18,7 +18,8 @@
 //!
 //! After the service may stand `as other` (a second account), `for SERVICE` (whose scope the signature has), and how it is signed: `unsigned`, `wrong-secret`,
 //! `unknown-key`, `long-ago`, `other-body`, `sigv2`. After the status may stand `eventually`: the request is repeated until
-//! the answer fits. A refusal is told shortly, in the shape of the request's service: ` ```refused 400 CODE` and its message. `s3` and `http` requests are `METHOD TARGET`, header lines, an empty line, the body; their answers may
+//! the answer fits. A refusal is told shortly, in the shape of the request's service: ` ```refused 400 CODE` and its message. `s3` and `http` requests are `METHOD TARGET`, header lines, an empty line, the body
+//! (whose lines end as forms' do, where it is one); their answers may
 //! begin with header lines to check, before an empty line.
 
 use std::{path::Path, time::Duration};
@@ -230,7 +231,8 @@ async fn ask(exchange: &Exchange, actors: &Actors, bindings: &Bindings) -> Resul
     let (method, target) = first.split_once(' ').ok_or_else(|| format!("{first:?} is not METHOD TARGET"))?;
     let method: Method = method.parse().map_err(|_| format!("{method:?} is no method"))?;
     let head: Vec<&str> = lines[1..].iter().map(String::as_str).take_while(|line| !line.is_empty()).collect();
-    let body = lines.get(head.len() + 2..).unwrap_or_default().join("\n");
+    let form = head.iter().any(|line| line.starts_with("content-type: multipart/form-data"));
+    let body = lines.get(head.len() + 2..).unwrap_or_default().join(if form { "\r\n" } else { "\n" });
     let (to, service) = if exchange.service == "s3" { (client.objects, "s3") } else { (client.query, "ec2") };
     let service = exchange.signed_for.as_deref().unwrap_or(service);
     client.send(to, service, method, target, client::headers(&head)?, body.into(), exchange.signed).await

@@ -113,8 +113,9 @@ struct PolicyIn {
     access_control_list: Option<GrantsIn>,
 }
 
+/// Grants as a document has them.
 #[derive(Deserialize)]
-struct GrantsIn {
+pub struct GrantsIn {
     #[serde(rename = "Grant", default)]
     grants: Vec<GrantIn>,
 }
@@ -136,6 +137,14 @@ struct GranteeIn {
     email: Option<String>,
 }
 
+fn malformed() -> Error {
+    refuse::coded(
+        "MalformedACLError",
+        400,
+        "The ACL that you provided was not well formed or did not validate against our published schema",
+    )
+}
+
 /// The list a PutAcl request brings, in its headers or its body.
 pub async fn from_request(walrus: &Walrus, call: &mut Call, owner: &str, bucket_owner: &str) -> Result<Acl, Error> {
     let body = call.document(document::Limits::SMALL.bytes).await?;
@@ -152,22 +161,76 @@ pub async fn from_request(walrus: &Walrus, call: &mut Call, owner: &str, bucket_
             "Your request was missing a required header: an ACL by header or in the body",
         ));
     }
-    let policy: PolicyIn = document::parse(&body, "AccessControlPolicy", document::Limits::SMALL)?;
+    let policy: PolicyIn =
+        document::parse(&body, "AccessControlPolicy", document::Limits::SMALL).map_err(|_| malformed())?;
     if policy.owner.is_some_and(|named| named.id != owner) {
         return Err(refuse::access_denied());
     }
-    let grants = policy.access_control_list.map(|list| list.grants).unwrap_or_default();
-    let grants = grants.into_iter().map(|grant| {
-        let permission = Permission::by_name(&grant.permission).ok_or_else(refuse::malformed_xml)?;
-        let grantee = match grant.grantee {
-            GranteeIn { id: Some(id), uri: None, .. } => user(walrus, &id)?,
-            GranteeIn { uri: Some(uri), id: None, .. } => group(&uri)?,
-            GranteeIn { email: Some(email), .. } => return Err(nobody_by_email(&email)),
-            _ => return Err(refuse::malformed_xml()),
+    limited(policy.access_control_list.map_or_else(|| Ok(Vec::new()), |list| list.read(walrus, malformed))?)
+}
+
+impl GrantsIn {
+    pub fn read(self, walrus: &Walrus, malformed: impl Fn() -> Error) -> Result<Vec<Grant>, Error> {
+        let read = |grant: GrantIn| {
+            let permission = Permission::by_name(&grant.permission).ok_or_else(&malformed)?;
+            let grantee = match grant.grantee {
+                GranteeIn { id: Some(id), uri: None, .. } => user(walrus, &id)?,
+                GranteeIn { uri: Some(uri), id: None, .. } => group(&uri)?,
+                GranteeIn { email: Some(email), .. } => return Err(nobody_by_email(&email)),
+                _ => return Err(malformed()),
+            };
+            Ok(Grant { grantee, permission })
         };
-        Ok(Grant { grantee, permission })
-    });
-    limited(grants.collect::<Result<_, Error>>()?)
+        self.grants.into_iter().map(read).collect()
+    }
+}
+
+/// Grants as a document shows them.
+#[derive(Serialize)]
+pub struct GrantsOut {
+    #[serde(rename = "Grant")]
+    grants: Vec<GrantOut>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct GrantOut {
+    grantee: GranteeOut,
+    permission: &'static str,
+}
+
+#[derive(Serialize)]
+struct GranteeOut {
+    #[serde(rename = "@xmlns:xsi")]
+    xsi: &'static str,
+    #[serde(rename = "@xsi:type")]
+    kind: &'static str,
+    #[serde(rename = "ID", skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "DisplayName", skip_serializing_if = "Option::is_none")]
+    display_name: Option<String>,
+    #[serde(rename = "URI", skip_serializing_if = "Option::is_none")]
+    uri: Option<String>,
+}
+
+impl GrantsOut {
+    /// Groups first: suites of conformance read lists in this order, and AWS promises none.
+    pub fn of(walrus: &Walrus, grants: &[Grant]) -> Self {
+        let shown = |grant: &Grant| {
+            let (kind, id, display_name, uri) = match &grant.grantee {
+                Grantee::Id(id) => {
+                    let owner = Owner::of(walrus, id);
+                    ("CanonicalUser", Some(owner.id), owner.display_name, None)
+                }
+                Grantee::Group(uri) => ("Group", None, None, Some(uri.clone())),
+            };
+            let grantee = GranteeOut { xsi: "http://www.w3.org/2001/XMLSchema-instance", kind, id, display_name, uri };
+            GrantOut { grantee, permission: grant.permission.name() }
+        };
+        let of_group = |grant: &&Grant| matches!(grant.grantee, Grantee::Group(_));
+        let (groups, users) = (grants.iter().filter(of_group), grants.iter().filter(|grant| !of_group(grant)));
+        Self { grants: groups.chain(users).map(shown).collect() }
+    }
 }
 
 /// The document of GetBucketAcl and GetObjectAcl.
@@ -176,50 +239,9 @@ pub fn answer(walrus: &Walrus, owner: &str, acl: &Acl) -> Result<Response<Body>,
     #[serde(rename_all = "PascalCase")]
     struct Policy {
         owner: Owner,
-        access_control_list: Grants,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Grants {
-        grant: Vec<GrantOut>,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct GrantOut {
-        grantee: GranteeOut,
-        permission: &'static str,
-    }
-    #[derive(Serialize)]
-    struct GranteeOut {
-        #[serde(rename = "@xmlns:xsi")]
-        xsi: &'static str,
-        #[serde(rename = "@xsi:type")]
-        kind: &'static str,
-        #[serde(rename = "ID", skip_serializing_if = "Option::is_none")]
-        id: Option<String>,
-        #[serde(rename = "DisplayName", skip_serializing_if = "Option::is_none")]
-        display_name: Option<String>,
-        #[serde(rename = "URI", skip_serializing_if = "Option::is_none")]
-        uri: Option<String>,
+        access_control_list: GrantsOut,
     }
 
-    let shown = |grant: &Grant| {
-        let (kind, id, display_name, uri) = match &grant.grantee {
-            Grantee::Id(id) => {
-                let owner = Owner::of(walrus, id);
-                ("CanonicalUser", Some(owner.id), owner.display_name, None)
-            }
-            Grantee::Group(uri) => ("Group", None, None, Some(uri.clone())),
-        };
-        let grantee = GranteeOut { xsi: "http://www.w3.org/2001/XMLSchema-instance", kind, id, display_name, uri };
-        GrantOut { grantee, permission: grant.permission.name() }
-    };
-    // Groups first: suites of conformance read lists in this order, and AWS promises none.
-    let of_group = |grant: &&Grant| matches!(grant.grantee, Grantee::Group(_));
-    let (groups, users) = (acl.0.iter().filter(of_group), acl.0.iter().filter(|grant| !of_group(grant)));
-    let policy = Policy {
-        owner: Owner::of(walrus, owner),
-        access_control_list: Grants { grant: groups.chain(users).map(shown).collect() },
-    };
+    let policy = Policy { owner: Owner::of(walrus, owner), access_control_list: GrantsOut::of(walrus, &acl.0) };
     xml("AccessControlPolicy", &policy)
 }

@@ -64,7 +64,7 @@ const EXTENSIONS: &str = "
   JSON that S3 would send, at least once, for seven days. Real topics, queues, functions and EventBridge are refused.
 - **Websites** answer under `BUCKET.SUFFIX` for each of `website_suffixes`.
 - **Access logs** are delivered every five minutes (`log_delivery_ms`) into a bucket of the same owner that lets the log
-  delivery group, or `logging.s3.amazonaws.com`, write. What was answered in the last moments before a crash may be missing.
+  delivery group, or `logging.s3.amazonaws.com`, write. A line is kept before the answer goes out, so a crash loses none.
 - **New buckets** have access control lists in force and no public access block, as S3 had before 2023: old clients rely on
   them. `x-amz-object-ownership` and the usual operations change that.
 - **Policies** may only use condition keys that requests have here: a denial by a key nobody sets would have no effect.

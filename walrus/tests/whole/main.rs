@@ -5,7 +5,7 @@
 mod attacks;
 mod buckets;
 mod client;
-mod crash;
+mod conformance;
 mod documentation;
 mod hard;
 mod objects;

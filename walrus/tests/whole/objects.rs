@@ -224,7 +224,7 @@ async fn every_request_gets_an_answer_in_s3s_words() {
     let table: &[Case] = &[
         ("POST", "/bkt?delete", &[], doctype, 400, "MalformedXML"),
         ("POST", "/bkt?delete", &[], "<Delete/>", 400, "MalformedXML"),
-        ("PUT", "/bkt?acl", &[], "<x", 400, "MalformedXML"),
+        ("PUT", "/bkt?acl", &[], "<x", 400, "MalformedACLError"),
         ("PUT", "/bkt2", &[], "<CreateBucketConfiguration>", 400, "MalformedXML"),
         ("GET", "/bkt?frobnicate", &[], "", 501, "NotImplemented"),
         ("PUT", "/bkt/k", &[("x-amz-server-side-encryption", "aws:kms")], "", 501, "NotImplemented"),

@@ -152,7 +152,9 @@ impl Form {
             }
         }
         for (name, _) in &self.fields {
-            let free = FREE.contains(&name.as_str()) || name.starts_with("x-ignore-") || name == "bucket";
+            // A checksum lets nothing more in: what it does not fit is refused.
+            let narrows = name.starts_with("x-amz-checksum-") || name == "x-amz-sdk-checksum-algorithm";
+            let free = FREE.contains(&name.as_str()) || narrows || name.starts_with("x-ignore-") || name == "bucket";
             if !free && !mentioned.contains(name.as_str()) {
                 return Err(denied(&format!("Extra input fields: {name}")));
             }

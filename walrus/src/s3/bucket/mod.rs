@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod cors;
 pub mod encryption;
+pub mod known_policies;
 pub mod lifecycle;
 pub mod logging;
 pub mod notification;
@@ -27,6 +28,8 @@ pub mod website;
 pub use object_lock::LockDefault;
 pub use settings::{Ownership, Settings};
 pub use versioning::Versioning;
+
+use known_policies::KnownPolicies;
 
 use super::{Owner, acl, done, iso_time, multipart, set, xml, xml_text};
 use crate::{
@@ -54,7 +57,7 @@ pub const TABLES: &str = "
 ";
 
 /// A bucket's number: rows of objects refer to it, so a new bucket of an old name has none of the old one's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BucketId(pub i64);
 
 impl mallee_store::ToValue for BucketId {
@@ -137,23 +140,32 @@ fn from_row(row: &Row<'_>) -> Result<(Bucket, Texts), mallee_store::Error> {
     Ok((bucket, Texts { acl: row.get(6)?, lock: row.get(8)?, settings: row.get(9)? }))
 }
 
-fn with_texts((mut bucket, texts): (Bucket, Texts)) -> Result<Bucket, Error> {
+fn with_texts((mut bucket, texts): (Bucket, Texts), known: &KnownPolicies) -> Result<Bucket, Error> {
     bucket.acl = acl::from_text(&texts.acl, &bucket.owner)?;
     bucket.lock = object_lock::from_text(&texts.lock)?;
-    (bucket.settings, bucket.policy) = Settings::from_text(&texts.settings)?;
+    bucket.settings = Settings::from_text(&texts.settings)?;
+    if let Some(text) = &bucket.settings.policy {
+        let broken = |e| Error::Internal(format!("the policy of {}: {e}", bucket.name));
+        bucket.policy = Some(known.parsed(bucket.id, text).map_err(broken)?);
+    }
     Ok(bucket)
 }
 
 /// The bucket of this name, or `NoSuchBucket`.
 pub fn find(tx: &mut Tx<'_>, name: &str) -> Result<Bucket, Error> {
+    find_known(tx, &KnownPolicies::default(), name)
+}
+
+/// [`find`], for what is done with every request.
+pub fn find_known(tx: &mut Tx<'_>, known: &KnownPolicies, name: &str) -> Result<Bucket, Error> {
     let sql = format!("SELECT {COLUMNS} FROM bucket WHERE name = ?1");
-    with_texts(tx.query_opt(&sql, params![name], from_row)?.ok_or_else(|| refuse::no_such_bucket(name))?)
+    with_texts(tx.query_opt(&sql, params![name], from_row)?.ok_or_else(|| refuse::no_such_bucket(name))?, known)
 }
 
 /// The bucket of this number, unless it is gone.
 pub fn find_by_id(tx: &mut Tx<'_>, id: BucketId) -> Result<Option<Bucket>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM bucket WHERE id = ?1");
-    tx.query_opt(&sql, params![id], from_row)?.map(with_texts).transpose()
+    tx.query_opt(&sql, params![id], from_row)?.map(|row| with_texts(row, &KnownPolicies::default())).transpose()
 }
 
 /// That the bucket is the account's whom the client believes it to be.
@@ -166,8 +178,8 @@ pub fn check_expected_owner(call: &Call, bucket: &Bucket) -> Result<(), Error> {
 
 /// The request's bucket, once the principal may do `action` to it.
 pub async fn opened(walrus: &Walrus, call: &Call, action: Action) -> Result<Bucket, Error> {
-    let name = call.target.bucket.clone();
-    let bucket = walrus.store.read("find a bucket", move |tx| find(tx, &name)).await?;
+    let (name, known) = (call.target.bucket.clone(), walrus.known_policies.clone());
+    let bucket = walrus.store.read("find a bucket", move |tx| find_known(tx, &known, &name)).await?;
     check_expected_owner(call, &bucket)?;
     if !allow(&call.principal, action, bucket.resource()) {
         return Err(refuse::access_denied());
@@ -186,7 +198,7 @@ fn check_name(name: &str) -> Result<(), Error> {
         && edge(bytes.first())
         && edge(bytes.last())
         && !["..", ".-", "-."].iter().any(|pair| name.contains(pair))
-        && name.parse::<std::net::Ipv4Addr>().is_err()
+        && !like_an_address(name)
         && !["xn--", "sthree-"].iter().any(|prefix| name.starts_with(prefix))
         && !["-s3alias", "--ol-s3"].iter().any(|suffix| name.ends_with(suffix));
     if good {
@@ -195,6 +207,12 @@ fn check_name(name: &str) -> Result<(), Error> {
     Err(Error::Refused(
         AwsError::bad_request("InvalidBucketName", "The specified bucket is not valid.").with_field("BucketName", name),
     ))
+}
+
+/// Four numbers, whether or not such an address can be.
+fn like_an_address(name: &str) -> bool {
+    let numbers = name.split('.').filter(|label| label.bytes().all(|b| b.is_ascii_digit()));
+    name.split('.').count() == 4 && numbers.count() == 4
 }
 
 pub async fn list(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
@@ -448,6 +466,7 @@ mod tests {
             "a.-b",
             "a-.b",
             "192.168.0.1",
+            "192.168.001.999",
             "xn--a",
             "b-s3alias",
             "é12",

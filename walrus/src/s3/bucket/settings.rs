@@ -1,9 +1,6 @@
 //! What every request to a bucket must know of its configuration, kept in the bucket's own row. Configurations that few
 //! requests ask for are documents of their own (`bucket_document`).
 
-use std::sync::Arc;
-
-use mallee_policy::Policy;
 use mallee_store::{Tx, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -77,14 +74,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub fn from_text(text: &str) -> Result<(Self, Option<Arc<Policy>>), Error> {
+    pub fn from_text(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
-            return Ok((Self::default(), None));
+            return Ok(Self::default());
         }
-        let broken = |e: &dyn std::fmt::Display| Error::Internal(format!("a bucket's settings: {e}"));
-        let settings: Self = serde_json::from_str(text).map_err(|e| broken(&e))?;
-        let policy = settings.policy.as_deref().map(Policy::parse).transpose().map_err(|e| broken(&e))?;
-        Ok((settings, policy.map(Arc::new)))
+        serde_json::from_str(text).map_err(|e| Error::Internal(format!("a bucket's settings: {e}")))
     }
 
     pub(super) fn to_text(&self) -> Result<String, Error> {

@@ -272,7 +272,9 @@ async fn answer(walrus: &Walrus, visit: &Visit<'_>) -> Result<Response<Body>, Er
         && wanted == key
         && is_there(walrus, visit, &format!("{key}/{suffix}")).await
     {
-        return redirected(visit, &Redirect::default(), &format!("{key}/"), StatusCode::FOUND);
+        let mut response = done(StatusCode::FOUND);
+        set(&mut response, "location", &format!("/{}/", object::post::encoded(&key)))?;
+        return Ok(response);
     }
     if let Some((redirect, key)) = site.elsewhere(&key, Some(refused.status)) {
         return redirected(visit, redirect, &key, StatusCode::MOVED_PERMANENTLY);
@@ -341,17 +343,11 @@ fn asking(visit: &Visit<'_>, method: Method, key: &str) -> Call {
 
 fn redirected(visit: &Visit<'_>, redirect: &Redirect, key: &str, code: StatusCode) -> Result<Response<Body>, Error> {
     let code = redirect.http_redirect_code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(code);
-    let path = object::post::encoded(key);
-    let location = match (&redirect.host_name, &redirect.protocol) {
-        (None, None) => format!("/{path}"),
-        (host, protocol) => {
-            let same = if visit.wire.tls { "https" } else { "http" };
-            let (protocol, host) = (protocol.as_deref().unwrap_or(same), host.as_deref().unwrap_or(visit.host));
-            format!("{protocol}://{host}/{path}")
-        }
-    };
+    let same = if visit.wire.tls { "https" } else { "http" };
+    let protocol = redirect.protocol.as_deref().unwrap_or(same);
+    let host = redirect.host_name.as_deref().unwrap_or(visit.host);
     let mut response = done(code);
-    set(&mut response, "location", &location)?;
+    set(&mut response, "location", &format!("{protocol}://{host}/{}", object::post::encoded(key)))?;
     Ok(response)
 }
 

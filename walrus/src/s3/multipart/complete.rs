@@ -328,7 +328,7 @@ fn replayed(upload: &Upload, listed: &[Listed]) -> Result<Outcome, Error> {
 /// The uploaded parts the client lists, in its order, which is theirs.
 fn choose<'p>(uploaded: &'p [Part], listed: &[Listed]) -> Result<Vec<&'p Part>, Error> {
     let mut chosen = Vec::with_capacity(listed.len());
-    for (at, wanted) in listed.iter().enumerate() {
+    for wanted in listed {
         let part = uploaded
             .binary_search_by_key(&wanted.number, |part| part.number)
             .ok()
@@ -344,21 +344,19 @@ fn choose<'p>(uploaded: &'p [Part], listed: &[Listed]) -> Result<Vec<&'p Part>, 
                 .with_field("ETag", &wanted.etag),
             ));
         };
-        if part.size < LEAST && at + 1 < listed.len() {
-            return Err(Error::Refused(
-                AwsError::bad_request(
-                    "EntityTooSmall",
-                    "Your proposed upload is smaller than the minimum allowed size",
-                )
+        chosen.push(part);
+    }
+    let but_the_last = chosen.split_last().map_or(&[][..], |(_, rest)| rest);
+    match but_the_last.iter().find(|part| part.size < LEAST) {
+        None => Ok(chosen),
+        Some(part) => Err(Error::Refused(
+            AwsError::bad_request("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size")
                 .with_field("ProposedSize", part.size.to_string())
                 .with_field("MinSizeAllowed", LEAST.to_string())
                 .with_field("PartNumber", part.number.to_string())
                 .with_field("ETag", &part.etag),
-            ));
-        }
-        chosen.push(part);
+        )),
     }
-    Ok(chosen)
 }
 
 fn etag(parts: &[&Part]) -> Result<String, Error> {

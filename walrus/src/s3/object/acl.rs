@@ -22,11 +22,11 @@ use crate::{
 
 /// The request's object, once the principal may do `action` to it.
 pub async fn found(walrus: &Walrus, call: &Call, action: Action) -> Result<(Bucket, Object), Error> {
-    let (wanted, principal) = (Wanted::of(call)?, call.principal.clone());
+    let (wanted, principal, known) = (Wanted::of(call)?, call.principal.clone(), walrus.known_policies.clone());
     let (bucket, object) = walrus
         .store
         .read("find an object", move |tx| {
-            let bucket = bucket::find(tx, &wanted.bucket)?;
+            let bucket = bucket::find_known(tx, &known, &wanted.bucket)?;
             let object = opened(tx, &principal, action, &bucket, &wanted)?;
             Ok::<_, Error>((bucket, object))
         })

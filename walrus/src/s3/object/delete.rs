@@ -148,8 +148,8 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
         error: Vec<Failed>,
     }
 
-    let name = call.target.bucket.clone();
-    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find(tx, &name)).await?;
+    let (name, known) = (call.target.bucket.clone(), walrus.known_policies.clone());
+    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find_known(tx, &known, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
     // Without a policy every key is the same.
     if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {

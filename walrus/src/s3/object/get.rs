@@ -60,11 +60,11 @@ pub async fn open(
     keys: Keys,
     with_bytes: WithBytes,
 ) -> Result<(Bucket, Object, Option<Reading>), Error> {
-    let (principal, pins) = (principal.clone(), walrus.pins.clone());
+    let (principal, pins, known) = (principal.clone(), walrus.pins.clone(), walrus.known_policies.clone());
     walrus
         .store
         .read("open an object", move |tx| {
-            let bucket = bucket::find(tx, &wanted.bucket)?;
+            let bucket = bucket::find_known(tx, &known, &wanted.bucket)?;
             let object = opened(tx, &principal, action, &bucket, &wanted)?;
             let reading = match with_bytes {
                 WithBytes::Yes => Some(reading(tx, &pins, object.clone(), &keys)?),

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use mallee_aws::{
-    AwsError,
+    AwsError, document,
     signature::{Route, Rules, Verified, post::Form},
 };
 use mallee_service::Body;
@@ -29,7 +29,7 @@ use crate::{
     circumstances,
     error::refuse,
     front,
-    s3::{bucket::notification::Cause, condition::Conditions, done, quoted, set, xml},
+    s3::{bucket::notification::Cause, condition::Conditions, done, quoted, set, xml_text},
 };
 
 /// One field but the file, by AWS.
@@ -238,7 +238,9 @@ fn answer(call: &Call, form: &Form, etag: &str) -> Result<Response<Body>, Error>
         (None, Some("200")) => done(StatusCode::OK),
         (None, Some("201")) => {
             let body = PostResponse { location: location.clone(), bucket, key, etag: quoted(etag) };
-            let mut response = xml("PostResponse", &body)?;
+            // Alone among S3's documents it has no namespace, and is read by name.
+            let namespace = format!(" xmlns=\"{}\"", document::NAMESPACE);
+            let mut response = xml_text(document::render("PostResponse", &body)?.replacen(&namespace, "", 1));
             *response.status_mut() = StatusCode::CREATED;
             response
         }

@@ -151,14 +151,18 @@ async fn overwrite(s3: &S3, path: &str, n: u64) {
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         return;
     }
-    // As the only part of an upload.
-    let text = s3.call("POST", &format!("{path}?uploads"), &meta, "").await.text();
+    in_parts(s3, path, &meta, [bytes]).await;
+}
+
+async fn in_parts(s3: &S3, path: &str, meta: &[(&str, &str)], parts: impl IntoIterator<Item = Bytes>) {
+    let text = s3.call("POST", &format!("{path}?uploads"), meta, "").await.text();
     let id = between(&text, "<UploadId>", "<").unwrap().to_owned();
-    let part = s3.put(&format!("{path}?partNumber=1&uploadId={id}"), bytes).await;
-    let etag = part.header("etag").to_owned();
-    let body = format!(
-        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
-    );
+    let mut listed = String::new();
+    for (n, part) in (1..).zip(parts) {
+        let part = s3.put(&format!("{path}?partNumber={n}&uploadId={id}"), part).await;
+        listed.push_str(&format!("<Part><PartNumber>{n}</PartNumber><ETag>{}</ETag></Part>", part.header("etag")));
+    }
+    let body = format!("<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>");
     let answer = s3.call("POST", &format!("{path}?uploadId={id}"), &[], body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
 }
@@ -242,7 +246,14 @@ async fn slow_reader(s3: S3, stop: Arc<AtomicBool>) {
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         n += 1;
-        assert_eq!(s3.put("/bkt/large", content(n, SIZE)).await.status, StatusCode::OK);
+        let bytes = content(n, SIZE);
+        if n % 2 == 0 {
+            assert_eq!(s3.put("/bkt/large", bytes).await.status, StatusCode::OK);
+        } else {
+            // Its parts are opened one after the other, the last long after it has been overwritten.
+            let parts = [bytes.slice(..5 << 20), bytes.slice(5 << 20..11 << 20), bytes.slice(11 << 20..)];
+            in_parts(&s3, "/bkt/large", &[], parts).await;
+        }
         let request = s3.signed("GET", "/bkt/large", &[], Bytes::new());
         let mut head = "GET /bkt/large HTTP/1.1\r\nconnection: close\r\n".to_owned();
         for (name, value) in request.headers() {

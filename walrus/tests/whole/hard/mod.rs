@@ -1,7 +1,7 @@
 //! What must hold when it is hard: with many at once on one key, killed, without power, without room, without end.
 
 mod contention;
-mod disk;
+pub mod disk;
 mod full;
 mod kill;
 pub mod load;

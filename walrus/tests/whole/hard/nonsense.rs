@@ -169,12 +169,11 @@ fn spoilt(document: &[u8], random: &mut StdRng) -> Vec<u8> {
 /// Where the values are: between tags, or in quotes.
 fn values(document: &[u8]) -> impl Iterator<Item = (usize, usize)> {
     let ends = |from: usize, with: u8| document[from..].iter().position(|byte| *byte == with).map(|n| (from, from + n));
-    let opens = document.iter().enumerate().filter_map(move |(at, byte)| match byte {
+    document.iter().enumerate().filter_map(move |(at, byte)| match byte {
         b'>' => ends(at + 1, b'<').filter(|(begin, end)| end > begin),
         b'"' => ends(at + 1, b'"'),
         _ => None,
-    });
-    opens
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

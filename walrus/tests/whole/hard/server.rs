@@ -17,39 +17,50 @@ pub struct Server {
 }
 
 impl Server {
-    /// Over `state`, with lines for its configuration; its own files are in `dir`.
     pub async fn start(dir: &Path, state: &Path, lines: &str) -> Self {
+        let mut server = Self::new(dir, state, lines);
+        server.start_again().await;
+        server
+    }
+
+    /// Over `state`, with lines for its configuration; its own files are in `dir`. Not started.
+    pub fn new(dir: &Path, state: &Path, lines: &str) -> Self {
         // A loopback address of its own: the port stays free while the server is down.
         static COUNT: AtomicU8 = AtomicU8::new(1);
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = format!("127.{}.{low}.{}:9000", 64 + high % 128, COUNT.fetch_add(1, Ordering::Relaxed));
         std::fs::write(dir.join("walrus.toml"), format!("{lines}\n{}", config(state, &address))).unwrap();
-        let mut server = Self { process: None, dir: dir.into(), s3: S3::new(address.parse().unwrap()) };
-        server.start_again().await;
-        server
+        Self { process: None, dir: dir.into(), s3: S3::new(address.parse().unwrap()) }
     }
 
-    pub async fn start_again(&mut self) {
+    /// Started; it may not be up yet.
+    pub fn launch(&mut self) {
         self.kill();
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_walrus"))
+        // `MALLEE_BIN`: another build, in this folder.
+        let other = std::env::var_os("MALLEE_BIN").map(|folder| PathBuf::from(folder).join("walrus"));
+        let process = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_walrus").into()))
             .arg("--config")
             .arg(self.dir.join("walrus.toml"))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
+        self.process = Some(process);
+    }
+
+    pub async fn start_again(&mut self) {
+        self.launch();
+        // Without the connections to the one that is gone.
+        self.s3 = S3::new(self.s3.address);
         for _ in 0..1200 {
             if tokio::net::TcpStream::connect(self.s3.address).await.is_ok() {
-                self.process = Some(process);
-                // Without the connections to the one that is gone.
-                self.s3 = S3::new(self.s3.address);
                 return;
             }
-            assert!(process.try_wait().unwrap().is_none(), "walrus ended:\n{}", self.log());
+            let ended = self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_some());
+            assert!(!ended, "walrus ended:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        let _ = process.kill();
         panic!("walrus did not come up:\n{}", self.log());
     }
 

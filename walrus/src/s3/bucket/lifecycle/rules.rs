@@ -32,14 +32,18 @@ pub struct Rule {
     #[serde(skip_serializing_if = "Option::is_none")]
     abort_incomplete_multipart_upload: Option<Abort>,
     #[serde(rename = "Transition", default, skip_serializing)]
-    transitions: Vec<Other>,
+    transitions: Vec<Transition>,
     #[serde(rename = "NoncurrentVersionTransition", default, skip_serializing)]
-    noncurrent_transitions: Vec<Other>,
+    noncurrent_transitions: Vec<Transition>,
 }
 
-/// Something of which only that it is there matters.
+/// It is refused, and more plainly where it makes no sense either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Other {}
+#[serde(rename_all = "PascalCase")]
+struct Transition {
+    date: Option<String>,
+    storage_class: String,
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -166,7 +170,11 @@ impl Rule {
         if self.id.as_ref().is_some_and(|id| id.len() > 255) {
             return Err(refuse::argument("ID", "", "ID length should not exceed allowed limit of 255"));
         }
-        if !self.transitions.is_empty() || !self.noncurrent_transitions.is_empty() {
+        let mut transitions = self.transitions.iter().chain(&self.noncurrent_transitions).peekable();
+        if transitions.peek().is_some() {
+            if transitions.any(|transition| transition.date.as_deref().is_some_and(|text| date(text).is_none())) {
+                return Err(refuse::malformed_xml());
+            }
             return Err(refuse::not_implemented("Transition to another storage class"));
         }
         let tagged = match &self.filter {
@@ -399,6 +407,11 @@ mod tests {
                 "<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
                 "NotImplemented",
             ),
+            (
+                "<Rule><Filter/><Status>Enabled</Status><Transition><Date>20220927</Date><StorageClass>GLACIER</StorageClass></Transition></Rule>",
+                "MalformedXML",
+            ),
+            ("<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days></Transition></Rule>", "MalformedXML"),
             (
                 "<Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule><Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
                 "InvalidArgument",
