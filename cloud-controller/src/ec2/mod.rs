@@ -7,6 +7,7 @@ pub mod client_token;
 pub mod dhcp_options;
 pub mod encryption;
 pub mod image;
+pub mod import;
 pub mod instance;
 pub mod instance_type;
 pub mod interface;
@@ -54,6 +55,7 @@ pub const SERVICE: Service = Service {
         image::create::ACTIONS,
         image::describe::ACTIONS,
         image::register::ACTIONS,
+        import::task::ACTIONS,
         instance::attribute::ACTIONS,
         instance::console::ACTIONS,
         instance::describe::ACTIONS,

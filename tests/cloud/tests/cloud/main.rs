@@ -5,6 +5,7 @@
 
 mod accounts;
 mod attack;
+mod boot_volume;
 mod crash;
 mod documentation;
 mod image;
