@@ -40,6 +40,8 @@ ALTER TABLE export ADD COLUMN node TEXT;
 ";
 
 pub(crate) const GIB: u64 = 1 << 30;
+/// With less than this the next write may find no room.
+const NO_ROOM: u64 = 32 << 20;
 /// Volumes that are worked on at the same time.
 const AT_ONCE: usize = 8;
 /// A volume that somebody else is at is looked at again after this.
@@ -510,8 +512,8 @@ impl Storage {
             State::Creating | State::Ready => {}
         }
         let looked = id.clone();
-        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some()))).await?;
-        let (Some(found), needs_source) = looked else {
+        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some(), b.space()?))).await?;
+        let (Some(found), needs_source, space) = looked else {
             self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
             self.about.faults.raise(
                 &format!("bytes {id}"),
@@ -565,6 +567,10 @@ impl Storage {
                     }
                 }
             }
+        }
+        if report.export.is_some() && report.reason.is_empty() && space.free < NO_ROOM {
+            let free = space.free >> 20;
+            report.reason = format!("the disk of volumes is full ({free} MiB are free): what is written may have to wait");
         }
         self.reports.put(report);
         Ok(())

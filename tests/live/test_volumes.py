@@ -181,6 +181,50 @@ def test_what_serves_a_volume_is_killed_while_a_guest_writes(what, cloud, ec2, v
     until("no export is left", lambda: not [p for p in exports(cloud) if volume.id in p[1] or other.id in p[1]])
 
 
+@pytest.fixture
+def small_disk(cloud, tmp_path):
+    """The disk of volumes is one of 2 GiB while this test runs."""
+    folder = cloud.state / "storage-controller/volumes"
+    assert not list(folder.iterdir()), "a volume of another test is left"
+    disk = tmp_path / "disk"
+    run(["truncate", "-s", "2G", disk])
+    run(["mkfs.ext4", "-q", "-m", "0", disk])
+    run(["mount", "-o", "loop", disk, folder])
+    run(["rmdir", folder / "lost+found"])
+    yield folder
+    run(["umount", folder])
+
+
+def test_a_full_disk_makes_guests_wait_and_says_so(cloud, ec2, two, small_disk):
+    guest, neighbour = two
+    volumes = Volumes(ec2, cloud.zone)
+    try:
+        volume, other = volumes(1), volumes(1)
+        volume.attach(guest)
+        other.attach(neighbour)
+        neighbour.run(f"dd if=/dev/zero of={other.path} bs=1M count=8 conv=fsync 2>/dev/null", timeout=120)
+        ballast = small_disk / "ballast"
+        free = int(run(["stat", "-f", "-c", "%a", small_disk]).stdout) * 4096
+        run(["fallocate", "-l", str(free - (16 << 20)), ballast])
+        write = f"dd if=/dev/urandom of={volume.path} bs=1M count=48 conv=fsync 2>/dev/null && echo written"
+        writer = subprocess.Popen(guest.command(write), stdout=subprocess.PIPE, text=True)
+        until("the guest stands still", lambda: "paused" in cloud.virsh("domstate", guest.id))
+        until("it is told why", lambda: "no room" in cloud.mallee("why", guest.id).stdout)
+        cloud.kill("storage-controller")
+        until("the volume's disk is said to be full", lambda: "is full" in cloud.mallee("why", volume.id).stdout)
+        assert guest.described()["State"]["Name"] == "running"
+        assert writer.poll() is None
+        # Whoever needs no room goes on, and the cloud too.
+        neighbour.run(f"dd if=/dev/zero of={other.path} bs=1M count=8 conv=fsync 2>/dev/null", timeout=120)
+        ballast.unlink()
+        assert writer.communicate(timeout=120)[0].strip() == "written"
+        until("nobody complains", lambda: "no room" not in cloud.mallee("why", guest.id).stdout.split("observed")[-1])
+    finally:
+        (small_disk / "ballast").unlink(missing_ok=True)
+        volumes.end()
+        until("the volumes are gone", lambda: not list(small_disk.iterdir()))
+
+
 def exports(cloud):
     """(pid, command line) of the daemons that serve this cloud's volumes."""
     listed = run(["ps", "-eo", "pid,args"]).stdout.splitlines()

@@ -1,4 +1,4 @@
-//! The size and the limits of a disk that a guest has.
+//! The size and the limits of a disk that a guest has, and whether it failed.
 //!
 //! A grown volume is served anew under the same name. QEMU learns of its size when it comes back to it, which it does at the
 //! guest's next request and not before, so a disk that does not know its new size yet is read from, and asked again later.
@@ -43,6 +43,28 @@ pub fn fit(
         read_from(domain, &disk.alias)?;
     }
     resized.map(drop)
+}
+
+/// More disks than a guest can have here.
+const DISKS: usize = 64;
+
+/// Whether a disk of the guest gave an error that it was stopped for.
+#[allow(unsafe_code)]
+pub fn has_failed(domain: &Domain) -> std::result::Result<bool, Error> {
+    let mut errors: [sys::virDomainDiskError; DISKS] = std::array::from_fn(|_| sys::virDomainDiskError {
+        disk: ptr::null_mut(),
+        error: 0,
+    });
+    // SAFETY: the array is ours and as long as is said; the names that libvirt allocates in the first `found` entries are freed
+    // as its manual says, once.
+    let found = unsafe {
+        let found = sys::virDomainGetDiskErrors(domain.as_ptr(), errors.as_mut_ptr(), DISKS as u32, 0);
+        for error in errors.iter().take(usize::try_from(found).unwrap_or_default()) {
+            libc::free(error.disk.cast());
+        }
+        found
+    };
+    if found < 0 { Err(Error::last_error()) } else { Ok(found > 0) }
 }
 
 fn c_string(text: &str) -> CString {
