@@ -75,7 +75,10 @@ impl Disk {
             }
         };
         if size == 0 || size > MOST {
-            return Err(wrong(format!("a disk of {size} bytes cannot be a volume: it can have up to {} GiB", MOST >> 30)));
+            return Err(wrong(format!(
+                "a disk of {size} bytes cannot be a volume: it can have up to {} GiB",
+                MOST >> 30
+            )));
         }
         Ok(Self { size, layout })
     }

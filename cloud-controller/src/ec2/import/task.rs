@@ -107,9 +107,7 @@ fn read(row: &Row<'_>) -> Result<Task, StoreError> {
 
 fn insert(tx: &mut Tx<'_>, t: &Task) -> Result<(), StoreError> {
     tx.execute(
-        &format!(
-            "INSERT INTO import_task ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
-        ),
+        &format!("INSERT INTO import_task ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"),
         params![
             t.id,
             t.account,
@@ -194,7 +192,9 @@ fn source(container: &DiskContainer) -> Outcome<(Format, String)> {
     ])?;
     let name = container.format.as_deref().ok_or_else(|| AwsError::missing_parameter("DiskContainer.Format"))?;
     let format = Format::named(name).ok_or_else(|| {
-        AwsError::unsupported(format!("The disk format {name} is not supported by this cloud: it can be RAW, QCOW2 or VMDK"))
+        AwsError::unsupported(format!(
+            "The disk format {name} is not supported by this cloud: it can be RAW, QCOW2 or VMDK"
+        ))
     })?;
     let location = match (&container.user_bucket, container.url.as_deref()) {
         (Some(bucket), None) => format!("{}/{}", bucket.s3_bucket, bucket.s3_key),
@@ -424,7 +424,10 @@ async fn import_image(call: &Call, input: ImportImage) -> Outcome<ImageTask> {
         [("Platform", input.platform.as_deref().unwrap_or("Linux"), "Linux"), ("Architecture", &architecture, "x86_64")]
     {
         if sent != fits {
-            return Err(AwsError::unsupported(format!("{name}={sent} is not supported by this cloud; it can be {fits}")).into());
+            return Err(AwsError::unsupported(format!(
+                "{name}={sent} is not supported by this cloud; it can be {fits}"
+            ))
+            .into());
         }
     }
     let [container] = input.disk_container.as_slice() else {
@@ -460,8 +463,12 @@ struct DescribedSnapshotTasks {
 /// The account's tasks of a kind, or those named.
 async fn tasks(call: &Call, prefix: &'static str, ids: Vec<String>, dry_run: Option<bool>) -> Outcome<Vec<Task>> {
     let account = call.account().to_owned();
-    let mut all =
-        call.cloud.store.read("describe import tasks", move |tx| of_account(tx, &account, prefix)).await.map_err(Refusal::from)?;
+    let mut all = call
+        .cloud
+        .store
+        .read("describe import tasks", move |tx| of_account(tx, &account, prefix))
+        .await
+        .map_err(Refusal::from)?;
     if let Some(missing) = ids.iter().find(|id| !all.iter().any(|t| t.id == **id)) {
         return Err(not_found(missing));
     }

@@ -236,9 +236,10 @@ impl Work {
 
     async fn show(&self, task: &Task, progress: u32, size: u64, message: &'static str) -> Result<(), Trouble> {
         let id = task.id.clone();
-        let shown = self.cloud.store.write("show an import's progress", move |tx| {
-            task::set_progress(tx, &id, progress, size, message)
-        });
+        let shown = self
+            .cloud
+            .store
+            .write("show an import's progress", move |tx| task::set_progress(tx, &id, progress, size, message));
         if shown.await.map_err(|e: StoreError| later(e))? { Ok(()) } else { Err(Trouble::Cancelled) }
     }
 

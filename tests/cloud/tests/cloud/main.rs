@@ -9,6 +9,7 @@ mod boot_volume;
 mod crash;
 mod documentation;
 mod image;
+mod import;
 mod launch;
 mod orphan;
 mod placement;

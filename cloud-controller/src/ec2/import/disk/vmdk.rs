@@ -146,7 +146,8 @@ fn check_descriptor(bytes: &Bytes, header: &[u8]) -> io::Result<()> {
             return Err(wrong(format!("it is of {kind}, and can be monolithicSparse or streamOptimized")));
         }
     }
-    let extents = text.lines().filter(|l| ["RW ", "RDONLY ", "NOACCESS "].iter().any(|mode| l.starts_with(mode))).count();
+    let extents =
+        text.lines().filter(|l| ["RW ", "RDONLY ", "NOACCESS "].iter().any(|mode| l.starts_with(mode))).count();
     if extents != 1 {
         return Err(wrong(format!("it consists of {extents} files")));
     }
