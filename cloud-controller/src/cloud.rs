@@ -42,6 +42,8 @@ pub struct Pokes {
     pub network: Poke,
     /// An image waits for its import.
     pub images: Poke,
+    /// A disk waits for its import.
+    pub imports: Poke,
     /// Snapshots are being taken together, and may go on.
     pub creations: Poke,
 }
@@ -50,7 +52,7 @@ impl Pokes {
     /// Everything: a tier came back, and whatever waited for it can go on.
     pub fn all(&self) {
         let work = [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network];
-        for poke in work.into_iter().chain([&self.images, &self.creations]) {
+        for poke in work.into_iter().chain([&self.images, &self.imports, &self.creations]) {
             poke.poke();
         }
     }

@@ -51,5 +51,6 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 101, name: "snapshots together", sql: ec2::snapshot::together::TABLES },
     Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
     Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
+    Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
 ];

@@ -63,6 +63,7 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
     crate::zone::drive(&cloud);
     crate::network::drive(&cloud);
     crate::ec2::image::drive(&cloud);
+    crate::ec2::import::drive(&cloud);
     crate::ec2::snapshot::drive(&cloud);
     crate::ec2::snapshot::together::drive(&cloud);
     server::serve_admin(&cloud.config.daemon.admin_socket(), Arc::new(admin::Front::new(cloud.clone())))

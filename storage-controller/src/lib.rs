@@ -37,6 +37,7 @@ use tokio::sync::watch;
 
 pub use blobs::Place;
 pub use config::Config;
+pub use export::Beyond;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,6 +49,8 @@ pub enum Error {
     Store(#[from] mallee_store::Error),
     #[error(transparent)]
     Tls(#[from] mallee_service::tls::TlsError),
+    #[error(transparent)]
+    Place(#[from] export::PlaceError),
     #[error(transparent)]
     Pki(#[from] mallee_service::pki::PkiError),
     #[error(transparent)]
@@ -63,6 +66,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "intent of snapshots", sql: SNAPSHOT_INTENT_TABLES },
     Migration { version: 4, name: "snapshot", sql: snapshot::TABLES },
     Migration { version: 5, name: "keys of disks", sql: key::TABLES },
+    Migration { version: 6, name: "exports to other machines", sql: volume::PLACE_COLUMNS },
 ];
 
 /// Everything a storage-controller has.
@@ -134,7 +138,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     });
     let blobs = blobs::Blobs::new(identity.clone(), config.daemon.cloud_controller.clone(), config.walrus.clone());
     let (blobs, backend) = (Arc::new(blobs), Arc::new(backend::Files::open(config.volumes())?));
-    let exports = Arc::new(export::Exports::open(sockets.clone(), &state, background_poke.clone())?);
+    let exports =
+        Arc::new(export::Exports::open(sockets.clone(), &state, config.nbd.clone(), background_poke.clone())?);
+    if config.nbd.is_some() {
+        exports.show_certificate(identity.dir())?;
+    }
     let sources = Arc::new(source::Sources::new(backend.clone(), blobs.clone(), keys.clone(), background_poke.clone()));
     // Before any daemon is started: some read from it at once.
     source::listen(&sockets, sources.clone())?;
@@ -180,6 +188,6 @@ async fn pass_on(from: Poke, to: [Poke; 2]) {
 /// Ends all export daemons of a storage-controller that does not run any more: for `mallee down --all`, which leaves nothing.
 /// How many there were.
 pub async fn end_exports(config: &Config) -> Result<usize, Error> {
-    let exports = export::Exports::open(config.sockets()?, &config.daemon.state, Poke::default())?;
+    let exports = export::Exports::open(config.sockets()?, &config.daemon.state, config.nbd.clone(), Poke::default())?;
     Ok(exports.end_all().await?)
 }

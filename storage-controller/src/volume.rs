@@ -17,12 +17,12 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
-use mallee_tiers::{Export, ExportAddress, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+use mallee_tiers::{Export, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
 
 use crate::{
     Storage,
     backend::{BackendError, Beginning, New, Space},
-    export::{Opened, Phase, QmpError, Served},
+    export::{Opened, Phase, Place, QmpError, Served},
     snapshot::DOCUMENT_MAX,
     source,
 };
@@ -32,7 +32,16 @@ CREATE TABLE volume (id TEXT PRIMARY KEY, size_gib BIGINT NOT NULL, state TEXT N
 CREATE TABLE export (volume TEXT PRIMARY KEY, attachment TEXT NOT NULL, name TEXT NOT NULL UNIQUE, served BIGINT NOT NULL, made BIGINT NOT NULL);
 ";
 
+/// `port` 0: a unix socket. `allowed`: the node that is let in; none is any. `node`: the one that has it, once that is known.
+pub(crate) const PLACE_COLUMNS: &str = "
+ALTER TABLE export ADD COLUMN port BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE export ADD COLUMN allowed TEXT;
+ALTER TABLE export ADD COLUMN node TEXT;
+";
+
 pub(crate) const GIB: u64 = 1 << 30;
+/// With less than this the next write may find no room.
+const NO_ROOM: u64 = 32 << 20;
 /// Volumes that are worked on at the same time.
 const AT_ONCE: usize = 8;
 /// A volume that somebody else is at is looked at again after this.
@@ -107,6 +116,21 @@ pub(crate) struct ExportRow {
     pub name: String,
     pub served: bool,
     pub made: i64,
+    pub place: Place,
+    /// The node that has it, as far as it was told.
+    pub node: Option<String>,
+}
+
+impl ExportRow {
+    fn is_for(&self, wish: &Volume) -> bool {
+        let moved = wish.export_node.is_some() && self.node.is_some() && self.node != wish.export_node;
+        wish.export_for.as_ref() == Some(&self.attachment) && !moved
+    }
+
+    fn served(&self, volume: &VolumeId) -> Served {
+        let (attachment, name, place) = (self.attachment.clone(), self.name.clone(), self.place.clone());
+        Served { volume: volume.clone(), attachment, name, place }
+    }
 }
 
 /// What is next for a volume.
@@ -116,6 +140,8 @@ pub(crate) enum Step {
     EndExport,
     /// Write the row of an export for this attachment.
     MakeExport(String),
+    /// Write down which node has it.
+    BindExport,
     Serve,
     RemoveBytes,
     /// More bytes, whether it is served or not.
@@ -140,7 +166,12 @@ pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<
             (None | Some(State::Creating), ..) => Some(Step::Create),
             (Some(State::Failed | State::Gone), ..) => None,
             _ if row.is_some_and(|r| r.size_gib < wish.body.size_gib) => Some(Step::Grow),
-            (_, Some(e), Some(a)) if e.attachment == *a => Some(Step::Serve),
+            // A machine that had it may not be cut off yet: whoever has it next gets another name, and a daemon that lets in
+            // nobody else.
+            (_, Some(e), Some(_)) if e.is_for(&wish.body) && e.node.is_none() && wish.body.export_node.is_some() => {
+                Some(Step::BindExport)
+            }
+            (_, Some(e), Some(_)) if e.is_for(&wish.body) => Some(Step::Serve),
             (_, Some(_), _) => Some(Step::EndExport),
             (_, None, Some(a)) => Some(Step::MakeExport(a.clone())),
             (_, None, None) => None,
@@ -156,8 +187,15 @@ fn read_volume(tx: &mut Tx<'_>, id: &str) -> Result<Option<Row>, StoreError> {
 }
 
 fn read_export(tx: &mut Tx<'_>, id: &str) -> Result<Option<ExportRow>, StoreError> {
-    tx.query_opt("SELECT attachment, name, served, made FROM export WHERE volume = ?1", params![id], |row| {
-        Ok(ExportRow { attachment: row.get(0)?, name: row.get(1)?, served: row.get(2)?, made: row.get(3)? })
+    let sql = "SELECT attachment, name, served, made, port, allowed, node FROM export WHERE volume = ?1";
+    tx.query_opt(sql, params![id], |row| {
+        let (attachment, name, served, made) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        let port: i64 = row.get(4)?;
+        let place = match u16::try_from(port) {
+            Ok(0) | Err(_) => Place::Unix,
+            Ok(port) => Place::Tls { port, node: row.get(5)? },
+        };
+        Ok(ExportRow { attachment, name, served, made, place, node: row.get(6)? })
     })
 }
 
@@ -265,7 +303,8 @@ impl Storage {
                 Some(Step::Create) => self.create(&id, &wish.body).await,
                 Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
-                Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment).await,
+                Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment, &wish.body).await,
+                Some(Step::BindExport) => self.bind_export(&id, wish.body.export_node.clone()).await,
                 Some(Step::RemoveBytes) => self.remove_bytes(&id, &wish.body).await,
             };
             if let Err(Trouble::Busy) = outcome {
@@ -371,23 +410,41 @@ impl Storage {
         Ok(())
     }
 
-    async fn make_export(&self, id: &VolumeId, attachment: &str) -> Result<(), Trouble> {
+    async fn bind_export(&self, id: &VolumeId, node: Option<String>) -> Result<(), Trouble> {
+        let (id, sql) = (id.clone(), "UPDATE export SET node = ?2 WHERE volume = ?1");
+        let write =
+            self.store.write("a node has an export", move |tx| tx.execute(sql, params![id.as_str(), node]).map(|_| ()));
+        write.await.map_err(|e: StoreError| e.into())
+    }
+
+    async fn make_export(&self, id: &VolumeId, attachment: &str, wish: &Volume) -> Result<(), Trouble> {
         // A store that was lost may have left the daemon of this very attachment, with a guest on it.
         let left =
             self.exports.running().into_iter().find(|r| r.served.volume == *id && r.served.attachment == attachment);
-        let name = match left {
-            Some(running) => running.served.name,
+        let (name, place) = match left {
+            Some(running) => (running.served.name, running.served.place),
             None => {
                 self.exports.end(id).await?;
-                hex::encode(rand::random::<[u8; 16]>())
+                let read = self.store.read("read the ports", |tx| {
+                    tx.query("SELECT port FROM export", params![], |row| row.get::<u16>(0))
+                });
+                let taken: Vec<u16> = read.await.map_err(|e: StoreError| Trouble::from(e))?;
+                let place = self.exports.place(wish.export_node.as_deref(), &taken);
+                (hex::encode(rand::random::<[u8; 16]>()), place.map_err(|e| Trouble::Other(e.to_string()))?)
             }
         };
+        let (port, allowed) = match place {
+            Place::Unix => (0, None),
+            Place::Tls { port, node } => (port, node),
+        };
+        let node = wish.export_node.clone();
         let (id, attachment, now) = (id.clone(), attachment.to_owned(), self.clock.now_ms());
         self.store
             .write("make an export", move |tx| {
                 tx.execute(
-                    "INSERT INTO export (volume, attachment, name, served, made) VALUES (?1, ?2, ?3, 0, ?4)",
-                    params![id.as_str(), attachment, name, now],
+                    "INSERT INTO export (volume, attachment, name, served, made, port, allowed, node)
+                     VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6, ?7)",
+                    params![id.as_str(), attachment, name, now, port, allowed, node],
                 )
                 .map(|_| ())
             })
@@ -455,8 +512,8 @@ impl Storage {
             State::Creating | State::Ready => {}
         }
         let looked = id.clone();
-        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some()))).await?;
-        let (Some(found), needs_source) = looked else {
+        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some(), b.space()?))).await?;
+        let (Some(found), needs_source, space) = looked else {
             self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
             self.about.faults.raise(
                 &format!("bytes {id}"),
@@ -472,8 +529,7 @@ impl Storage {
         report.size_gib = found.size / GIB;
         report.needs_source = needs_source;
         if let Some(export) = export {
-            let served =
-                Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
+            let served = export.served(id);
             let passphrase = self.keys.passphrase(row.key.as_deref()).await?;
             let (described, backend, sockets) = (id.clone(), self.backend.clone(), self.exports.sockets().to_owned());
             let describe = move || {
@@ -502,9 +558,19 @@ impl Storage {
                     .await?;
             }
             if up || export.served {
-                let address = ExportAddress::Unix(self.exports.socket(id).display().to_string());
-                report.export = Some(Export { attachment: export.attachment, name: export.name, address });
+                match self.exports.address(&served) {
+                    Some(address) => {
+                        report.export = Some(Export { attachment: export.attachment, name: export.name, address });
+                    }
+                    None => {
+                        report.reason = "it is served to another machine, and this one has no address for that".into()
+                    }
+                }
             }
+        }
+        if report.export.is_some() && report.reason.is_empty() && space.free < NO_ROOM {
+            let free = space.free >> 20;
+            report.reason = format!("the disk of volumes is full ({free} MiB are free): what is written may have to wait");
         }
         self.reports.put(report);
         Ok(())
@@ -625,9 +691,36 @@ mod tests {
         ];
         for (desired, export_for, listed, state, export, expected) in table {
             let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0, key: None });
-            let export = export.map(|a| ExportRow { attachment: a.into(), name: "n".into(), served: true, made: 0 });
+            let export = export.map(|a| ExportRow {
+                attachment: a.into(),
+                name: "n".into(),
+                served: true,
+                made: 0,
+                place: Place::Unix,
+                node: None,
+            });
             let got = next(row.as_ref(), export.as_ref(), &wish(*desired, *export_for, *listed));
             assert_eq!(got, *expected, "{desired:?} for {export_for:?}, listed {listed}, {state:?}, {export:?}");
+        }
+    }
+
+    #[test]
+    fn an_export_follows_its_attachment_to_one_node_and_is_made_anew_for_the_next() {
+        let mut wish = wish(VolumeDesired::Present, Some("a"), true);
+        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0, key: None };
+        for (has, wanted, expected) in [
+            (None, None, Step::Serve),
+            (None, Some("n1"), Step::BindExport),
+            (Some("n1"), Some("n1"), Step::Serve),
+            // Off for a while.
+            (Some("n1"), None, Step::Serve),
+            (Some("n1"), Some("n2"), Step::EndExport),
+        ] {
+            let place = Place::Tls { port: 10_809, node: None };
+            let (attachment, name, node) = ("a".into(), "n".into(), has.map(str::to_owned));
+            let export = ExportRow { attachment, name, served: true, made: 0, place, node };
+            wish.body.export_node = wanted.map(str::to_owned);
+            assert_eq!(next(Some(&row), Some(&export), &wish), Some(expected), "{has:?} {wanted:?}");
         }
     }
 

@@ -132,3 +132,22 @@ def test_a_guest_boots_from_a_volume_and_an_image_of_it_boots_another(cloud, ec2
     guest.terminate()
     gone = lambda: ec2.describe_volumes(Filters=[{"Name": "volume-id", "Values": list(its.values())}])["Volumes"] == []  # noqa: E731
     until("its volumes went with it", gone)
+
+
+def test_an_imported_disk_boots(ec2, s3, bucket, launch, left):
+    """The same bytes, through walrus instead of a guest."""
+    s3.upload_file(str(MINI / "mini-disk.raw"), bucket, "mini.raw")
+    container = {"Format": "RAW", "UserBucket": {"S3Bucket": bucket, "S3Key": "mini.raw"}}
+    task = ec2.import_image(Description="mini", DiskContainers=[container])["ImportTaskId"]
+
+    def imported():
+        (found,) = ec2.describe_import_image_tasks(ImportTaskIds=[task])["ImportImageTasks"]
+        assert found["Status"] in ("active", "completed"), found
+        return found if found["Status"] == "completed" else None
+
+    found = until("the image is imported", imported, patience=120)
+    left.append(lambda: ec2.delete_snapshot(SnapshotId=found["SnapshotDetails"][0]["SnapshotId"]))
+    left.append(lambda: ec2.deregister_image(ImageId=found["ImageId"]))
+    guest = launch(image=found["ImageId"])
+    guest.wait()
+    assert guest.described()["RootDeviceType"] == "ebs"

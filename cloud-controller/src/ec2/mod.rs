@@ -9,6 +9,7 @@ pub mod encryption;
 pub mod egress_only_gateway;
 pub mod endpoint;
 pub mod image;
+pub mod import;
 pub mod instance;
 pub mod instance_type;
 pub mod interface;
@@ -60,6 +61,7 @@ pub const SERVICE: Service = Service {
         image::create::ACTIONS,
         image::describe::ACTIONS,
         image::register::ACTIONS,
+        import::task::ACTIONS,
         instance::attribute::ACTIONS,
         instance::console::ACTIONS,
         instance::describe::ACTIONS,

@@ -247,7 +247,11 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => Power::Running,
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_STARTING_UP => Power::Ending,
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => {
-            Power::Paused("a disk does not answer (I/O error)".into())
+            Power::NoRoom
+        }
+        // When it was let go on and paused again at once, libvirt has forgotten why.
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_UNKNOWN && fit::has_failed(domain)? => {
+            Power::NoRoom
         }
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_USER => Power::Suspended,
         sys::VIR_DOMAIN_PAUSED => Power::Paused(format!("paused (libvirt's reason {reason})")),

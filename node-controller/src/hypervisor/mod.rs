@@ -33,6 +33,8 @@ pub enum Power {
     Running,
     /// It exists and does not advance; why.
     Paused(String),
+    /// A disk had no room for what it wrote, and it stands still until it is let go on; then it tries that again.
+    NoRoom,
     /// It was asked to stand still.
     Suspended,
     /// The guest has ended and the hypervisor is clearing up.

@@ -81,6 +81,8 @@ pub enum Step {
     Hold(Hold),
     /// Let its processors go on, and write down that it is not held any more.
     LetGo,
+    /// It found no room on a disk: there may be some now.
+    TryAgain,
     KeepConsole,
     Undefine,
     /// It is off: leave nothing of it here.
@@ -100,6 +102,7 @@ impl Step {
             Step::PressPower | Step::PullPlug => "power off",
             Step::KeepConsole => "console",
             Step::Hold(_) | Step::LetGo => "hold",
+            Step::TryAgain => "no room",
             Step::Undefine => "undefine",
             Step::Release | Step::Erase => "erase",
             Step::NoteRunning | Step::NoteGuestOff | Step::NoteLost | Step::Forget => "note",
@@ -136,6 +139,8 @@ pub struct Memory {
     pub rebooting: Option<(Duration, bool)>,
     /// Since when it is held.
     pub held: Option<Duration>,
+    /// When a guest that found no room was last let go on.
+    pub tried: Option<Duration>,
     /// Devices ([`Step::device`]) whose last attempt failed are left alone until then.
     pub device_pauses: Vec<(String, Duration)>,
     /// What the disks of the guest that runs were made to be, by their serials.
@@ -163,6 +168,9 @@ const HELD_OFF: Duration = Duration::from_secs(300);
 /// And one whose processors stand still after this: its clients notice every second.
 const HELD_PAUSED: Duration = Duration::from_secs(60);
 
+/// A guest that found no room on a disk stands still for this long.
+pub const TRY_AGAIN: Duration = Duration::from_secs(3);
+
 pub fn is_orphan(wish: Option<&Instance>, listed: bool) -> bool {
     wish.is_none_or(|w| !listed && w.desired != Desired::Terminated)
 }
@@ -189,7 +197,7 @@ pub fn next(scene: &Scene<'_>) -> Next {
 fn running(scene: &Scene<'_>, wish: &Instance) -> Next {
     let facts = scene.facts;
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_)) => match hold(scene, wish) {
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom) => match hold(scene, wish) {
             Some(hold) if hold.kind == HoldKind::Off => power_off(scene),
             // Somebody let it go on, or this process died at it: what is written by now is of another instant.
             Some(hold) if facts.held.as_ref() == Some(&hold.id) => Next::Do(Step::LetGo),
@@ -279,6 +287,12 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
             },
         }
     }
+    if scene.domain.is_some_and(|d| d.power == Power::NoRoom) {
+        match memory.tried.and_then(|last| (last + TRY_AGAIN).checked_sub(scene.now)).filter(|left| !left.is_zero()) {
+            None => return Next::Do(Step::TryAgain),
+            Some(left) => wait = Some(wait.unwrap_or(Duration::MAX).min(left)),
+        }
+    }
     let (disks, nics) = scene.domain.map_or((&[][..], &[][..]), |d| (&d.disks, &d.nics));
     let nics = nic::changes(&wish.interfaces, nics).into_iter().map(Step::ChangeNic);
     let fit = volume::misfits(wish, disks, &memory.fitted);
@@ -295,10 +309,10 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
 
 fn stopped(scene: &Scene<'_>, wish: &Instance) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Suspended) if wish.force => Next::Do(Step::PullPlug),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended) if wish.force => Next::Do(Step::PullPlug),
         // One that stands still does not hear the button.
         Some(Power::Suspended) => Next::Do(Step::LetGo),
-        Some(Power::Running | Power::Paused(_)) => power_off(scene),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom) => power_off(scene),
         Some(Power::Ending) => Next::Wait(Duration::from_millis(200)),
         Some(Power::Off(_)) | None => {
             let has_run = scene.facts.ran || scene.facts.started.is_some();
@@ -315,7 +329,7 @@ fn stopped(scene: &Scene<'_>, wish: &Instance) -> Next {
 
 fn terminated(scene: &Scene<'_>) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Suspended | Power::Ending) => Next::Do(Step::PullPlug),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => Next::Do(Step::PullPlug),
         Some(Power::Off(_)) if scene.facts.console.is_none() => Next::Do(Step::KeepConsole),
         Some(Power::Off(_)) => Next::Do(Step::Undefine),
         None => Next::Do(Step::Erase),
@@ -515,6 +529,16 @@ mod tests {
                     f.failed = Some(Failure { generation: generation(4), step: String::new(), reason: String::new() })
                 }),
                 Do(Step::BringUp(BringUp::Image)),
+            ),
+            (
+                "one that found no room tries again",
+                case(Running, Some(Power::NoRoom)).facts(ran),
+                Do(Step::TryAgain),
+            ),
+            (
+                "and not without pause",
+                case(Running, Some(Power::NoRoom)).facts(ran).memory(|m| m.tried = Some(S(999))),
+                Wait(S(2)),
             ),
             // Reboots.
             ("a reboot is asked for", case(Running, on()).facts(ran).wish(|w| w.reboots = 1), Do(Step::Reboot)),

@@ -299,6 +299,10 @@ impl Instances {
                     .await?;
                 Ok(())
             }
+            Step::TryAgain => {
+                self.remember(id, |live, now| live.memory.tried = Some(now));
+                Ok(hypervisor.resume(id).await?)
+            }
             Step::Reset => {
                 hypervisor.reset(id).await?;
                 self.remember(id, |live, now| live.memory.rebooting = Some((now, true)));

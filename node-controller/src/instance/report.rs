@@ -77,7 +77,7 @@ fn guest_is_off(wish: Option<&Instance>, facts: &Facts) -> bool {
 
 fn by_power(domain: Option<&Seen>) -> Observed {
     match domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Suspended | Power::Ending) => Observed::Running,
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => Observed::Running,
         Some(Power::Off(_)) | None => Observed::Stopped,
     }
 }
@@ -93,6 +93,9 @@ fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
     };
     let paused = match scene.domain.map(|d| &d.power) {
         Some(Power::Paused(why)) => why.clone(),
+        Some(Power::NoRoom) => {
+            "a disk had no room for what the guest wrote: it stands still, and tries again every few seconds".into()
+        }
         Some(Power::Suspended) if scene.facts.held.is_some() => "held while its volumes are fixed".into(),
         Some(Power::Suspended) => "suspended by somebody through the hypervisor".into(),
         _ => String::new(),

@@ -1,4 +1,4 @@
-//! Exports by NBD: one `qemu-storage-daemon` per exported volume, on a unix socket.
+//! Exports by NBD: one `qemu-storage-daemon` per exported volume, on a unix socket or, for another machine, by TLS.
 //!
 //! The daemon is a process of its own: it outlives the storage-controller and is found again by it. One that is killed is
 //! started again at once with the same socket and the same export name, because the guest's QEMU waits for exactly these
@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::Write,
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,18 +21,17 @@ use std::{
 
 use mallee_engines::{Plan, Ready, Stop, process};
 use mallee_service::Poke;
-use mallee_tiers::Secret;
+use mallee_tiers::{ExportAddress, Secret};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Qmp, QmpError};
-use crate::{
-    backend::{BackendError, SECRET},
-    volume::VolumeId,
+use super::{
+    Beyond, Place, PlaceError, Qmp, QmpError,
+    daemon::{self, At},
 };
+use crate::{backend::BackendError, volume::VolumeId};
 
-const PROGRAM: &str = "qemu-storage-daemon";
 /// A daemon that lived so long did not die of its own start.
 const HEALTHY_LIFE: Duration = Duration::from_secs(1);
 const SLOWEST_RESTART: Duration = Duration::from_secs(10);
@@ -45,6 +45,7 @@ pub struct Served {
     pub attachment: String,
     /// Random per attachment.
     pub name: String,
+    pub place: Place,
 }
 
 /// How an export's daemon is.
@@ -72,6 +73,10 @@ pub type Describe = Arc<dyn Fn() -> Result<Opened, BackendError> + Send + Sync>;
 /// The daemons of all exports.
 pub struct Exports {
     sockets: PathBuf,
+    /// None: no other machine is served.
+    beyond: Option<Beyond>,
+    /// What daemons show to other machines.
+    credentials: PathBuf,
     /// Who each daemon is.
     records: PathBuf,
     logs: PathBuf,
@@ -95,18 +100,23 @@ pub struct Running {
 }
 
 impl Exports {
-    pub fn open(sockets: PathBuf, state: &Path, changed: Poke) -> std::io::Result<Self> {
-        let (records, logs) = (state.join("exports"), state.join("log"));
+    pub fn open(sockets: PathBuf, state: &Path, beyond: Option<Beyond>, changed: Poke) -> std::io::Result<Self> {
+        let (records, logs, credentials) = (state.join("exports"), state.join("log"), state.join("nbd-tls"));
         for dir in [&sockets, &records, &logs] {
             fs::create_dir_all(dir)?;
         }
         // Whoever may connect to a socket may read and write the volume, if it knows the name.
         fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700))?;
-        Ok(Self { sockets, records, logs, changed, kept: Mutex::default() })
+        Ok(Self { sockets, beyond, credentials, records, logs, changed, kept: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tier's certificate is what daemons show.
+    pub fn show_certificate(&self, tls: &Path) -> Result<(), PlaceError> {
+        super::place::credentials(tls, &self.credentials)
     }
 
     pub fn sockets(&self) -> &Path {
@@ -133,7 +143,10 @@ impl Exports {
 
     fn plan(&self, served: &Served, command: Vec<String>) -> Plan {
         let name = format!("{}-{}", served.volume, served.name);
-        let ready = Ready::Unix { socket: self.socket(&served.volume) };
+        let ready = match self.tcp(served) {
+            Some(tcp) => Ready::Tcp { address: tcp },
+            None => Ready::Unix { socket: self.socket(&served.volume) },
+        };
         let mut plan = Plan::new(&name, &self.records, &self.logs, command, ready);
         plan.stop = Stop { control: None, patience: PATIENCE };
         // Guests wait for it: the kernel should end something else.
@@ -141,30 +154,37 @@ impl Exports {
         plan
     }
 
+    fn tcp(&self, served: &Served) -> Option<SocketAddr> {
+        match (&served.place, &self.beyond) {
+            (Place::Tls { port, .. }, Some(beyond)) => Some(beyond.at(*port)),
+            _ => None,
+        }
+    }
+
+    /// Where an export is reached; none when it is served for another machine, and this one has no address any more.
+    pub fn address(&self, served: &Served) -> Option<ExportAddress> {
+        match &served.place {
+            Place::Unix => Some(ExportAddress::Unix(self.socket(&served.volume).display().to_string())),
+            Place::Tls { .. } => Some(ExportAddress::Tcp(self.tcp(served)?.to_string())),
+        }
+    }
+
+    /// A place for an export to this node; None: it is not known yet. `taken`: the ports of other exports.
+    pub fn place(&self, node: Option<&str>, taken: &[u16]) -> Result<Place, PlaceError> {
+        match &self.beyond {
+            Some(beyond) if node.is_none() || node != beyond.local_node.as_deref() => {
+                Ok(Place::Tls { port: beyond.free_port(taken)?, node: node.map(str::to_owned) })
+            }
+            _ => Ok(Place::Unix),
+        }
+    }
+
     fn command(&self, served: &Served, opened: &Opened) -> Vec<String> {
-        let blockdev = &opened.blockdev;
-        // No limit to connections: QEMU comes back while its old connection is still half open.
-        let server = json!({ "addr": { "type": "unix", "path": self.socket(&served.volume) }, "max-connections": 0 });
-        let export = json!({
-            "type": "nbd", "id": "volume", "node-name": blockdev["node-name"], "name": served.name,
-            "description": served.attachment, "writable": true,
-        });
-        let monitor = format!("socket,id=qmp,server=on,wait=off,path={}", self.monitor(&served.volume).display());
-        let secret = format!("secret,id={SECRET},file={}", self.pipe(&served.volume).display());
-        let object: &[&str] = if opened.passphrase.is_some() { &["--object", &secret] } else { &[] };
-        let words = [
-            "--chardev",
-            &monitor,
-            "--monitor",
-            "chardev=qmp",
-            "--blockdev",
-            &blockdev.to_string(),
-            "--nbd-server",
-            &server.to_string(),
-            "--export",
-            &export.to_string(),
-        ];
-        [&[PROGRAM], object, &words].concat().into_iter().map(str::to_owned).collect()
+        let volume = &served.volume;
+        let (socket, monitor, pipe) = (self.socket(volume), self.monitor(volume), self.pipe(volume));
+        let credentials = &self.credentials;
+        let at = At { socket: &socket, monitor: &monitor, pipe: &pipe, credentials, tcp: self.tcp(served) };
+        daemon::command(served, opened, &at)
     }
 
     fn make_pipe(&self, volume: &VolumeId, opened: &Opened) -> Result<(), String> {
@@ -270,28 +290,11 @@ impl Exports {
             .into_iter()
             .flatten()
             .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter_map(|pid| self.read_command(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)).collect()
-    }
-
-    fn read_command(&self, cmdline: &[u8]) -> Option<Running> {
-        let text = std::str::from_utf8(cmdline).ok()?;
-        let words: Vec<String> = text.trim_end_matches('\0').split('\0').map(str::to_owned).collect();
-        if words.first().is_none_or(|w| w != PROGRAM) {
-            return None;
-        }
-        let after = |option: &str| -> Option<Value> {
-            let at = words.iter().position(|w| w == option)?;
-            serde_json::from_str(words.get(at + 1)?).ok()
+        let read = |pid| {
+            let (served, command) = daemon::read(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, &self.sockets)?;
+            Some(Running { served, command })
         };
-        let (server, export) = (after("--nbd-server")?, after("--export")?);
-        let socket = Path::new(server["addr"]["path"].as_str()?);
-        let name = socket.file_name()?.to_str()?.strip_suffix(".sock")?;
-        if socket.parent()? != self.sockets {
-            return None;
-        }
-        let text = |key: &str| export[key].as_str().map(str::to_owned);
-        let served = Served { volume: VolumeId::parse(name)?, attachment: text("description")?, name: text("name")? };
-        Some(Running { served, command: words })
+        pids.filter_map(read).collect()
     }
 }
 
@@ -376,26 +379,5 @@ async fn keep(
             () = tokio::time::sleep(pause) => {}
             () = told_to_end(&mut ending) => return Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_daemon_is_known_by_its_own_command_line_and_another_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
-        let served =
-            Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
-        let command = exports.command(
-            &served,
-            &Opened { blockdev: json!({ "driver": "null-co", "node-name": "layer-0" }), passphrase: None },
-        );
-        let line = command.join("\0") + "\0";
-        assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
-        assert_eq!(exports.read_command(line.replace("/s/", "/t/").as_bytes()), None);
-        assert_eq!(exports.read_command(line.replace(PROGRAM, "qemu-nbd").as_bytes()), None);
     }
 }

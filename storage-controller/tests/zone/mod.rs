@@ -4,6 +4,7 @@
 
 mod cloud;
 
+#[allow(unused_imports)]
 pub use cloud::key as key_of;
 
 use std::{
@@ -24,6 +25,7 @@ pub const ZONE: &str = "mallee-1a";
 pub struct Zone {
     pub runtime: Option<tokio::runtime::Runtime>,
     pub dir: tempfile::TempDir,
+    pub ca: pki::Ca,
     pub config: Config,
     pub client: StorageClient,
     pub store: Uuid,
@@ -66,9 +68,11 @@ impl Zone {
         std::fs::write(state.join("storage.toml"), text).unwrap();
         let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
         let client = client(dir.path(), "127.0.0.1:1");
+        issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &dir.path().join("walrus/tls"));
         let mut zone = Self {
             runtime: None,
             dir,
+            ca,
             config,
             client,
             store: Uuid::new_v4(),
@@ -82,8 +86,6 @@ impl Zone {
             walrus_address: "127.0.0.1:0".into(),
             process: None,
         };
-        issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &zone.dir.path().join("walrus/tls"));
-        issue(&ca, &key, &Peer::new(Role::NodeController, ZONE, "n1"), &zone.dir.path().join("node"));
         zone.start_cloud();
         zone.start_walrus();
         zone.choose_store();

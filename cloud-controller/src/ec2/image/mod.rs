@@ -8,7 +8,7 @@ pub mod attribute;
 pub mod copy;
 pub mod create;
 pub mod describe;
-mod fetch;
+pub mod fetch;
 mod import;
 mod manifest;
 pub mod register;
@@ -21,7 +21,7 @@ use mallee_aws::{AwsError, id::ImageId};
 use mallee_service::Driven;
 use mallee_store::{Error as StoreError, Tx};
 
-pub use fetch::delete_blob;
+pub use fetch::{NotRead, delete_blob};
 pub use row::{Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot};
 
 use crate::{Cloud, Outcome, Refusal, zone::event};

@@ -6,7 +6,7 @@ use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    blob, not_found, of_mapping, restorable,
+    NO_VOLUME, blob, not_found, of_mapping, restorable,
     row::{self, Snapshot},
 };
 use crate::{
@@ -20,9 +20,6 @@ use crate::{
 };
 
 actions![CopySnapshot => copy];
-
-/// What EC2 shows as the volume of a copy.
-const NO_VOLUME: &str = "vol-ffffffff";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

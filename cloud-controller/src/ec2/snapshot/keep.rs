@@ -121,6 +121,7 @@ impl Keep {
         };
         self.cloud.pokes.snapshots.poke();
         self.cloud.pokes.creations.poke();
+        self.cloud.pokes.imports.poke();
         written.map_err(|e: StoreError| e.to_string())
     }
 

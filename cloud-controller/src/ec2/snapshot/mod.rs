@@ -19,8 +19,8 @@ mod row;
 pub mod together;
 
 use mallee_aws::id::SnapshotId;
-use mallee_store::Tx;
-use mallee_tiers::{Snapshot as Body, SnapshotDesired, SnapshotObserved};
+use mallee_store::{Error as StoreError, Tx};
+use mallee_tiers::{Generation, Snapshot as Body, SnapshotDesired, SnapshotObserved};
 
 pub use blob::{TABLES as BLOB_TABLES, is_used as blob_is_used};
 pub use keep::drive;
@@ -84,6 +84,64 @@ pub fn source(tx: &mut Tx<'_>, account: &str, id: &SnapshotId) -> Outcome<Source
     let (snapshot, _) = restorable(tx, account, id)?;
     Ok(Source { id: snapshot.id.to_string(), size_gib: snapshot.size_gib, encrypted: snapshot.disk_key.is_some() })
 }
+
+/// How far an imported one is.
+pub enum Imported {
+    /// Its blocks are to be brought to walrus, for the first time or again.
+    Missing,
+    /// They are there, and are being counted.
+    Counted,
+    Complete,
+    Failed(String),
+}
+
+pub fn imported(tx: &mut Tx<'_>, id: &SnapshotId) -> Result<Imported, StoreError> {
+    Ok(match row::any(tx, id.as_str())? {
+        None => Imported::Missing,
+        Some(s) if s.desired != SnapshotDesired::Present => Imported::Failed("its snapshot was deleted".into()),
+        Some(s) if s.accepted => Imported::Complete,
+        Some(s) if s.observed == Some(SnapshotObserved::Failed) => Imported::Failed(s.reason),
+        Some(s) if s.manifest.is_none() => Imported::Missing,
+        Some(_) => Imported::Counted,
+    })
+}
+
+/// All of an imported one is in walrus, to be counted.
+pub fn put_imported(
+    tx: &mut Tx<'_>,
+    (account, id): (&str, &SnapshotId),
+    description: &str,
+    size: u64,
+    manifest: &str,
+    now: i64,
+) -> Result<(), StoreError> {
+    if row::any(tx, id.as_str())?.is_some() {
+        return row::set_manifest(tx, id.as_str(), manifest);
+    }
+    let snapshot = Snapshot {
+        id: id.clone(),
+        account: account.to_owned(),
+        zone: String::new(),
+        volume: NO_VOLUME.into(),
+        generation: Generation::default(),
+        size_gib: size >> 30,
+        description: description.to_owned(),
+        created: now,
+        desired: SnapshotDesired::Present,
+        observed: Some(SnapshotObserved::Uploaded),
+        reason: String::new(),
+        percent: 99,
+        attempt: 0,
+        accepted: false,
+        manifest: Some(manifest.to_owned()),
+        sent: 0,
+        disk_key: None,
+    };
+    row::insert(tx, &snapshot)
+}
+
+/// What EC2 shows as the volume of one that no volume had.
+const NO_VOLUME: &str = "vol-ffffffff";
 
 /// One that a larger undertaking made, which has failed.
 pub fn withdraw(tx: &mut Tx<'_>, id: &str) -> Outcome<()> {

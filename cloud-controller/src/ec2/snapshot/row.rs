@@ -201,6 +201,12 @@ pub fn set_uploaded(tx: &mut Tx<'_>, report: &SnapshotReport) -> Result<(), Stor
     .map(|_| ())
 }
 
+/// It was brought to walrus again.
+pub fn set_manifest(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE snapshot SET manifest = ?2 WHERE id = ?1 AND accepted = 0 AND desired = 'present'";
+    tx.execute(sql, params![id, manifest]).map(|_| ())
+}
+
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE snapshot SET observed = ?2, reason = ?3 WHERE id = ?1",

@@ -103,7 +103,7 @@ struct Together {
 
 /// Asks for snapshots of these volumes of `instance`; `of` is the image they are for, or the first of them.
 pub fn ask(tx: &mut Tx<'_>, of: &str, instance: &Instance, details: Details, now: i64) -> Outcome<()> {
-    if instance.options.hold.is_some() {
+    if instance.options.hold.as_ref().is_some_and(|h| !h.over) {
         let message = format!("Snapshots of instance '{}' are being taken just now", instance.id);
         return Err(Refusal::new("IncorrectState", message));
     }

@@ -1,9 +1,12 @@
-//! The size and the limits of a disk that a guest has.
+//! The size and the limits of a disk that a guest has, and whether it failed.
 //!
 //! A grown volume is served anew under the same name. QEMU learns of its size when it comes back to it, which it does at the
 //! guest's next request and not before, so a disk that does not know its new size yet is read from, and asked again later.
 
-use std::{ffi::CString, ptr};
+use std::{
+    ffi::{CStr, CString},
+    ptr,
+};
 
 use virt::{domain::Domain, error::Error, sys};
 
@@ -42,6 +45,28 @@ pub fn fit(
     resized.map(drop)
 }
 
+/// More disks than a guest can have here.
+const DISKS: usize = 64;
+
+/// Whether a disk of the guest gave an error that it was stopped for.
+#[allow(unsafe_code)]
+pub fn has_failed(domain: &Domain) -> std::result::Result<bool, Error> {
+    let mut errors: [sys::virDomainDiskError; DISKS] = std::array::from_fn(|_| sys::virDomainDiskError {
+        disk: ptr::null_mut(),
+        error: 0,
+    });
+    // SAFETY: the array is ours and as long as is said; the names that libvirt allocates in the first `found` entries are freed
+    // as its manual says, once.
+    let found = unsafe {
+        let found = sys::virDomainGetDiskErrors(domain.as_ptr(), errors.as_mut_ptr(), DISKS as u32, 0);
+        for error in errors.iter().take(usize::try_from(found).unwrap_or_default()) {
+            libc::free(error.disk.cast());
+        }
+        found
+    };
+    if found < 0 { Err(Error::last_error()) } else { Ok(found > 0) }
+}
+
 fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "")).unwrap_or_default()
 }
@@ -71,12 +96,16 @@ fn tune(domain: &Domain, target: &str, tunables: &[(&'static str, u64)]) -> std:
 /// Reads the disk's first sector, and does not wait for it: QEMU would stand still if nobody served the disk just now.
 #[allow(unsafe_code)]
 fn read_from(domain: &Domain, alias: &str) -> std::result::Result<(), Error> {
-    let command = c_string(&format!("qemu-io -d {alias} \"aio_read -q 0 512\""));
+    let command = c_string(&format!("qemu-io -d /machine/peripheral/{alias}/virtio-backend \"aio_read -q 0 512\""));
     let mut said = ptr::null_mut();
     // SAFETY: the domain is live for the call, the command is zero-terminated and outlives it, and what libvirt allocates for
     // the answer is freed as its manual says.
     let done = unsafe {
         let done = virDomainQemuMonitorCommand(domain.as_ptr(), command.as_ptr(), &mut said, HMP);
+        if done >= 0 && !said.is_null() {
+            let answer = CStr::from_ptr(said).to_string_lossy();
+            tracing::debug!(disk = alias, answer = answer.trim(), "read from a disk that does not know its size");
+        }
         libc::free(said.cast());
         done
     };

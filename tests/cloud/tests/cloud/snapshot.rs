@@ -19,16 +19,36 @@ const BLOCK: usize = 512 << 10;
 
 /// Writes through the export of a volume, as its guest would.
 fn write(cloud: &Cloud, volume: &str, command: &str) {
+    let said = io(cloud, volume, command);
+    assert!(said.contains("wrote"), "{command}: {said}");
+}
+
+/// Reads 4 KiB, which must all be this byte.
+pub fn read(cloud: &Cloud, volume: &str, fill: u8, at: u64) {
+    let said = io(cloud, volume, &format!("read -P {fill} {at} 4k"));
+    assert!(said.contains("read 4096/4096") && !said.contains("verification failed"), "{at}: {said}");
+}
+
+/// Has a volume served to an instance of its own.
+pub async fn serve(cloud: &Cloud, volume: &str) {
+    let (instance, ()) = tokio::join!(cloud.launch(""), volume_is(cloud, volume, "available"));
+    cloud.instance_is(&instance, "running").await;
+    cloud.ec2(&format!("Action=AttachVolume&VolumeId={volume}&InstanceId={instance}&Device=/dev/sdf")).await.ok();
+    eventually("the volume is attached", || async {
+        let answer = cloud.ec2(&format!("Action=DescribeVolumes&VolumeId.1={volume}")).await;
+        answer.values("status").contains(&"attached".to_owned()).then_some(())
+    })
+    .await;
+}
+
+fn io(cloud: &Cloud, volume: &str, command: &str) -> String {
     let socket = cloud.state_of(Tier::Storage(0)).join("sockets").join(format!("{volume}.sock"));
     let name = export_name(&socket);
     let url = format!("nbd+unix:///{name}?socket={}", socket.display());
     let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url]).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(
-        out.status.success() && text.contains("wrote"),
-        "{command}: {text}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    assert!(out.status.success(), "{command}: {text}{}", String::from_utf8_lossy(&out.stderr));
+    text
 }
 
 fn export_name(socket: &Path) -> String {
@@ -84,15 +104,7 @@ async fn walrus_has(cloud: &Cloud, fill: u8) -> bool {
 async fn a_snapshot_is_the_volume_as_it_was_when_it_was_asked_for_and_frees_only_what_no_other_needs() {
     let cloud = Cloud::start().await;
     let volume = cloud.ec2("Action=CreateVolume&AvailabilityZone=mallee-1a&Size=1").await.value("volumeId");
-    let (instance, ()) = tokio::join!(cloud.launch(""), volume_is(&cloud, &volume, "available"));
-    cloud.instance_is(&instance, "running").await;
-    cloud.ec2(&format!("Action=AttachVolume&VolumeId={volume}&InstanceId={instance}&Device=/dev/sdf")).await.ok();
-    volume_is(&cloud, &volume, "in-use").await;
-    eventually("the volume is attached", || async {
-        let answer = cloud.ec2(&format!("Action=DescribeVolumes&VolumeId.1={volume}")).await;
-        answer.values("status").contains(&"attached".to_owned()).then_some(())
-    })
-    .await;
+    serve(&cloud, &volume).await;
     write(&cloud, &volume, "write -P 1 0 512k");
     write(&cloud, &volume, "write -P 2 1M 512k");
     let first = snapshot(&cloud, &volume).await;

@@ -183,7 +183,7 @@ fn without_request_id(answer: &Answer) -> String {
 fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
     match parameter {
         "InstanceId" => &["instance"],
-        "ImageId" => &["image"],
+        "ImageId" | "SourceImageId" => &["image"],
         // That of a regional NAT gateway, which there is none of.
         "VpcId" if action == "CreateNatGateway" => &[],
         "VpcId" => &["vpc"],
@@ -243,9 +243,20 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "ModifyInstanceAttribute" if parameter == "GroupId" => &[("InstanceId", "{instance}")],
         "ResetImageAttribute" => &[("Attribute", "launchPermission")],
         "ResetInstanceAttribute" => &[("Attribute", "sourceDestCheck")],
+        "RunInstances" if parameter.starts_with("BlockDeviceMapping") => &[
+            ("ImageId", "{image}"),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("InstanceType", "mini.nano"),
+            ("BlockDeviceMapping.1.DeviceName", "/dev/sdf"),
+        ],
         "RunInstances" => {
             &[("ImageId", "{image}"), ("MinCount", "1"), ("MaxCount", "1"), ("InstanceType", "mini.nano")]
         }
+        "RegisterImage" => &[("Name", "foreign"), ("BlockDeviceMapping.1.DeviceName", "/dev/sda1")],
+        "CreateImage" => &[("Name", "foreign")],
+        "CopyImage" => &[("SourceRegion", "mallee-1"), ("Name", "foreign")],
+        "ModifyVolumeAttribute" => &[("AutoEnableIO.Value", "true")],
         "CreateVpcPeeringConnection" => &[("VpcId", "{vpc}"), ("PeerVpcId", "{vpc}")],
         "CreateNatGateway" => &[("SubnetId", "{subnet}"), ("AllocationId", "{allocation}")],
         "CreateSubnet" => &[("CidrBlock", "172.31.240.0/24")],
@@ -347,6 +358,8 @@ const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.SubnetId", "subnet"),
     ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
     ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
+    ("RunInstances", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
+    ("RegisterImage", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
     ("CreateSnapshots", "InstanceSpecification.InstanceId", "instance"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
