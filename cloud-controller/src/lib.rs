@@ -11,6 +11,7 @@ pub mod bundling;
 pub mod config;
 pub mod ec2;
 pub mod front;
+pub mod identity_document;
 pub mod join;
 pub mod keyring;
 pub mod network;
