@@ -15,6 +15,7 @@ mod config_files;
 mod down;
 mod env;
 mod error;
+mod guard;
 mod image;
 mod internet;
 mod join;
