@@ -22,6 +22,7 @@ mod join;
 mod logs;
 mod machine;
 mod needs;
+mod net;
 mod node;
 mod output;
 mod progress;
