@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use mallee_service::pki::{self, PkiError};
+use mallee_service::pki::PkiError;
 use openssl::{
     error::ErrorStack,
     hash::MessageDigest,
