@@ -200,9 +200,9 @@ impl Libvirt {
         }
         match tokio::time::timeout(DETACH_PATIENCE, gone).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(HypervisorError::GuestHolds(format!(
-                "the guest has not let go of {what} for {DETACH_PATIENCE:?}"
-            ))),
+            _ => {
+                Err(HypervisorError::GuestHolds(format!("the guest has not let go of {what} for {DETACH_PATIENCE:?}")))
+            }
         }
     }
 }

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic, VolumeDisk,
+    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic,
+    VolumeDisk,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

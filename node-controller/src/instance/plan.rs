@@ -205,7 +205,8 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
     let nics = nic::changes(&wish.interfaces, nics).into_iter().map(Step::ChangeNic);
     for step in nics.chain(volume::changes(&wish.volumes, disks).into_iter().map(Step::Change)) {
         let device = step.device();
-        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now) {
+        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now)
+        {
             None => return Next::Do(step),
             Some((_, until)) => wait = Some(wait.unwrap_or(Duration::MAX).min(*until - scene.now)),
         }

@@ -221,7 +221,12 @@ mod tests {
             alias: "ua".into(),
             export: (*v).into(),
         };
-        let domain = power.map(|power| Seen { name: "i-1".into(), power, disks: disks.iter().map(disk).collect(), nics: Vec::new() });
+        let domain = power.map(|power| Seen {
+            name: "i-1".into(),
+            power,
+            disks: disks.iter().map(disk).collect(),
+            nics: Vec::new(),
+        });
         let memory = Memory::default();
         let (now, patience) = (Duration::ZERO, Duration::ZERO);
         let scene = Scene { wish: Some(wish), listed, facts, domain: domain.as_ref(), memory: &memory, now, patience };
