@@ -9,7 +9,8 @@ import shutil
 import pytest
 
 from guest import Guest, write_key
-from mallee_cloud import ROOT, Cloud
+from many import Many
+from mallee_cloud import ROOT, Cloud, programs
 from waiting import until
 
 MINI = ROOT / "target/mini"
@@ -46,6 +47,20 @@ def pytest_sessionfinish(session):
     """The cloud ends with the last of the processes that used it."""
     if not hasattr(session.config, "workerinput"):
         ended()
+
+
+@pytest.fixture(scope="session")
+def many():
+    """Two zones of two machines."""
+    many = several()
+    many.up()
+    yield many
+    if not os.environ.get("MALLEE_TEST_KEEP"):
+        many.down()
+
+
+def several():
+    return Many(int(os.environ.get("MALLEE_TEST_NUMBER", "0")), programs())
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ use mallee_aws::paging::TokenKey;
 use mallee_service::{Clock, Faults, Poke, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::Store;
 
-use crate::{Config, bundling::Bundling, keyring::Keyring, zone::Tiers};
+use crate::{Config, bundling::Bundling, identity_document::IdentityKey, keyring::Keyring, zone::Tiers};
 
 /// A running cloud-controller, as its rules and reconcilers see it.
 pub struct Cloud {
@@ -20,6 +20,7 @@ pub struct Cloud {
     pub keyring: Keyring,
     pub ca: Ca,
     pub bundling: Bundling,
+    pub identity_key: IdentityKey,
     /// Clients to the other tiers.
     pub tiers: Tiers,
     pub about: About,

@@ -66,7 +66,7 @@ pub struct Network {
     pub physical: String,
     /// Chassis that carry the routers' outer ports, most wanted first. One machine: its only chassis.
     pub gateway_chassis: Vec<String>,
-    /// The resolver instances are told of. None: they are told of none.
+    /// The resolver instances are told of where DHCP options say AmazonProvidedDNS. None: 169.254.169.253, which is the node's.
     pub dns: Option<Ipv4Addr>,
 }
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod disk_key;
 pub mod ec2;
 pub mod front;
+pub mod identity_document;
 pub mod join;
 pub mod keyring;
 pub mod network;

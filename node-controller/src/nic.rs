@@ -51,6 +51,7 @@ pub(crate) mod tests {
             device_index,
             mac: format!("0e:00:00:00:00:{number:02x}"),
             address: [10, 0, 0, number].into(),
+            secondary: Vec::new(),
             vpc: VpcLink { id: "vpc-1".into(), metadata_port: "m".into(), metadata_mac: "m".into() },
         }
     }

@@ -99,6 +99,7 @@ fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance)
             device_index: 0,
             mac: MAC.into(),
             address: "10.0.1.10".parse().unwrap(),
+            secondary: Vec::new(),
             vpc: VpcLink {
                 id: "vpc-1".into(),
                 metadata_port: "md-vpc".into(),

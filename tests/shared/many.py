@@ -124,7 +124,7 @@ class Probe:
         for where, link in ((engines, self.outer), (self.name, "eth0")):
             inside.run("ip", "netns", "exec", where, "ethtool", "-K", link, "tx", "off")
         inside.run("ip", "-n", engines, "link", "set", self.outer, "up")
-        for words in ("link set lo up", f"link set eth0 address {self.mac} mtu 1400 up", f"addr add {self.address}/24 dev eth0",
+        for words in ("link set lo up", f"link set eth0 address {self.mac} mtu 1442 up", f"addr add {self.address}/24 dev eth0",
                       f"route add default via {gateway}"):  # fmt: skip
             self.ip(*words.split())
         port = many.port_of(self.id)
@@ -143,29 +143,47 @@ class Probe:
     def exec(self, *words, check=True, timeout=30):
         return self.machine.run("ip", "netns", "exec", self.name, *words, check=check, timeout=timeout)
 
-    def pings(self, address, seconds=1):
-        return self.exec("ping", "-n", "-c", "1", "-W", str(seconds), address, check=False).returncode == 0
+    def pings(self, address, seconds=1, size=56):
+        """Whether an echo of that many bytes comes back whole; it must not be cut on its way."""
+        return self.exec("python3", "-c", ECHO, address, seconds, size, check=False).returncode == 0
 
-    def serve(self, port):
-        """An HTTP server that says who it is, and answers UDP on the same port."""
-        command = self.machine.command("ip", "netns", "exec", self.name, "python3", "-c", SERVER, port, self.name)
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert server.stdout.readline() == "ready\n"
-        self.servers.append(server)
+    def serve(self, *ports):
+        """Says on these ports who it is and whom it hears, by TCP and UDP."""
+        for port in ports:
+            self.servers.append(Server(self.machine, port, self.name, "ip", "netns", "exec", self.name))
         return self
 
     def asks(self, address, port, kind="tcp", seconds=1, source=None):
-        """Who answers there; empty when nobody does."""
+        """Who answers there, and as whom it hears this probe; empty when nobody does."""
         words = ["python3", "-c", CLIENT, address, port, kind, seconds, source or ""]
         return self.exec(*words, check=False).stdout.strip()
 
+    def claims(self, address, to):
+        """Tells another probe, by an ARP answer that nobody asked for, that `address` is here."""
+        self.exec("python3", "-c", CLAIM, self.mac, address, to.mac, to.address)
+
+    def listen_for_arp(self):
+        return Ears(self)
+
     def end(self):
         for server in self.servers:
-            server.kill()
-            server.wait()
+            server.end()
         with contextlib.suppress(AssertionError):
             self.machine.switch("--if-exists", "del-port", "br-int", self.outer)
         self.machine.run("ip", "netns", "del", self.name, check=False)
+
+
+class Server:
+    """A process on a machine (or in a probe there) that says by TCP and UDP who it is and whom it hears."""
+
+    def __init__(self, machine, port, name, *inside):
+        command = machine.command(*inside, "python3", "-c", SERVER, port, name)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
 
 
 SERVER = """
@@ -179,16 +197,18 @@ tcp.listen(64)
 def datagrams():
     while True:
         _, sender = udp.recvfrom(2048)
-        udp.sendto(name, sender)
-def session(connection):
-    # One line for each, for as long as the other side asks.
-    connection.sendall(name + b"\\n")
+        udp.sendto(greeting(sender), sender)
+def greeting(sender):
+    return name + b" hears " + sender[0].encode() + b"\\n"
+def session(connection, sender):
+    # And then everything back that it is told.
+    connection.sendall(greeting(sender))
     while (said := connection.recv(2048)):
         connection.sendall(said)
 threading.Thread(target=datagrams, daemon=True).start()
 print("ready", flush=True)
 while True:
-    threading.Thread(target=session, args=(tcp.accept()[0],), daemon=True).start()
+    threading.Thread(target=session, args=tcp.accept(), daemon=True).start()
 """
 
 CLIENT = """
@@ -202,6 +222,68 @@ peer.connect((address, port))
 if kind == "udp":
     peer.send(b"who")
 print(peer.recv(2048).decode().strip())
+"""
+
+class Ears:
+    """What ARP frames tell a probe."""
+
+    def __init__(self, probe):
+        command = probe.machine.command("ip", "netns", "exec", probe.name, "python3", "-c", ARP)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self.process.stdout.readline() == b"ready\n"
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.heard = ""
+
+    def lines(self):
+        self.heard += (self.process.stdout.read() or b"").decode()
+        return self.heard.splitlines()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+ARP = """
+import socket
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(0x0806))
+link.bind(("eth0", 0))
+print("ready", flush=True)
+while True:
+    frame = link.recv(2048)
+    print(socket.inet_ntoa(frame[28:32]), "is at", frame[22:28].hex(":"), flush=True)
+"""
+
+CLAIM = """
+import socket, sys
+own, address, other, its = (word for word in sys.argv[1:])
+mac = lambda text: bytes.fromhex(text.replace(":", ""))
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+link.bind(("eth0", 0x0806))
+head = bytes.fromhex("0806 0001 0800 0604 0002")
+for target in (mac(other), b"\\xff" * 6):
+    link.send(target + mac(own) + head + mac(own) + socket.inet_aton(address) + mac(other) + socket.inet_aton(its))
+"""
+
+ECHO = """
+import os, socket, struct, sys, time
+address, seconds, size = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+peer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+peer.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+data = os.urandom(size // 2 * 2)
+body = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, 1) + data
+total = sum(struct.unpack(f"!{len(body) // 2}H", body))
+while total >> 16:
+    total = (total & 0xFFFF) + (total >> 16)
+peer.sendto(body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:], (address, 0))
+end = time.monotonic() + seconds
+while (left := end - time.monotonic()) > 0:
+    peer.settimeout(left)
+    packet, sender = peer.recvfrom(65535)
+    message = packet[(packet[0] & 15) * 4 :]
+    if sender[0] == address and message[0] == 0 and message[8:] == data:
+        sys.exit(0)
+sys.exit(1)
 """
 
 TRAFFIC = """

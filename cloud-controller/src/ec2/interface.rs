@@ -201,15 +201,16 @@ impl InterfaceRow {
             device_index: self.device_index,
             mac: self.mac.clone(),
             address: self.address,
+            secondary: self.secondary.iter().map(|s| s.address).collect(),
             vpc: self.link.clone(),
         }
     }
 }
 
-/// `ip-172-31-0-5.REGION.internal`.
+/// `ip-172-31-0-5.REGION.compute.internal`. The nodes' resolver reads the address out of it.
 pub fn private_dns_name(region: &str, address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();
-    format!("ip-{a}-{b}-{c}-{d}.{region}.internal")
+    format!("ip-{a}-{b}-{c}-{d}.{region}.compute.internal")
 }
 
 const COLUMNS: &str = "id, account, vpc, subnet, zone, instance, attachment, device_index, attached, \

@@ -17,8 +17,8 @@ use mallee_tiers::{
 
 use super::{SERVICE, image, instance, snapshot, volume};
 use crate::{
-    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, keyring::Keyring, network, schema,
-    service, service::Call, zone::Tiers,
+    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, identity_document::IdentityKey,
+    keyring::Keyring, network, schema, service, service::Call, zone::Tiers,
 };
 
 pub struct Rehearsal {
@@ -68,6 +68,7 @@ impl Rehearsal {
             keyring: Keyring::default(),
             ca: Ca::open_or_create(&dir.path().join("ca"), "test").unwrap(),
             bundling: Bundling::open_or_create(dir.path()).unwrap(),
+            identity_key: IdentityKey::open_or_create(dir.path()).unwrap(),
             tiers: Tiers::default(),
             identities_changed: tokio::sync::watch::channel(0).0,
         });
@@ -159,9 +160,9 @@ impl Rehearsal {
     /// The body the zone is sent now.
     pub async fn body(&self, instance: &str) -> mallee_tiers::Instance {
         let ids = std::iter::once(instance.to_owned()).collect();
-        let zone = self.row(instance).await.zone;
+        let (zone, cloud) = (self.row(instance).await.zone, self.cloud.clone());
         let bodies: Outcome<_> =
-            self.cloud.store.read("render", move |tx| instance::render(tx, "mallee-1", &zone, &ids)).await;
+            self.cloud.store.read("render", move |tx| instance::render(tx, &cloud, &zone, &ids)).await;
         bodies.unwrap().pop().unwrap().1.unwrap()
     }
 

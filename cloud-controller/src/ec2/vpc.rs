@@ -427,3 +427,6 @@ async fn describe_attribute(call: &Call, input: DescribeVpcAttribute) -> Outcome
     }
     Ok(described)
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ pub const TAGS: &str = "external_ids";
 pub const TAG: &str = "mallee";
 
 /// What a column shall hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Column {
     Text(String),
     Number(i64),
@@ -136,7 +136,7 @@ impl Column {
 pub type Columns = BTreeMap<&'static str, Column>;
 
 /// All rows that shall be there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Content {
     rows: BTreeMap<Table, BTreeMap<String, Columns>>,
 }

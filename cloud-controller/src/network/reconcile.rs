@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -56,6 +57,9 @@ const FAULT_UNREACHABLE: &str = "network.northbound";
 const FAULT_NORTHD: &str = "network.northd";
 const FAULT_OWNER: &str = "network.other-store";
 const FAULT_CHASSIS: &str = "network.gateway-chassis";
+const FAULT_DRIFT: &str = "network.drift";
+/// How long it is told that somebody else changed the database.
+const TOLD_FOR: Duration = Duration::from_secs(600);
 
 /// The network's reconciler.
 pub struct Network {
@@ -66,8 +70,19 @@ pub struct Network {
     clock: Clock,
     poke: Poke,
     session: Mutex<Option<Session>>,
+    drift: std::sync::Mutex<Drift>,
     /// A pass wants the session: whoever waits for updates lets it go.
     wanted: Notify,
+}
+
+/// Whether the database was left alone by others. What was found changed when this process began is not told: it may be its
+/// own unfinished work.
+#[derive(Default)]
+struct Drift {
+    /// The content that the last pass left there.
+    left: Option<u64>,
+    /// When somebody else's change was last put right.
+    mended: Option<Instant>,
 }
 
 /// One connection with what is known through it.
@@ -107,6 +122,7 @@ impl Network {
             clock: clock.clone(),
             poke: poke.clone(),
             session: Mutex::new(None),
+            drift: std::sync::Mutex::default(),
             wanted: Notify::new(),
         })
     }
@@ -162,14 +178,17 @@ impl Network {
         if owner.is_none() && session.progress().is_some() {
             session.transact(vec![claim(&own, reached)]).await?;
         }
-        let (mut session, plan) = aside(move || {
+        let (mut session, plan, mark) = aside(move || {
             let plan = plan(&content, &session.replica);
-            (session, plan)
+            let mut mark = DefaultHasher::new();
+            content.hash(&mut mark);
+            (session, plan, mark.finish())
         })
         .await?;
         if !plan.is_empty() {
             session.apply(&plan, reached).await?;
         }
+        self.tell_drift(&plan, mark);
         let behind = session.northd_is_behind();
         *held = Some(session);
         drop(held);
@@ -193,6 +212,27 @@ impl Network {
             self.faults.clear(FAULT_CHASSIS);
         }
         Ok(plan)
+    }
+
+    /// The rows say the same as when this process last made the database match, and it does not: somebody else was there.
+    fn tell_drift(&self, plan: &Plan, mark: u64) {
+        let mut drift = self.drift.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let changed = !plan.is_empty() && drift.left == Some(mark);
+        drift.left = Some(mark);
+        if changed {
+            drift.mended = Some(Instant::now());
+            self.faults.raise(
+                FAULT_DRIFT,
+                format!(
+                    "OVN's northbound database was changed by somebody else, and was put right: {} rows added, {} changed, {} removed",
+                    plan.inserted, plan.updated, plan.deleted
+                ),
+                "Networks are changed by EC2's actions only; what is changed by hand does not last",
+            );
+        } else if drift.mended.is_some_and(|at| at.elapsed() > TOLD_FOR) {
+            drift.mended = None;
+            self.faults.clear(FAULT_DRIFT);
+        }
     }
 
     /// What waited for the network to be written goes on: it has these NAT gateways now, and no others.

@@ -88,6 +88,8 @@ const OUTER: &str = "mallee_outer";
 /// What leaves by them, and what enters, with a private address.
 const UNTRANSLATED: [&str; 2] = ["outside-leaving", "outside-entering"];
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where nodes answer names. AWS has this address beside the VPC's third.
+const NAMES: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 const SERVICE_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 1);
 /// Geneve over a link of 1500.
 const MTU: &str = "1442";
@@ -119,7 +121,8 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
         let set = vpc.and_then(|vpc| vpc.dhcp_options.as_ref()).and_then(|id| options.get(id).copied());
         let table = tables.of(subnet);
         switch(&mut out, subnet, table);
-        dhcp(&mut out, subnet, set, outside.dns.filter(|_| vpc.is_some_and(|v| v.dns_support)));
+        let own_dns = outside.dns.unwrap_or(NAMES);
+        dhcp(&mut out, subnet, set, Some(own_dns).filter(|_| vpc.is_some_and(|v| v.dns_support)));
         if !table.is_some_and(|t| route::leads_to(t, outside.network)) {
             closed(&mut out, subnet, outside);
         }
@@ -238,6 +241,13 @@ fn shared(out: &mut Content, outside: &Outside) {
             "from-lport",
             PRIORITY_BASE,
             format!("inport == @{DROP} && ip4.dst == {METADATA} && tcp.dst == 80"),
+            "allow-related",
+        ),
+        (
+            "base-names",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip4.dst == {NAMES} && (udp.dst == 53 || tcp.dst == 53)"),
             "allow-related",
         ),
     ];
@@ -456,7 +466,7 @@ fn service(out: &mut Content, vpc: &VpcRow) {
     let port = format!("{switch}-router");
     let between = format!("inport == \"{port}\" || outport == \"{port}\"");
     policy(out, &vpc.id, format!("service-{}", vpc.id), POLICY_SERVICE, between, "allow");
-    switch_port(out, &metadata, "localport", [format!("{} {METADATA}", vpc.metadata_mac)], []);
+    switch_port(out, &metadata, "localport", [format!("{} {METADATA} {NAMES}", vpc.metadata_mac)], []);
     out.add(
         Table::Switch,
         switch.clone(),

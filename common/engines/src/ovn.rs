@@ -142,7 +142,8 @@ pub(crate) async fn serve_chassis(client: &Client, address: SocketAddr) -> Resul
 }
 
 /// Takes a machine that is gone for good out of the southbound database. True: it was there.
-pub async fn forget_chassis(client: &Client, name: &str) -> Result<bool> {
+pub async fn forget_chassis(layout: &Layout, name: &str) -> Result<bool> {
+    let client = Client::connect_unix(layout.southbound_socket()).await?;
     let ours = || [Condition::equal("name", name)];
     let ops = vec![Op::delete("Chassis_Private", ours()), Op::delete("Chassis", ours())];
     let done = client.transact(SOUTHBOUND, ops).await?;

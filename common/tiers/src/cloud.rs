@@ -33,8 +33,14 @@ tier! {
         join_token(TokenAsked) -> Token, from [Operator];
         status(crate::StatusAsked) -> CloudStatus, from [Operator];
         why(WhyAsked) -> WhyAnswer, from [Operator];
+        /// `mallee net show`.
+        network(crate::NetworkAsked) -> crate::NetworkTree, from [Operator];
+        /// `mallee net trace`.
+        trace(crate::TraceAsked) -> crate::TracePlan, from [Operator];
         /// Let the zones take this cloud-controller's lists although its store is a new one.
         zone_adopt(ZoneAsked) -> crate::Done, from [Operator];
+        /// `mallee node drain` and its like.
+        change_node(crate::NodeAsked) -> crate::Done, from [Operator];
     }
 }
 

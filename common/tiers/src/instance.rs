@@ -202,6 +202,9 @@ pub struct Interface {
     /// Lower-case, colons.
     pub mac: String,
     pub address: Ipv4Addr,
+    /// Its other addresses: it may ask for its metadata from them as well.
+    #[serde(default)]
+    pub secondary: Vec<Ipv4Addr>,
     pub vpc: VpcLink,
 }
 

@@ -299,7 +299,8 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
     let disks = volume::changes(wish, disks).into_iter().chain(fit).map(Step::Change);
     for step in nics.chain(disks) {
         let device = step.device();
-        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now) {
+        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now)
+        {
             None => return Next::Do(step),
             Some((_, until)) => wait = Some(wait.unwrap_or(Duration::MAX).min(*until - scene.now)),
         }

@@ -18,7 +18,7 @@ use crate::progress::{Step, step};
 use crate::state::State;
 use crate::supervise::{Ask, ask};
 use crate::tunnel::{self, Tunnel};
-use crate::{account, admin, config_files, internet, join, needs, tier};
+use crate::{account, admin, config_files, guard, internet, join, needs, tier};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -102,6 +102,9 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     ports_are_free(state, &machine)?;
     // Only now, when nothing was in the way, is the choice kept.
     machine.save(state)?;
+    if let Some(link) = machine.link() {
+        guard::close(link).await?;
+    }
     set_internet(old.as_ref(), &machine).await?;
     let restart = write_configs(state, &machine)?;
 

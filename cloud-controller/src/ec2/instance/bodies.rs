@@ -10,7 +10,7 @@ use super::{
     wanted::{self, Blocks, Parts},
 };
 use crate::{
-    Outcome,
+    Cloud, Outcome,
     ec2::{
         image::{self, Image},
         interface::{self, InterfaceRow, Phase},
@@ -27,11 +27,11 @@ const FEW: usize = 24;
 pub type Body = Result<mallee_tiers::Instance, String>;
 
 /// The bodies of these instances of a zone, by id. One that ended meanwhile is left out.
-pub fn render(tx: &mut Tx<'_>, region: &str, zone: &str, ids: &BTreeSet<String>) -> Outcome<Vec<(String, Body)>> {
+pub fn render(tx: &mut Tx<'_>, cloud: &Cloud, zone: &str, ids: &BTreeSet<String>) -> Outcome<Vec<(String, Body)>> {
     let mut world = if ids.len() <= FEW { World::of_few(tx, ids)? } else { World::of_zone(tx, zone, ids)? };
     let mut bodies = Vec::with_capacity(world.instances.len());
     for instance in std::mem::take(&mut world.instances) {
-        bodies.push((instance.id.to_string(), world.body(tx, region, &instance)?));
+        bodies.push((instance.id.to_string(), world.body(tx, cloud, &instance)?));
     }
     Ok(bodies)
 }
@@ -45,6 +45,8 @@ struct World {
     volumes: BTreeMap<String, Vec<(Attachment, Volume)>>,
     subnets: BTreeMap<String, String>,
     vpcs: BTreeMap<String, Vec<String>>,
+    subnets_ipv6: BTreeMap<String, String>,
+    vpcs_ipv6: BTreeMap<String, String>,
 }
 
 impl World {
@@ -87,21 +89,21 @@ impl World {
     }
 
     fn without_instances(tx: &mut Tx<'_>) -> Outcome<Self> {
+        let (subnets, vpcs) = (subnet::all(tx, None)?, vpc::all(tx, None)?);
         Ok(Self {
             instances: Vec::new(),
             images: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             user_data: BTreeMap::new(),
             volumes: BTreeMap::new(),
-            subnets: subnet::all(tx, None)?.into_iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
-            vpcs: vpc::all(tx, None)?
-                .into_iter()
-                .map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect()))
-                .collect(),
+            subnets: subnets.iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
+            vpcs: vpcs.iter().map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect())).collect(),
+            subnets_ipv6: subnets.into_iter().filter_map(|s| Some((s.id.to_string(), s.ipv6?.1.to_string()))).collect(),
+            vpcs_ipv6: vpcs.into_iter().filter_map(|v| Some((v.id.to_string(), v.ipv6?.1.to_string()))).collect(),
         })
     }
 
-    fn body(&mut self, tx: &mut Tx<'_>, region: &str, instance: &Instance) -> Outcome<Body> {
+    fn body(&mut self, tx: &mut Tx<'_>, cloud: &Cloud, instance: &Instance) -> Outcome<Body> {
         let id = instance.id.as_str();
         let tags = if instance.options.metadata.tags { tag::of(tx, id)? } else { Vec::new() };
         let image = |id: &String| self.images.get(id).ok_or_else(|| format!("image {id} is not known any more"));
@@ -120,7 +122,8 @@ impl World {
         let mut interfaces = self.interfaces.remove(&instance.id).unwrap_or_default();
         interfaces.retain(|i| i.phase != Phase::Detaching);
         let parts = Parts {
-            region,
+            region: cloud.region(),
+            identity: &cloud.identity_key,
             image: root,
             kernel,
             ramdisk,
@@ -131,6 +134,11 @@ impl World {
                     .filter_map(|i| Some((i.subnet.to_string(), self.subnets.get(i.subnet.as_str())?.clone())))
                     .collect(),
                 vpc: self.vpcs.get(&instance.vpc).cloned().unwrap_or_default(),
+                subnets_ipv6: interfaces
+                    .iter()
+                    .filter_map(|i| Some((i.subnet.to_string(), self.subnets_ipv6.get(i.subnet.as_str())?.clone())))
+                    .collect(),
+                vpc_ipv6: self.vpcs_ipv6.get(&instance.vpc).cloned(),
             },
             user_data: self.user_data.remove(id),
             volumes: self.volumes.remove(id).unwrap_or_default(),

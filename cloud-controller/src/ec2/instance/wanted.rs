@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use mallee_tiers::{Boot, Desired, DiskLimits, Hold, InstanceStore, Root, VolumeAttachment};
 
 use super::row::Instance;
-use crate::ec2::{
-    image::Image,
-    interface::{self, InterfaceRow},
-    tag::Tag,
-    volume::{Attachment, Phase, Volume},
+use crate::{
+    ec2::{
+        image::Image,
+        interface::{self, InterfaceRow},
+        tag::Tag,
+        volume::{Attachment, Phase, Volume},
+    },
+    identity_document::IdentityKey,
 };
 
 /// What the guest is told of its networks.
@@ -20,11 +23,15 @@ pub struct Blocks {
     pub subnets: BTreeMap<String, String>,
     /// The VPC's, the first one first.
     pub vpc: Vec<String>,
+    /// By subnet.
+    pub subnets_ipv6: BTreeMap<String, String>,
+    pub vpc_ipv6: Option<String>,
 }
 
 /// Everything an instance's body is made of, besides its own row.
 pub struct Parts<'a> {
     pub region: &'a str,
+    pub identity: &'a IdentityKey,
     pub image: &'a Image,
     pub kernel: Option<&'a Image>,
     pub ramdisk: Option<&'a Image>,
@@ -67,7 +74,7 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
         interfaces: parts.interfaces.iter().map(InterfaceRow::wanted).collect(),
         volumes: parts.volumes.iter().filter_map(|(a, v)| attached(a, v)).collect(),
         metadata: mallee_tiers::Metadata {
-            tree: tree(i, parts),
+            tree: tree(i, parts)?,
             user_data: parts.user_data.clone(),
             enabled: i.options.metadata.enabled,
             tokens_required: i.options.metadata.tokens_required,
@@ -116,7 +123,7 @@ pub fn attached(attachment: &Attachment, volume: &Volume) -> Option<VolumeAttach
 }
 
 /// After "Instance metadata categories" of the EC2 user guide.
-fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
+fn tree(i: &Instance, parts: &Parts<'_>) -> Result<BTreeMap<String, String>, String> {
     let mut tree = BTreeMap::new();
     let mut meta = |key: &str, value: &str| {
         tree.insert(format!("meta-data/{key}"), value.to_owned());
@@ -165,6 +172,9 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
         meta("local-hostname", &name);
         meta("local-ipv4", &first.address.to_string());
         meta("mac", &first.mac);
+        if let Some(ipv6) = first.ipv6.first() {
+            meta("ipv6", &ipv6.to_string());
+        }
         meta("security-groups", &lines(first.groups.iter().map(|g| g.group_name.clone())));
         if let Some(public) = first.public_ip() {
             meta("public-ipv4", &public.to_string());
@@ -186,6 +196,15 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
         its("vpc-id", interface.vpc.as_str());
         its("vpc-ipv4-cidr-block", parts.blocks.vpc.first().map_or("", String::as_str));
         its("vpc-ipv4-cidr-blocks", &parts.blocks.vpc.join("\n"));
+        if !interface.ipv6.is_empty() {
+            its("ipv6s", &lines(interface.ipv6.iter().map(|a| a.to_string())));
+        }
+        if let Some(block) = parts.blocks.subnets_ipv6.get(interface.subnet.as_str()) {
+            its("subnet-ipv6-cidr-blocks", block);
+        }
+        if let Some(block) = &parts.blocks.vpc_ipv6 {
+            its("vpc-ipv6-cidr-blocks", block);
+        }
         if let Some(public) = interface.public_ip() {
             its("public-hostname", &public.to_string());
             let others = interface.secondary.iter().filter_map(|s| s.elastic.as_ref()).map(|e| e.public_ip.to_string());
@@ -196,8 +215,18 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
             its(&format!("ipv4-associations/{}", elastic.public_ip), &elastic.private_ip.to_string());
         }
     }
-    tree.insert("dynamic/instance-identity/document".into(), identity_document(i, parts));
-    tree
+    let document = identity_document(i, parts);
+    let signed = parts.identity.sign(&document).map_err(|e| format!("its identity document cannot be signed: {e}"))?;
+    for (name, value) in [
+        ("document", document),
+        ("signature", signed.signature),
+        // AWS signs this one with DSA; the same tools verify both.
+        ("pkcs7", signed.pkcs7.clone()),
+        ("rsa2048", signed.pkcs7),
+    ] {
+        tree.insert(format!("dynamic/instance-identity/{name}"), value);
+    }
+    Ok(tree)
 }
 
 fn lines(values: impl Iterator<Item = String>) -> String {

@@ -141,6 +141,21 @@ impl Things {
         let address = alice.ec2("Action=AllocateAddress&Domain=vpc").await.value("allocationId");
         let nat = format!("Action=CreateNatGateway&SubnetId={}&AllocationId={address}", things["subnet"].0);
         things.insert("nat", (alice.ec2(&nat).await.value("natGatewayId"), "nat-0123456789abcdef0".into()));
+        let list = alice
+            .ec2("Action=CreateManagedPrefixList&PrefixListName=mine&AddressFamily=IPv4&MaxEntries=1&Entry.1.Cidr=10.8.0.0/16")
+            .await
+            .value("prefixListId");
+        things.insert("list", (list, "pl-0123456789abcdef0".into()));
+        let egress = format!("Action=CreateEgressOnlyInternetGateway&VpcId={}", things["vpc"].0);
+        let egress = alice.ec2(&egress).await.value("egressOnlyInternetGatewayId");
+        things.insert("egress", (egress, "eigw-0123456789abcdef0".into()));
+        let ipv6 = format!("Action=AssociateVpcCidrBlock&AmazonProvidedIpv6CidrBlock=true&VpcId={}", things["vpc"].0);
+        let block = alice.ec2(&ipv6).await;
+        things.insert("vpcblock", (block.value("associationId"), "vpc-cidr-assoc-0123456789abcdef0".into()));
+        let part = block.value("ipv6CidrBlock").replace("/56", "/64");
+        let ipv6 = format!("Action=AssociateSubnetCidrBlock&SubnetId={}&Ipv6CidrBlock={part}", things["subnet"].0);
+        let block = alice.ec2(&ipv6).await.value("associationId");
+        things.insert("subnetblock", (block, "subnet-cidr-assoc-0123456789abcdef0".into()));
         things.insert("association", {
             let id = alice.ec2(&associate).await.value("associationId");
             (id, "eipassoc-0123456789abcdef0".into())
@@ -186,6 +201,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "ImageId" | "SourceImageId" => &["image"],
         // That of a regional NAT gateway, which there is none of.
         "VpcId" if action == "CreateNatGateway" => &[],
+        // Those of an interface endpoint, which there is none of.
+        "SubnetId" | "SecurityGroupId" if action == "CreateVpcEndpoint" => &[],
         "VpcId" => &["vpc"],
         "SubnetId" => &["subnet"],
         "NetworkInterfaceId" => &["interface"],
@@ -197,7 +214,12 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "KeyName" if action != "CreateKeyPair" && action != "ImportKeyPair" => &["name"],
         "AllocationId" => &["allocation"],
         "AssociationId" if action == "DisassociateAddress" => &["association"],
+        "AssociationId" if action == "DisassociateVpcCidrBlock" => &["vpcblock"],
+        "AssociationId" if action == "DisassociateSubnetCidrBlock" => &["subnetblock"],
         "NatGatewayId" => &["nat"],
+        "PrefixListId" => &["list"],
+        "DestinationPrefixListId" if action == "CreateRoute" => &["list"],
+        "EgressOnlyInternetGatewayId" => &["egress"],
         "VpcPeeringConnectionId" => &["peering"],
         "PeerVpcId" => &["vpc"],
         "PublicIp" => &["address"],
@@ -223,6 +245,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
             "dhcp",
             "nat",
             "peering",
+            "list",
+            "egress",
         ],
         _ => &[],
     }
@@ -231,7 +255,10 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
 /// What else the action needs before it looks its ids up. `mallory` has the things it may name beside alice's.
 fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> String {
     let needs: &[(&str, &str)] = match action {
-        "AuthorizeSecurityGroupIngress" if parameter == "IpPermissions.1.Groups.1.GroupId" => &[
+        "AuthorizeSecurityGroupIngress"
+            if parameter == "IpPermissions.1.Groups.1.GroupId"
+                || parameter == "IpPermissions.1.PrefixListIds.1.PrefixListId" =>
+        &[
             ("GroupId", "{group}"),
             ("IpPermissions.1.IpProtocol", "tcp"),
             ("IpPermissions.1.FromPort", "22"),
@@ -268,6 +295,18 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "ReplaceRouteTableAssociation" => &[("AssociationId", "{main}")],
         "ReplaceNetworkAclAssociation" => &[("AssociationId", "{aclassociation}")],
         "DeleteRoute" => &[("DestinationCidrBlock", "10.4.0.0/16")],
+        "ModifyManagedPrefixList" => &[("MaxEntries", "2")],
+        "RestoreManagedPrefixListVersion" => &[("PreviousVersion", "1"), ("CurrentVersion", "1")],
+        "CreateVpcEndpoint" => &[("ServiceName", "com.amazonaws.mallee-1.s3"), ("VpcId", "{vpc}")],
+        "AssociateSubnetCidrBlock" => &[("Ipv6CidrBlock", "fd00::/64")],
+        "AssignIpv6Addresses" => &[("Ipv6AddressCount", "1")],
+        "UnassignIpv6Addresses" => &[("Ipv6Addresses.1", "fd00::9")],
+        "CreateRoute" if parameter == "DestinationPrefixListId" => {
+            &[("RouteTableId", "{table}"), ("GatewayId", "{gateway}")]
+        }
+        "CreateRoute" | "ReplaceRoute" if parameter == "EgressOnlyInternetGatewayId" => {
+            &[("DestinationIpv6CidrBlock", "fd00:4::/32"), ("RouteTableId", "{table}")]
+        }
         "CreateRoute" | "ReplaceRoute" if parameter != "RouteTableId" => {
             &[("DestinationCidrBlock", "10.4.0.0/16"), ("RouteTableId", "{table}")]
         }
@@ -360,6 +399,7 @@ const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
     ("RunInstances", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
     ("RegisterImage", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
+    ("AuthorizeSecurityGroupIngress", "IpPermissions.1.PrefixListIds.1.PrefixListId", "list"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
     ("CreateSnapshots", "InstanceSpecification.InstanceId", "instance"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),
