@@ -3,6 +3,7 @@
 Names of hosts need a domain, which the tests do not have: clients that are told of a proxy leave the names to it, and it is
 walrus. It is one of its own, which stands alone, with suffixes for such names."""
 
+import os
 import secrets
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from conftest import under_test
 from link import fetch
 from mallee_cloud import PLAIN_PATH, ROOT, programs, run
 from trees import files, grow
@@ -25,9 +27,8 @@ class Alone:
     """A walrus without a cloud."""
 
     def __init__(self, folder):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        # Beside the cloud's, where no connection of somebody else's can begin; one for each process of pytest.
+        self.port = under_test().port + 50 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         self.address = f"http://127.0.0.1:{self.port}"
         config = folder / "walrus.toml"
         config.write_text(
@@ -67,6 +68,19 @@ def named(alone):
     name = f"named-{secrets.token_hex(6)}"
     alone.boto().create_bucket(Bucket=name)
     return name, f"{name}.s3.test"
+
+
+def test_a_cloud_serves_the_names_that_its_operator_chose(cloud, bucket):
+    """In `etc/walrus.own.toml`, before `mallee up`."""
+    user = cloud.environment()
+    s3 = boto3.client(
+        "s3", endpoint_url="http://s3.test", aws_access_key_id=user["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"], region_name=user["AWS_REGION"],
+        config=Config(s3={"addressing_style": "virtual"}, proxies={"http": user["S3_URL"]}),
+    )  # fmt: skip
+    s3.put_object(Bucket=bucket, Key="k", Body=b"hello")
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"hello"
+    assert bucket in [found["Name"] for found in s3.list_buckets()["Buckets"]]
 
 
 @pytest.mark.parametrize("signature", ["s3v4", "s3"])

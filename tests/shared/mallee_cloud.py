@@ -57,6 +57,10 @@ class Cloud:
         return run([self.programs / "mallee", "--state", self.state, *words], check=check, env=environment, timeout=timeout)
 
     def up(self):
+        """With what an operator adds: names of hosts for buckets."""
+        own = self.state / "etc/walrus.own.toml"
+        own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own.write_text('host_suffixes = ["s3.test"]\n')
         return self.mallee(
             "up", "--name", self.name, "--namespace", self.namespace, "--link", self.link,
             "--address", f"{self.address}/24", "--elastic", self.elastic, "--port-base", str(self.port), "--node", f"{self.name}-n1",

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::{Body as _, Incoming};
 use mallee_aws::{
     AwsError, Protocol, document,
@@ -89,6 +89,7 @@ impl Front {
         request: &Request<Incoming>,
         connection: &Connection,
         request_id: &str,
+        begun: Instant,
     ) -> Option<(Response<Body>, &'static str)> {
         let walrus = &*self.walrus;
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -103,7 +104,16 @@ impl Front {
                 request_id,
                 now: walrus.clock.now_ms(),
             };
-            return Some((website::serve(walrus, &visit).await, "website"));
+            let response = website::serve(walrus, &visit).await;
+            let seen =
+                Seen::of(walrus, request.method(), request.uri(), request.headers(), &walrus.website_suffixes, begun);
+            if let Some(seen) = seen {
+                let code = response.headers().get(website::ERROR_CODE).and_then(|code| code.to_str().ok());
+                let line =
+                    seen.line(website::OPERATION, request_id, &Principal::anonymous(), visit.wire, &response, code);
+                seen.log(walrus, line).await;
+            }
+            return Some((response, website::OPERATION));
         }
         if request.method() != Method::OPTIONS {
             return None;
@@ -125,12 +135,12 @@ impl Front {
     ) -> (Response<Body>, &'static str) {
         let walrus = &*self.walrus;
         let begun = Instant::now();
-        if let Some(answered) = self.for_browsers(&request, connection, request_id).await {
+        if let Some(answered) = self.for_browsers(&request, connection, request_id, begun).await {
             return answered;
         }
         let (parts, incoming) = request.into_parts();
         let (head, resource) = (parts.method == Method::HEAD, parts.uri.path().to_owned());
-        let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
+        let seen = Seen::of(walrus, &parts.method, &parts.uri, &parts.headers, &walrus.host_suffixes, begun);
         let expects = parts.headers.contains_key(header::EXPECT);
         // hyper says "100 Continue" only where a body follows.
         let never_told = expects && incoming.is_end_stream();
@@ -144,6 +154,12 @@ impl Front {
                 }
                 if let Some(page) = page {
                     page.tell(walrus, request_id, &mut response).await;
+                }
+                if let Some(seen) = seen {
+                    let nobody = Principal::anonymous();
+                    let told = e.told();
+                    let line = seen.line("-", request_id, &nobody, wire(connection), &response, Some(&told.code));
+                    seen.log(walrus, line).await;
                 }
                 return (response, "-");
             }
@@ -172,28 +188,82 @@ impl Front {
         {
             tracing::error!(request.id = request_id, error = %e, "an answer that does not say who paid");
         }
-        if let Some(owner) = walrus.access_logs.owner(&call.target.bucket) {
-            let line = logging::line(
-                &owner,
-                &logging::Logged {
-                    bucket: &call.target.bucket,
-                    key: &call.target.key,
-                    operation,
-                    method: &call.method,
-                    target: &target,
-                    headers: &call.headers,
-                    principal: &call.principal,
-                    wire: call.wire,
-                    request_id,
-                    response: &response,
-                    error: told.as_ref().map(|told| told.code.as_ref()),
-                    now: call.now,
-                    begun,
-                },
-            );
-            walrus.access_logs.take(&call.target.bucket, call.now, line).await;
+        if let Some(mut seen) = seen {
+            // A form tells its key itself.
+            seen.target.key = call.target.key;
+            let code = told.as_ref().map(|told| told.code.as_ref());
+            let line = seen.line(operation, request_id, &call.principal, call.wire, &response, code);
+            seen.log(walrus, line).await;
         }
         (response, operation)
+    }
+}
+
+/// A request to a bucket whose requests are logged, as it came.
+struct Seen {
+    /// The bucket's.
+    owner: String,
+    target: Target,
+    method: Method,
+    /// Path and query.
+    asked: String,
+    headers: HeaderMap,
+    now: i64,
+    begun: Instant,
+}
+
+impl Seen {
+    fn of(
+        walrus: &Walrus,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        suffixes: &[String],
+        begun: Instant,
+    ) -> Option<Self> {
+        let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = named.or(uri.authority().map(|authority| authority.as_str())).unwrap_or_default();
+        let target = Target::of(uri.path(), bucket_in_host(host, suffixes)).ok()?;
+        Some(Self {
+            owner: walrus.access_logs.owner(&target.bucket)?,
+            target,
+            method: method.clone(),
+            asked: uri.path_and_query().map(|asked| asked.as_str().to_owned()).unwrap_or_default(),
+            headers: headers.clone(),
+            now: walrus.clock.now_ms(),
+            begun,
+        })
+    }
+
+    fn line(
+        &self,
+        operation: &str,
+        request_id: &str,
+        principal: &Principal,
+        wire: Wire,
+        response: &Response<Body>,
+        error: Option<&str>,
+    ) -> String {
+        let logged = logging::Logged {
+            bucket: &self.target.bucket,
+            key: &self.target.key,
+            operation,
+            method: &self.method,
+            target: &self.asked,
+            headers: &self.headers,
+            principal,
+            wire,
+            request_id,
+            response,
+            error,
+            now: self.now,
+            begun: self.begun,
+        };
+        logging::line(&self.owner, &logged)
+    }
+
+    async fn log(self, walrus: &Walrus, line: String) {
+        walrus.access_logs.take(&self.target.bucket, self.now, line).await;
     }
 }
 

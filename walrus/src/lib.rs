@@ -34,7 +34,7 @@ use mallee_tiers::{CloudClient, Peer, Role, TierRegistration};
 use std::sync::{PoisonError, RwLock};
 
 use arrival::Pace;
-use blob::{BlobId, BlobIds, Blobs, Damage, FileBlobs, Intake, Pins};
+use blob::{BlobId, BlobIds, Blobs, Damage, FileBlobs, Intake, Lanes, Pins};
 use checksum::Algorithm;
 use identity::{Holders, SealedCopy};
 use s3::bucket::{
@@ -69,6 +69,7 @@ pub struct Walrus {
     pub(crate) store: Store,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ids: BlobIds,
+    pub(crate) lanes: Lanes,
     pub(crate) pins: Pins,
     pub(crate) holders: Holders,
     pub(crate) clock: Clock,
@@ -140,6 +141,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         blobs: Arc::new(blobs),
         ids: BlobIds::new(store.clone(), clock.clone(), poke.clone()),
         pace: config.pace(),
+        lanes: Lanes::default(),
         pins: Pins::default(),
         holders: holders.clone(),
         about: About::new(peer, env!("CARGO_PKG_VERSION"), announced.clone(), clock.clone(), faults.clone()),
@@ -267,7 +269,7 @@ impl Walrus {
     }
 
     pub(crate) fn intake(&self, sha256: bool, checksums: &[Algorithm]) -> Result<Intake, Error> {
-        Intake::new(self.blobs.clone(), self.ids.clone(), sha256, checksums)
+        Intake::new(self.blobs.clone(), self.ids.clone(), self.lanes.clone(), sha256, checksums)
     }
 
     /// Shows damage to the operator, by the name of what it is in.

@@ -69,7 +69,7 @@ pub(crate) fn open(
     let mut threads = Vec::with_capacity(WRITERS + READERS);
     let writes = workers("store-write", WRITERS, "", &target, counters, &mut threads)?;
     let reads = workers("store-read", READERS, " READ ONLY", &target, counters, &mut threads)?;
-    Ok(Engine { writes, reads, threads, identity })
+    Ok(Engine { writes, reads, here: None, threads, identity })
 }
 
 fn workers(

@@ -4,7 +4,7 @@
 //! savepoint of its own.
 
 use crate::migrate::{self, Migration, WHAT};
-use crate::store::{Counters, Engine, Job, Verdict};
+use crate::store::{Counters, Engine, Here, Job, Verdict};
 use crate::tx::{Row, Session, Source, Tx, Visit};
 use crate::value::Value;
 use crate::{Error, durable_folder};
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const LARGEST_BATCH: usize = 512;
 const LONGEST_BATCH: Duration = Duration::from_millis(20);
 const READERS: usize = 3;
+/// More threads than this do not look up at the same time.
+const MOST_HERE: usize = 8;
 
 pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counters>) -> Result<Engine, Error> {
     let unusable = |error: std::io::Error| Error::other(WHAT, format!("{}: {error}", path.display()));
@@ -48,19 +50,44 @@ pub(crate) fn open(path: &Path, migrations: &[Migration], counters: &Arc<Counter
     let mut threads = Vec::with_capacity(READERS + 1);
     let (reads, queue) = channel::<Box<dyn Job>>();
     let queue = Arc::new(Mutex::new(queue));
-    for _ in 0..READERS {
+    let reader = || {
         let connection = connect(path)?;
         connection.pragma_update(None, "query_only", true).map_err(|error| failure(WHAT, error))?;
+        Ok::<_, Error>(connection)
+    };
+    for _ in 0..READERS {
+        let connection = reader()?;
         let (queue, counters) = (queue.clone(), counters.clone());
         threads.push(spawn("store-read", move || read_loop(&connection, &queue, &counters))?);
     }
     let (writes, queue) = channel::<Box<dyn Job>>();
+    let cores = thread::available_parallelism().map_or(1, usize::from).min(MOST_HERE);
+    let idle = (0..cores).map(|_| reader().map(Mutex::new)).collect::<Result<_, _>>()?;
+    let here: Box<dyn Here> = Box::new(Idle { connections: idle, counters: counters.clone() });
     let counters = counters.clone();
     threads.push(spawn("store-write", move || {
         write_loop(&writer, &queue, &counters);
         drop(lock);
     })?);
-    Ok(Engine { writes, reads, threads, identity })
+    Ok(Engine { writes, reads, here: Some(here), threads, identity })
+}
+
+/// Connections for look-ups on the threads of those who ask.
+struct Idle {
+    connections: Vec<Mutex<Connection>>,
+    counters: Arc<Counters>,
+}
+
+impl Here for Idle {
+    fn run(&self, job: Box<dyn Job>) -> Option<Box<dyn Job>> {
+        match self.connections.iter().find_map(|connection| connection.try_lock().ok()) {
+            None => Some(job),
+            Some(connection) => {
+                run_read(&connection, job, &self.counters);
+                None
+            }
+        }
+    }
 }
 
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {
@@ -178,7 +205,7 @@ fn run_batch(
 
 fn roll_back(connection: &Connection) {
     if !connection.is_autocommit()
-        && let Err(error) = connection.execute_batch("ROLLBACK")
+        && let Err(error) = connection.prepare_cached("ROLLBACK").and_then(|mut done| done.execute([]))
     {
         tracing::error!("the store cannot roll back: {error}");
     }
@@ -187,22 +214,26 @@ fn roll_back(connection: &Connection) {
 fn read_loop(connection: &Connection, queue: &Mutex<Receiver<Box<dyn Job>>>, counters: &Counters) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(mut job) = next else { return };
-        let what = job.what();
-        let step = |sql| {
-            connection.prepare_cached(sql).and_then(|mut done| done.execute([])).map_err(|error| failure(what, error))
-        };
-        let end = step("BEGIN").map(|_| {
-            if let Verdict::Failed(error) = job.run(Session::Sqlite(connection, counters)) {
-                counters.error(&error);
-            }
-            roll_back(connection);
-        });
-        if let Err(error) = &end {
-            counters.error(error);
-        }
-        job.release(end);
+        let Ok(job) = next else { return };
+        run_read(connection, job, counters);
     }
+}
+
+fn run_read(connection: &Connection, mut job: Box<dyn Job>, counters: &Counters) {
+    let what = job.what();
+    let step = |sql| {
+        connection.prepare_cached(sql).and_then(|mut done| done.execute([])).map_err(|error| failure(what, error))
+    };
+    let end = step("BEGIN").map(|_| {
+        if let Verdict::Failed(error) = job.run(Session::Sqlite(connection, counters)) {
+            counters.error(&error);
+        }
+        roll_back(connection);
+    });
+    if let Err(error) = &end {
+        counters.error(error);
+    }
+    job.release(end);
 }
 
 pub(crate) fn execute(

@@ -51,6 +51,8 @@ struct Inner {
 pub(crate) struct Engine {
     pub writes: Sender<Box<dyn Job>>,
     pub reads: Sender<Box<dyn Job>>,
+    /// Reads on the thread of who asks, where the engine can.
+    pub here: Option<Box<dyn Here>>,
     pub threads: Vec<JoinHandle<()>>,
     pub identity: Identity,
 }
@@ -119,6 +121,32 @@ impl Store {
         E: From<Error> + Send + 'static,
     {
         self.ask(self.inner.engine.as_ref().map(|engine| &engine.reads), what, f).await
+    }
+
+    /// As [`read`](Store::read), for a few look-ups by key. Where the rows are in a local file they are nearly always in
+    /// memory, and found in less time than another thread takes to wake up: they are looked up on this thread, unless
+    /// others are at it. For nothing that visits many rows: this thread does nothing else meanwhile.
+    pub async fn look_up<T, E>(
+        &self,
+        what: &'static str,
+        f: impl FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let reply = move |outcome| drop(sender.send(outcome));
+        let engine = self.inner.engine.as_ref();
+        let job: Box<dyn Job> = Box::new(Request { what, f, outcome: None, reply });
+        let left = match engine.and_then(|engine| engine.here.as_ref()) {
+            Some(here) => here.run(job),
+            None => Some(job),
+        };
+        if let Some(job) = left {
+            send(engine.map(|engine| &engine.reads), job);
+        }
+        receiver.await.unwrap_or_else(|_| Err(E::from(Error::closed(what))))
     }
 
     /// [`write`](Store::write) for start-up and tools: blocks the thread.
@@ -223,10 +251,10 @@ fn send(queue: Option<&Sender<Box<dyn Job>>>, job: Box<dyn Job>) {
 impl Drop for Inner {
     /// Closes the queues and waits for the threads, so that the store can be opened again at once.
     fn drop(&mut self) {
-        let Some(Engine { writes, reads, threads, .. }) = self.engine.take() else {
+        let Some(Engine { writes, reads, here, threads, .. }) = self.engine.take() else {
             return;
         };
-        drop((writes, reads));
+        drop((writes, reads, here));
         for thread in threads {
             // A closure may own the last handle; a thread cannot wait for itself.
             if thread.thread().id() != std::thread::current().id() {
@@ -243,6 +271,11 @@ pub(crate) trait Job: Send {
     fn run(&mut self, session: Session<'_>) -> Verdict;
     /// Hands out the outcome of the last run, or `end`'s error in its place.
     fn release(self: Box<Self>, end: Result<(), Error>);
+}
+
+/// What runs a read on the thread of who asks, or gives it back when all connections for that are in use.
+pub(crate) trait Here: Send + Sync {
+    fn run(&self, job: Box<dyn Job>) -> Option<Box<dyn Job>>;
 }
 
 /// What a run asks of the engine.

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::machine::{Machine, Outside, Tier};
 use crate::state::State;
 
-/// The configuration file of one tier.
-pub fn render(state: &State, machine: &Machine, tier: &Tier) -> Result<String> {
+/// The configuration file of one tier. `own` is what the operator's own file says, which has the last word.
+pub fn render(state: &State, machine: &Machine, tier: &Tier, own: &str) -> Result<String> {
     let role = tier.role.as_str();
     let mut table = table_of(&Daemon {
         name: tier.name.clone(),
@@ -36,11 +36,27 @@ pub fn render(state: &State, machine: &Machine, tier: &Tier) -> Result<String> {
         }
         _ => {}
     }
+    let own_path = state.own_config(role);
+    let own = own.parse().map_err(|e| Error::refused(format!("{} is no TOML: {e}", own_path.display())))?;
+    overlay(&mut table, own);
     let text = toml::to_string(&table).map_err(unwritable)?;
     Ok(format!(
-        "# Written by `mallee` from {}; changes are lost at the next `mallee up`.\n{text}",
-        state.machine().display()
+        "# Written by `mallee` from {} and {}; changes are lost at the next `mallee up`.\n{text}",
+        state.machine().display(),
+        own_path.display()
     ))
+}
+
+/// Puts `own` over `table`: tables are joined, everything else is replaced.
+fn overlay(table: &mut Table, own: Table) {
+    for (key, value) in own {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(there)), Value::Table(own)) => overlay(there, own),
+            (_, value) => {
+                table.insert(key, value);
+            }
+        }
+    }
 }
 
 fn cloud_controller(table: &mut Table, state: &State, machine: &Machine, tier: &Tier) -> Result<()> {
@@ -132,7 +148,7 @@ mod tests {
         }
         let (state, machine) = (State::new(Path::new("/s")).unwrap(), machine());
         for tier in &machine.tiers {
-            let text = render(&state, &machine, tier).unwrap();
+            let text = render(&state, &machine, tier, "").unwrap();
             let file: File = toml::from_str(&text).unwrap();
             assert_eq!(file.daemon.listen, tier.listen);
             assert_eq!(file.daemon.join_token.is_some(), tier.role != Role::CloudController, "{text}");
@@ -142,14 +158,27 @@ mod tests {
     #[test]
     fn the_node_is_told_its_engines_and_the_cloud_its_network() {
         let (state, machine) = (State::new(Path::new("/s")).unwrap(), machine());
-        let node = render(&state, &machine, &machine.tiers[2]).unwrap();
+        let node = render(&state, &machine, &machine.tiers[2], "").unwrap();
         let table: Table = node.parse().unwrap();
         let engines: EnginesConfig = table["engines"].clone().try_into().unwrap();
         assert_eq!(engines.namespace.unwrap().name, "mallee");
-        let cloud: Table = render(&state, &machine, &machine.tiers[0]).unwrap().parse().unwrap();
+        let cloud: Table = render(&state, &machine, &machine.tiers[0], "").unwrap().parse().unwrap();
         let network = cloud["network"].as_table().unwrap();
         assert_eq!(network["northbound"].as_str(), Some("/s/engines/ovn/nb.sock"));
         assert_eq!(network["routers"][0].as_str(), Some("172.29.0.2"));
         assert_eq!(network["gateway_chassis"][0].as_str(), Some("n1"));
+    }
+
+    #[test]
+    fn the_operators_own_words_are_the_last() {
+        let (state, machine) = (State::new(Path::new("/s")).unwrap(), machine());
+        let own =
+            "host_suffixes = ['s3.example']\nregion = 'r'\n[webhooks]\na = 'http://h'\n[store]\nengine = 'postgres'\n";
+        let table: Table = render(&state, &machine, &machine.tiers[1], own).unwrap().parse().unwrap();
+        assert_eq!(table["host_suffixes"][0].as_str(), Some("s3.example"));
+        assert_eq!((table["region"].as_str(), table["name"].as_str()), (Some("r"), Some("walrus")));
+        assert_eq!(table["store"]["engine"].as_str(), Some("postgres"));
+        let error = render(&state, &machine, &machine.tiers[1], "host_suffixes = [").unwrap_err();
+        assert!(error.to_string().contains("walrus.own.toml"), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 //! lock                    held by the command that changes things
 //! machine.json            what was chosen for this machine
 //! etc/TIER.toml           what each tier is told
+//! etc/TIER.own.toml       what the operator tells it beside that
 //! TIER/                   what each tier keeps
 //! tokens/TIER             one-time join tokens
 //! ca.pem                  the cloud's CA, the one file here that every user may read
@@ -57,6 +58,9 @@ impl State {
     }
     pub fn config(&self, tier: &str) -> PathBuf {
         self.root.join("etc").join(format!("{tier}.toml"))
+    }
+    pub fn own_config(&self, tier: &str) -> PathBuf {
+        self.root.join("etc").join(format!("{tier}.own.toml"))
     }
     pub fn tier(&self, tier: &str) -> PathBuf {
         self.root.join(tier)

@@ -364,7 +364,14 @@ pub fn write_configs(state: &State, machine: &Machine) -> Result<Vec<Role>> {
     let mut restart = Vec::new();
     for tier in &machine.tiers {
         let path = state.config(tier.role.as_str());
-        let text = config_files::render(state, machine, tier)?;
+        let own = state.own_config(tier.role.as_str());
+        let own = match std::fs::read_to_string(&own) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("reading", own)(error));
+            }
+            read => read.unwrap_or_default(),
+        };
+        let text = config_files::render(state, machine, tier, &own)?;
         let plan = tier::plan(state, machine, tier);
         let changed = std::fs::read_to_string(&path).ok().as_ref() != Some(&text);
         if changed {

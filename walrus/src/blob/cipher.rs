@@ -80,15 +80,11 @@ fn nonce(n: u64) -> [u8; 12] {
 
 impl BlockKey {
     /// The block `n` as it is stored: a tag longer.
-    pub fn seal(&self, n: u64, pieces: &[Bytes]) -> Result<Bytes, Error> {
-        let length: usize = pieces.iter().map(Bytes::len).sum();
+    pub fn seal(&self, n: u64, bytes: &[u8]) -> Result<Bytes, Error> {
         let cipher = Cipher::aes_256_gcm();
         let mut crypter = Crypter::new(cipher, Mode::Encrypt, &self.0, Some(&nonce(n))).map_err(failed)?;
-        let mut out = vec![0; length + TAG];
-        let mut at = 0;
-        for piece in pieces {
-            at += crypter.update(piece, &mut out[at..]).map_err(failed)?;
-        }
+        let mut out = vec![0; bytes.len() + TAG];
+        let mut at = crypter.update(bytes, &mut out).map_err(failed)?;
         at += crypter.finalize(&mut out[at..]).map_err(failed)?;
         crypter.get_tag(&mut out[at..at + TAG]).map_err(failed)?;
         out.truncate(at + TAG);
@@ -118,7 +114,7 @@ mod tests {
     fn a_block_opens_only_where_it_was_sealed() {
         let (data, id) = (DataKey::random(), BlobId::new(1));
         let key = data.of_blob(&id).unwrap();
-        let sealed = key.seal(3, &[Bytes::from_static(b"some "), Bytes::from_static(b"bytes")]).unwrap();
+        let sealed = key.seal(3, b"some bytes").unwrap();
         assert_eq!(sealed.len() as u64, stored_size(10));
         assert_eq!(key.open(3, &sealed).unwrap(), &b"some bytes"[..]);
         assert!(key.open(2, &sealed).is_err());
@@ -127,6 +123,6 @@ mod tests {
         changed[0] ^= 1;
         assert!(key.open(3, &changed).is_err());
         assert!(key.open(3, b"short").is_err());
-        assert_eq!(key.open(0, &key.seal(0, &[]).unwrap()).unwrap().len(), 0);
+        assert_eq!(key.open(0, &key.seal(0, b"").unwrap()).unwrap().len(), 0);
     }
 }

@@ -1,15 +1,19 @@
-//! Bytes on their way in: hashed, cut into blocks and written while the next ones arrive, never more than two blocks in
-//! memory. What turns out to be small stays in memory and becomes a row.
+//! Bytes on their way in: gathered into blocks, which are hashed and written while the next one fills, never more than two
+//! of them in memory. What turns out to be small stays in memory and becomes a row.
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use mallee_store::{Tx, params};
-use openssl::hash::{Hasher, MessageDigest};
 use sha2::Digest;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{BLOCK, BlobId, BlobIds, BlobWriter, Blobs, BlockKey, DataKey, SEALED_BLOCK, Young, file::checksum, id};
+use super::{
+    BLOCK, BlobId, BlobIds, BlobWriter, Blobs, Block, BlockKey, DataKey, SEALED_BLOCK, Young,
+    file::checksum,
+    id,
+    md5::{Lanes, Md5, md5},
+};
 use crate::{
     Error,
     checksum::{Algorithm, Running},
@@ -18,7 +22,7 @@ use crate::{
 /// Contents up to this size are rows: one transaction, and no file to sync.
 pub const INLINE: usize = 16 * 1024;
 
-/// A client that sends crumbs has them swept together, so that a block is not written as thousands of pieces.
+/// A client that sends crumbs has them swept together: each holds a larger piece of memory.
 const MOST_PIECES: usize = 512;
 
 /// Where a content is, as rows of objects and of parts say it.
@@ -119,19 +123,14 @@ impl Keeping {
     }
 }
 
-/// Everything that is computed over the bytes of one request.
+/// What is computed over the bytes of one request, beside their MD5.
 struct Digests {
-    md5: Hasher,
     sha256: Option<sha2::Sha256>,
     checksums: Vec<(Algorithm, Running)>,
-    broken: Option<String>,
 }
 
 impl Digests {
     fn update(&mut self, bytes: &[u8]) {
-        if let Err(e) = self.md5.update(bytes) {
-            self.broken = Some(e.to_string());
-        }
         if let Some(digest) = &mut self.sha256 {
             digest.update(bytes);
         }
@@ -141,13 +140,19 @@ impl Digests {
     }
 }
 
+/// The pieces in one piece.
+fn joined(pieces: Vec<Bytes>) -> Bytes {
+    match <[Bytes; 1]>::try_from(pieces) {
+        Ok([one]) => one,
+        Err(pieces) => pieces.concat().into(),
+    }
+}
+
 /// The receiving end of one content.
 pub struct Intake {
     blobs: Arc<dyn Blobs>,
     ids: BlobIds,
-    /// What is not yet given to a worker, in the pieces it came in: nothing is copied on its way to the disk.
-    buffer: Vec<Bytes>,
-    buffered: usize,
+    lanes: Lanes,
     size: u64,
     /// What the bytes are encrypted under, if they are.
     key: Option<DataKey>,
@@ -155,53 +160,86 @@ pub struct Intake {
 }
 
 enum State {
-    /// Everything is still in the buffer.
-    Small(Box<Digests>),
-    /// A block is being hashed and written.
-    Busy(Young, JoinHandle<Result<Work, Error>>),
+    /// All there is, as it came: it may become a row.
+    Small(Vec<Bytes>, Box<Digests>),
+    Large(Box<Large>),
     /// A step failed; the reason has been told.
     Over,
 }
 
+/// A content on its way into a blob: one block is filled while the one before is hashed and written.
+struct Large {
+    young: Young,
+    filling: Block,
+    /// Which block that is.
+    number: u64,
+    behind: Behind,
+}
+
+enum Behind {
+    Idle(Work),
+    Busy(JoinHandle<Result<Work, Error>>),
+    Gone,
+}
+
+/// What a worker needs; it goes from one block to the next.
 struct Work {
+    md5: Md5,
     digests: Box<Digests>,
-    writer: Box<dyn BlobWriter>,
+    blobs: Arc<dyn Blobs>,
+    id: BlobId,
+    /// Made with the first block.
+    writer: Option<Box<dyn BlobWriter>>,
     key: Option<BlockKey>,
     blocks: u64,
 }
 
 impl Work {
-    fn take(&mut self, block: &[Bytes]) -> Result<(), Error> {
-        block.iter().for_each(|piece| self.digests.update(piece));
-        match &self.key {
-            None => self.writer.write(block)?,
-            Some(key) => self.writer.write(&[key.seal(self.blocks, block)?])?,
+    fn take(mut self, block: Block) -> Result<Self, Error> {
+        let (mut writer, block) = self.prepare(block)?;
+        writer.write(block)?;
+        self.writer = Some(writer);
+        Ok(self)
+    }
+
+    fn finish(mut self, last: Block) -> Result<([u8; 16], Box<Digests>), Error> {
+        let (writer, last) = self.prepare(last)?;
+        writer.finish(last)?;
+        Ok((self.md5.finish()?, self.digests))
+    }
+
+    /// Hashes and encrypts it.
+    fn prepare(&mut self, block: Block) -> Result<(Box<dyn BlobWriter>, Block), Error> {
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => self.blobs.create(&self.id)?,
+        };
+        let mut block = self.md5.update(block)?;
+        self.digests.update(block.bytes());
+        if let Some(key) = &self.key {
+            let sealed = key.seal(self.blocks, block.bytes())?;
+            block.replace(&sealed);
         }
         self.blocks += 1;
-        Ok(())
+        Ok((writer, block))
     }
 }
 
 impl Intake {
     /// `sha256`: whether the request's signature covers the body's hash.
-    pub fn new(blobs: Arc<dyn Blobs>, ids: BlobIds, sha256: bool, checksums: &[Algorithm]) -> Result<Self, Error> {
+    pub fn new(
+        blobs: Arc<dyn Blobs>,
+        ids: BlobIds,
+        lanes: Lanes,
+        sha256: bool,
+        checksums: &[Algorithm],
+    ) -> Result<Self, Error> {
         blobs.room()?;
-        let md5 = Hasher::new(MessageDigest::md5()).map_err(|e| Error::Internal(format!("MD5: {e}")))?;
         let digests = Digests {
-            md5,
             sha256: sha256.then(sha2::Sha256::new),
             checksums: checksums.iter().map(|a| (*a, Running::new(*a))).collect(),
-            broken: None,
         };
-        Ok(Self {
-            blobs,
-            ids,
-            buffer: Vec::new(),
-            buffered: 0,
-            size: 0,
-            key: None,
-            state: State::Small(Box::new(digests)),
-        })
+        Ok(Self { blobs, ids, lanes, size: 0, key: None, state: State::Small(Vec::new(), Box::new(digests)) })
     }
 
     /// Encrypts everything under this key.
@@ -219,66 +257,69 @@ impl Intake {
     }
 
     /// Takes bytes in; waits while the disk is behind by a block.
-    pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.size += bytes.len() as u64;
-        while bytes.has_remaining() {
-            let piece = bytes.split_to((self.block() - self.buffered).min(bytes.len()));
-            self.buffered += piece.len();
-            self.buffer.push(piece);
-            if self.buffer.len() == MOST_PIECES {
-                self.buffer = vec![self.joined()];
-            }
-            if self.buffered == self.block() {
-                self.write_block().await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What is in the buffer, in one piece.
-    fn joined(&mut self) -> Bytes {
-        let pieces = std::mem::take(&mut self.buffer);
-        match <[Bytes; 1]>::try_from(pieces) {
-            Ok([one]) => one,
-            Err(pieces) => pieces.concat().into(),
-        }
-    }
-
-    /// Gives the buffer to a worker, once that is done with the block before.
-    async fn write_block(&mut self) -> Result<(), Error> {
-        let block = std::mem::take(&mut self.buffer);
-        self.buffered = 0;
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Small(digests) => {
-                let young = self.ids.take().await?;
-                let (blobs, id) = (self.blobs.clone(), young.id().clone());
-                let key = self.key.as_ref().map(|key| key.of_blob(&id)).transpose()?;
-                let task = spawn_blocking(move || {
-                    let mut work = Work { digests, writer: blobs.create(&id)?, key, blocks: 0 };
-                    work.take(&block)?;
-                    Ok(work)
-                });
-                self.state = State::Busy(young, task);
+            State::Small(mut pieces, digests) => {
+                pieces.push(bytes);
+                if self.size <= INLINE as u64 {
+                    if pieces.len() == MOST_PIECES {
+                        pieces = vec![joined(pieces)];
+                    }
+                    self.state = State::Small(pieces, digests);
+                    return Ok(());
+                }
+                let mut large = self.large(digests).await?;
+                for piece in pieces {
+                    self.fill(&mut large, &piece).await?;
+                }
+                self.state = State::Large(large);
             }
-            State::Busy(young, task) => {
-                let mut work = self.landed(&young, task).await?;
-                let task = spawn_blocking(move || {
-                    work.take(&block)?;
-                    Ok(work)
-                });
-                self.state = State::Busy(young, task);
+            State::Large(mut large) => {
+                self.fill(&mut large, &bytes).await?;
+                self.state = State::Large(large);
             }
             State::Over => return Err(Error::Internal("an intake went on after it failed".into())),
         }
         Ok(())
     }
 
-    /// The work given out before. When it failed (a full disk, mostly) its bytes go at once: nothing was ever told of
-    /// them, and the sweep may lack the room to write down that they may go.
-    async fn landed(&self, young: &Young, task: JoinHandle<Result<Work, Error>>) -> Result<Work, Error> {
-        let outcome = task.await.map_err(Error::from).and_then(|outcome| outcome);
+    async fn large(&self, digests: Box<Digests>) -> Result<Box<Large>, Error> {
+        let young = self.ids.take().await?;
+        let key = self.key.as_ref().map(|key| key.of_blob(young.id())).transpose()?;
+        let (blobs, id) = (self.blobs.clone(), young.id().clone());
+        // Of encrypted contents a block holds an odd number of bytes.
+        let md5 = self.lanes.md5(self.key.is_none())?;
+        let behind = Behind::Idle(Work { md5, digests, blobs, id, writer: None, key, blocks: 0 });
+        Ok(Box::new(Large { young, filling: self.blobs.block(0), number: 0, behind }))
+    }
+
+    /// Fills blocks. A full one is given to a worker when there is more: the last one is written and synced in one go.
+    async fn fill(&self, large: &mut Large, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            let taken = large.filling.push(bytes, self.block());
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                let work = self.rested(large).await?;
+                large.number += 1;
+                let full = std::mem::replace(&mut large.filling, self.blobs.block(large.number));
+                large.behind = Behind::Busy(spawn_blocking(move || work.take(full)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The worker's things, once it is done with the block before. When that failed (a full disk, mostly) its bytes go at
+    /// once: nothing was ever told of them, and the sweep may lack the room to write down that they may go.
+    async fn rested(&self, large: &mut Large) -> Result<Work, Error> {
+        let busy = match std::mem::replace(&mut large.behind, Behind::Gone) {
+            Behind::Idle(work) => return Ok(work),
+            Behind::Busy(busy) => busy,
+            Behind::Gone => return Err(Error::Internal("a worker is gone".into())),
+        };
+        let outcome = busy.await.map_err(Error::from).and_then(|outcome| outcome);
         if outcome.is_err() {
-            self.remove(young).await;
+            self.remove(&large.young).await;
         }
         outcome
     }
@@ -291,37 +332,32 @@ impl Intake {
 
     /// The end of the bytes: whatever is not small is durable when this returns.
     pub async fn finish(mut self) -> Result<Received, Error> {
-        if self.buffered > 0 && (self.buffered > INLINE || matches!(self.state, State::Busy(..))) {
-            self.write_block().await?;
-        }
-        let (content, digests) = match std::mem::replace(&mut self.state, State::Over) {
-            State::Small(mut digests) => {
-                let bytes = self.joined();
+        let (content, (md5, digests)) = match std::mem::replace(&mut self.state, State::Over) {
+            State::Small(pieces, mut digests) => {
+                let bytes = joined(pieces);
                 digests.update(&bytes);
+                let digests = (md5(&bytes)?, digests);
                 let id = BlobId::new(self.ids.now());
                 let bytes = match &self.key {
                     None => bytes,
-                    Some(key) => key.of_blob(&id)?.seal(0, &[bytes])?,
+                    Some(key) => key.of_blob(&id)?.seal(0, &bytes)?,
                 };
                 (Content::Small { id, bytes }, digests)
             }
-            State::Busy(young, task) => {
-                let Work { digests, writer, .. } = self.landed(&young, task).await?;
-                let finished = spawn_blocking(move || writer.finish()).await;
-                if let Err(e) = finished.map_err(Error::from).and_then(|outcome| outcome.map_err(Error::from)) {
-                    self.remove(&young).await;
-                    return Err(e);
+            State::Large(mut large) => {
+                let work = self.rested(&mut large).await?;
+                let Large { young, filling, .. } = *large;
+                let finished = spawn_blocking(move || work.finish(filling)).await;
+                match finished.map_err(Error::from).and_then(|outcome| outcome) {
+                    Ok(digests) => (Content::Blob(young), digests),
+                    Err(e) => {
+                        self.remove(&young).await;
+                        return Err(e);
+                    }
                 }
-                (Content::Blob(young), digests)
             }
             State::Over => return Err(Error::Internal("an intake ended after it failed".into())),
         };
-        let mut digests = *digests;
-        if let Some(why) = digests.broken {
-            return Err(Error::Internal(format!("MD5: {why}")));
-        }
-        let md5 = digests.md5.finish().map_err(|e| Error::Internal(format!("MD5: {e}")))?;
-        let md5 = <[u8; 16]>::try_from(&md5[..]).map_err(|_| Error::Internal("an MD5 of another length".into()))?;
         Ok(Received {
             content,
             size: self.size,

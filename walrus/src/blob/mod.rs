@@ -8,17 +8,21 @@
 //! makes an object of it takes that row away; the one that overwrites or deletes the object puts it back. So the rows of
 //! `loose` are all the bytes that may have to go ([`crate::sweep`]), and no folder is ever walked.
 
+mod block;
 mod cipher;
 mod file;
 mod id;
 mod intake;
+mod md5;
 mod outflow;
 mod pin;
 
+pub use block::Block;
 pub use cipher::{BlockKey, DataKey, SEALED_BLOCK, stored_size};
 pub use file::FileBlobs;
 pub use id::{BlobId, BlobIds, DEAD_FILE, DEAD_PARTS, YOUNG, Young};
 pub use intake::{Content, Intake, Keeping, Place, Received};
+pub use md5::Lanes;
 pub use outflow::{Damage, Piece, Source, fetch, outflow};
 pub use pin::{Pin, Pins};
 
@@ -34,6 +38,8 @@ pub const BLOCK: usize = 256 * 1024;
 
 /// A place for bytes. Calls block, so they are made off the reactor. Kept narrow: a second backend is to come.
 pub trait Blobs: Send + Sync + 'static {
+    /// An empty block, to become the block `n` of a blob.
+    fn block(&self, n: u64) -> Block;
     /// A new, empty blob.
     fn create(&self, id: &BlobId) -> io::Result<Box<dyn BlobWriter>>;
     /// A blob of `size` bytes, which stays readable until the reader is dropped, whatever is removed meanwhile.
@@ -44,16 +50,18 @@ pub trait Blobs: Send + Sync + 'static {
     fn room(&self) -> io::Result<()>;
 }
 
-pub trait BlobWriter: Send {
-    /// Appends a block, in as many pieces as it came: [`BLOCK`] bytes, or fewer for the last one.
-    fn write(&mut self, block: &[Bytes]) -> io::Result<()>;
-    /// Makes it durable, name and all.
-    fn finish(self: Box<Self>) -> io::Result<()>;
+pub trait BlobWriter: Send + Sync {
+    /// Appends a block of [`BLOCK`] bytes.
+    fn write(&mut self, block: Block) -> io::Result<()>;
+    /// Appends the last block, which may be shorter, and makes everything durable, name and all.
+    fn finish(self: Box<Self>, last: Block) -> io::Result<()>;
 }
 
 pub trait BlobReader: Send + Sync {
     /// The block `n`, verified; `InvalidData` when it is not what was written.
     fn block(&self, n: u64) -> io::Result<Bytes>;
+    /// The same, where it is had without waiting: this one may be called on the reactor.
+    fn at_hand(&self, n: u64) -> Option<io::Result<Bytes>>;
 }
 
 /// The tables of this module: ids nobody refers to yet or any more, and contents small enough to be rows.

@@ -70,8 +70,23 @@ pub struct Source {
 /// Told of bytes that are not what was written.
 pub type Damage = Box<dyn Fn(&io::Error) + Send + Sync>;
 
-/// A block being read, and the blob it came from when there is more of it.
-type Ahead = JoinHandle<io::Result<(Bytes, Option<Open>)>>;
+/// A block that was read, and the blob it came from when there is more of it.
+type Outcome = io::Result<(Bytes, Option<Open>)>;
+
+enum Ahead {
+    /// It was in memory: another thread would take longer to wake up than it takes to copy.
+    Here(Outcome),
+    Elsewhere(JoinHandle<Outcome>),
+}
+
+impl Ahead {
+    async fn outcome(self) -> Outcome {
+        match self {
+            Ahead::Here(outcome) => outcome,
+            Ahead::Elsewhere(task) => task.await.map_err(io::Error::other)?,
+        }
+    }
+}
 
 struct Flow {
     source: Source,
@@ -96,7 +111,7 @@ pub async fn outflow(
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, Error> {
     let mut flow = Flow { source, damage, open: None, ahead: None };
     let first = match flow.next_block() {
-        Some(task) => Some(flow.landed(task.await.map_err(io::Error::other)?)?),
+        Some(ahead) => Some(flow.landed(ahead.outcome().await)?),
         None => None,
     };
     flow.ahead = flow.next_block();
@@ -104,11 +119,8 @@ pub async fn outflow(
         if let Some(bytes) = first {
             return Some((Ok(bytes), (None, flow)));
         }
-        let task = flow.ahead.take()?;
-        let outcome = match task.await {
-            Ok(outcome) => flow.landed(outcome),
-            Err(e) => Err(io::Error::other(e)),
-        };
+        let outcome = flow.ahead.take()?.outcome().await;
+        let outcome = flow.landed(outcome);
         if outcome.is_ok() {
             flow.ahead = flow.next_block();
         }
@@ -117,7 +129,7 @@ pub async fn outflow(
 }
 
 impl Flow {
-    fn landed(&mut self, outcome: io::Result<(Bytes, Option<Open>)>) -> io::Result<Bytes> {
+    fn landed(&mut self, outcome: Outcome) -> io::Result<Bytes> {
         if let Err(e) = &outcome
             && e.kind() == io::ErrorKind::InvalidData
         {
@@ -137,11 +149,14 @@ impl Flow {
         }
         let blobs = self.source.blobs.clone();
         if let Some(open) = self.open.take() {
-            return Some(spawn_blocking(move || read(open, left)));
+            return Some(match open.at_hand() {
+                Some(stored) => Ahead::Here(stored.and_then(|stored| open.cut(stored, left))),
+                None => Ahead::Elsewhere(spawn_blocking(move || open.read(left))),
+            });
         }
         let skip = std::mem::take(&mut self.source.skip);
         let piece = self.source.pieces.pop_front();
-        Some(spawn_blocking(move || match piece {
+        Some(Ahead::Elsewhere(spawn_blocking(move || match piece {
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "the content is shorter than its row says")),
             Some(Piece::Bytes(bytes)) => {
                 let end = (bytes.len() as u64).min(skip.saturating_add(left));
@@ -150,27 +165,41 @@ impl Flow {
             Some(Piece::Blob { id, size, key }) => {
                 let stored = if key.is_some() { stored_size(size) } else { size };
                 let reader: Arc<dyn BlobReader> = Arc::from(blobs.open(&id, stored)?);
-                read(Open { reader, size, at: skip, key }, left)
+                Open { reader, size, at: skip, key }.read(left)
             }
-        }))
+        })))
     }
 }
 
-/// The rest of the block at `open.at`, at most `left` bytes.
-fn read(mut open: Open, left: u64) -> io::Result<(Bytes, Option<Open>)> {
-    let length = if open.key.is_some() { SEALED_BLOCK } else { BLOCK } as u64;
-    let n = open.at / length;
-    let stored = open.reader.block(n)?;
-    let block = match &open.key {
-        None => stored,
-        Some(key) => key.open(n, &stored)?,
-    };
-    let from = (open.at % length) as usize;
-    let to = block.len().min(from.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
-    let bytes = block.slice(from.min(to)..to);
-    open.at += bytes.len() as u64;
-    let more = open.at < open.size;
-    Ok((bytes, more.then_some(open)))
+impl Open {
+    /// How much of the content a block holds.
+    fn block(&self) -> u64 {
+        if self.key.is_some() { SEALED_BLOCK as u64 } else { BLOCK as u64 }
+    }
+
+    /// The stored block it has come to, where that is in memory and need not be decrypted.
+    fn at_hand(&self) -> Option<io::Result<Bytes>> {
+        if self.key.is_some() { None } else { self.reader.at_hand(self.at / self.block()) }
+    }
+
+    fn read(self, left: u64) -> Outcome {
+        let stored = self.reader.block(self.at / self.block())?;
+        self.cut(stored, left)
+    }
+
+    /// The rest of the block it has come to, at most `left` bytes.
+    fn cut(mut self, stored: Bytes, left: u64) -> Outcome {
+        let block = match &self.key {
+            None => stored,
+            Some(key) => key.open(self.at / self.block(), &stored)?,
+        };
+        let from = (self.at % self.block()) as usize;
+        let to = block.len().min(from.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
+        let bytes = block.slice(from.min(to)..to);
+        self.at += bytes.len() as u64;
+        let more = self.at < self.size;
+        Ok((bytes, more.then_some(self)))
+    }
 }
 
 impl Source {

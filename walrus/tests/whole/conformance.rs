@@ -121,6 +121,8 @@ async fn headers_that_make_no_sense_are_refused_by_their_own_codes() {
     }
     assert_eq!(world.s3.call("PUT", "/bkt/k", &[("if-none-match", "\"x\"")], "").await.status, StatusCode::OK);
     assert_eq!(told(&world.s3.put("/bkt?acl", "<AccessControlPolicy><Owner>").await), no(400, "MalformedACLError"));
+    let nameless = "<Delete><Object><Key>k</Key></Object><Object><Key/></Object></Delete>";
+    assert_eq!(told(&world.s3.call("POST", "/bkt?delete", &[], nameless).await), no(400, "MalformedXML"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,30 +365,33 @@ async fn a_form_may_bring_less_than_its_policy_but_not_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_in_the_log_before_it_is_answered() {
     let dir = tempfile::tempdir().unwrap();
-    let text = format!("log_delivery_ms = 3600000\n{}", config(dir.path(), "127.0.0.1:0"));
+    let own = "log_delivery_ms = 3600000\nwebsite_suffixes = ['site.test']";
+    let text = format!("{own}\n{}", config(dir.path(), "127.0.0.1:0"));
     let running = mallee_walrus::start(toml::from_str(&text).unwrap()).await.unwrap();
     let s3 = S3::new(running.addresses[0]);
-    for (path, body) in [
-        ("/bkt", ""),
-        ("/logs", ""),
-        (
-            "/bkt?logging",
-            "<BucketLoggingStatus><LoggingEnabled><TargetBucket>logs</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>",
-        ),
-    ] {
-        if path.ends_with("logging") {
-            s3.call("PUT", "/logs?acl", &[("x-amz-acl", "log-delivery-write")], "").await;
-        }
-        assert_eq!(s3.put(path, body).await.status, StatusCode::OK, "{path}");
+    let logging = "<BucketLoggingStatus><LoggingEnabled><TargetBucket>logs</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>";
+    for (path, canned, body) in
+        [("/bkt", "private", ""), ("/logs", "log-delivery-write", ""), ("/bkt?logging", "private", logging)]
+    {
+        assert_eq!(s3.call("PUT", path, &[("x-amz-acl", canned)], body).await.status, StatusCode::OK, "{path}");
     }
-    for n in 0..20 {
-        s3.put(&format!("/bkt/{n}"), "x").await;
-        let lines = running.store.read("count lines", |tx| {
+    let logged = async |wanted: &str| {
+        let lines = running.store.read("read lines", |tx| {
             tx.query("SELECT line FROM access_log", mallee_store::params![], |row| row.get::<String>(0))
         });
         let lines = lines.await.unwrap();
-        assert!(lines.iter().any(|line| line.contains(&format!("REST.PUT.OBJECT {n} "))), "{n}: {lines:?}");
+        assert!(lines.iter().any(|line| line.contains(wanted)), "{wanted}: {lines:?}");
+    };
+    for n in 0..20 {
+        s3.put(&format!("/bkt/{n}"), "x").await;
+        logged(&format!("REST.PUT.OBJECT {n} \"PUT /bkt/{n} HTTP/1.1\" 200 - ")).await;
     }
+    // Also who is nobody that walrus knows, and who comes as to a website.
+    s3.with(("AKIASTRANGER", "x")).get("/bkt/secret?versionId=1").await;
+    logged("REST.GET.OBJECT secret \"GET /bkt/secret?versionId=1 HTTP/1.1\" 403 InvalidAccessKeyId ").await;
+    let visit = Request::get(format!("http://{}/page", s3.address)).header("host", "bkt.site.test");
+    s3.send(visit.body(Full::default()).unwrap()).await;
+    logged("WEBSITE.GET.OBJECT page \"GET /page HTTP/1.1\" 404 NoSuchWebsiteConfiguration ").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -354,6 +354,7 @@ fn presigned_urls_live_as_long_as_they_say() {
         (uri.replace("X-Amz-Expires=60", "X-Amz-Expires=0"), 403),
         (uri.replace("X-Amz-Expires=60", "X-Amz-Expires=-1"), 403),
         (uri.replace("X-Amz-Expires=60", "X-Amz-Expires=61"), 403),
+        (uri.replace("X-Amz-Date=", "X-Amz-Date=x"), 400),
         (format!("{uri}&X-Amz-Expires=600"), 400),
         (format!("{uri}&x-amz-expires=600"), 400),
         (format!("{uri}&acl"), 403),

@@ -174,7 +174,10 @@ pub(super) fn from_url(parts: &http::request::Parts, query: &Query, route: Route
         .ok_or_else(|| route.malformed_query("The Credential must be KEY/YYYYMMDD/REGION/SERVICE/aws4_request."))?;
     let signature = parse_signature(needed("X-Amz-Signature")?).ok_or_else(|| route.signature_mismatch())?;
     let timestamp = needed("X-Amz-Date")?.to_string();
-    let signed_at = parse_basic_date(&timestamp).ok_or_else(|| route.bad_date())?;
+    let signed_at = parse_basic_date(&timestamp).ok_or_else(|| match route {
+        Route::S3 => route.malformed_query("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""),
+        Route::Ec2 | Route::Query => route.bad_date(),
+    })?;
     if scope.date != timestamp[..8] {
         return Err(route.malformed_query("The date of the Credential is not that of X-Amz-Date."));
     }

@@ -253,15 +253,17 @@ fn a_read_sees_what_was_answered_before(config: Config) {
                 block_on(async {
                     for number in 0..25 {
                         let id = format!("{writer}-{number}");
-                        let (written, sought) = (id.clone(), id);
+                        let written = id.clone();
                         store.write("insert", move |tx| insert(tx, &written)).await.unwrap();
-                        let found: Option<String> = store
-                            .read("find", move |tx| {
-                                tx.query_opt("SELECT id FROM thing WHERE id = ?1", params![sought], |row| row.get(0))
-                            })
-                            .await
-                            .unwrap();
-                        assert!(found.is_some());
+                        let find = || {
+                            let sought = id.clone();
+                            move |tx: &mut Tx<'_>| {
+                                let sql = "SELECT id FROM thing WHERE id = ?1";
+                                tx.query_opt(sql, params![sought], |row| row.get::<String>(0))
+                            }
+                        };
+                        assert!(store.read("find", find()).await.unwrap().is_some());
+                        assert!(store.look_up("find", find()).await.unwrap().is_some());
                     }
                 })
             });
@@ -273,6 +275,8 @@ fn a_read_cannot_write(config: Config) {
     let store = open(&config);
     let refused = store.read_blocking("peek", |tx| insert(tx, "sneaked in"));
     assert!(matches!(&refused, Err(Error::Other { what: "peek", .. })), "{refused:?}");
+    let refused = block_on(store.look_up("glance", |tx| insert(tx, "sneaked in")));
+    assert!(matches!(&refused, Err(Error::Other { what: "glance", .. })), "{refused:?}");
     assert_eq!(ids(&store).len(), 0);
 }
 

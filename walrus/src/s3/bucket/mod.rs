@@ -179,7 +179,7 @@ pub fn check_expected_owner(call: &Call, bucket: &Bucket) -> Result<(), Error> {
 /// The request's bucket, once the principal may do `action` to it.
 pub async fn opened(walrus: &Walrus, call: &Call, action: Action) -> Result<Bucket, Error> {
     let (name, known) = (call.target.bucket.clone(), walrus.known_policies.clone());
-    let bucket = walrus.store.read("find a bucket", move |tx| find_known(tx, &known, &name)).await?;
+    let bucket = walrus.store.look_up("find a bucket", move |tx| find_known(tx, &known, &name)).await?;
     check_expected_owner(call, &bucket)?;
     if !allow(&call.principal, action, bucket.resource()) {
         return Err(refuse::access_denied());

@@ -351,6 +351,11 @@ fn redirected(visit: &Visit<'_>, redirect: &Redirect, key: &str, code: StatusCod
     Ok(response)
 }
 
+/// As access logs call a visit.
+pub const OPERATION: &str = "website";
+/// Says in a page of an error which one it is.
+pub const ERROR_CODE: &str = "x-amz-error-code";
+
 /// A refusal as a page.
 fn page(visit: &Visit<'_>, e: &Error) -> Response<Body> {
     if e.is_ours() {
@@ -371,7 +376,7 @@ fn page(visit: &Visit<'_>, e: &Error) -> Response<Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     if let Ok(code) = HeaderValue::from_str(&told.code) {
-        response.headers_mut().insert("x-amz-error-code", code);
+        response.headers_mut().insert(ERROR_CODE, code);
     }
     if let Ok(message) = HeaderValue::from_str(&told.message) {
         response.headers_mut().insert("x-amz-error-message", message);

@@ -39,7 +39,7 @@ async fn opened(walrus: &Walrus, call: &Call) -> Result<(Bucket, Upload, u32), E
     meta::refuse_unsupported(call)?;
     let id = call.query.get("uploadId").unwrap_or_default().to_owned();
     let (key, of) = (call.target.key.clone(), bucket.clone());
-    let upload = walrus.store.read("find an upload", move |tx| find_open(tx, &of, &key, &id)).await?;
+    let upload = walrus.store.look_up("find an upload", move |tx| find_open(tx, &of, &key, &id)).await?;
     Ok((bucket, upload, number))
 }
 

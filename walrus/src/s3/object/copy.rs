@@ -160,7 +160,7 @@ pub async fn copy(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Er
         }
         check_also(call, &bucket, Action::PutObjectTagging)?;
     }
-    let prepared = prepare(walrus, reading, &source, &wish, algorithm).await?;
+    let prepared = prepare(walrus, (&object, reading), &source, &wish, algorithm).await?;
     let (object, versioning) =
         commit(walrus, call, bucket, source, seen.clone(), draft, conditions, of_source, prepared).await?;
     let checksum =
@@ -207,12 +207,12 @@ enum Prepared {
 
 async fn prepare(
     walrus: &Walrus,
-    reading: Reading,
+    (object, reading): (&Object, Reading),
     source: &Wanted,
     wish: &Wish,
     algorithm: Option<Algorithm>,
 ) -> Result<Prepared, Error> {
-    let Reading { object, pieces, pin, .. } = reading;
+    let Reading { pieces, pin, .. } = reading;
     let kind = object.seal.as_ref().map(|seal| seal.kind);
     let shares = kind == wish.kind() && kind != Some(Kind::Customer);
     let known = object.checksum.as_ref().map(|checksum| checksum.algorithm);

@@ -149,7 +149,7 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     }
 
     let (name, known) = (call.target.bucket.clone(), walrus.known_policies.clone());
-    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find_known(tx, &known, &name)).await?;
+    let bucket = walrus.store.look_up("find a bucket", move |tx| bucket::find_known(tx, &known, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
     // Without a policy every key is the same.
     if bucket.policy.is_none() && !allow(&call.principal, Action::DeleteObject, bucket.key("", None)) {
@@ -158,7 +158,8 @@ pub async fn delete_many(walrus: &Walrus, call: &mut Call) -> Result<Response<Bo
     let owner = put::owner_of_new(&call.principal, &bucket);
     let body = call.document(document::Limits::LARGE.bytes).await?;
     let asked: Delete = document::parse(&body, "Delete", document::Limits::LARGE)?;
-    if asked.object.is_empty() || asked.object.len() > MOST_KEYS {
+    let nameless = asked.object.iter().any(|named| named.key.is_empty());
+    if asked.object.is_empty() || asked.object.len() > MOST_KEYS || nameless {
         return Err(refuse::malformed_xml());
     }
     let quiet = asked.quiet == Some(true);

@@ -1,5 +1,7 @@
 //! GetObject, HeadObject and GetObjectAttributes.
 
+use std::sync::Arc;
+
 use http::{Method, Response, StatusCode, header};
 use mallee_aws::AwsError;
 use mallee_service::{Body, body};
@@ -29,7 +31,6 @@ use crate::{
 
 /// An object that is about to be read, with its bytes at hand.
 pub struct Reading {
-    pub object: Object,
     /// The whole content, in order.
     pub pieces: Vec<Piece>,
     pub parts: Vec<Part>,
@@ -37,7 +38,7 @@ pub struct Reading {
 }
 
 /// Everything that a read of the content needs, from one view of the store.
-pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object, keys: &Keys) -> Result<Reading, Error> {
+fn reading(tx: &mut Tx<'_>, pins: &Pins, object: &Object, keys: &Keys) -> Result<Reading, Error> {
     let key = keys.open(object.seal.as_ref())?;
     // Before this view of the store is given up: the sweep waits longer than it takes to come here.
     let pin = pins.pin(&object.content);
@@ -48,7 +49,7 @@ pub fn reading(tx: &mut Tx<'_>, pins: &Pins, object: Object, keys: &Keys) -> Res
         Place::Blob => vec![Piece::blob(&object.content, object.size, key.as_ref())?],
         Place::Parts => parts.iter().map(|part| part.piece(tx, key.as_ref())).collect::<Result<_, _>>()?,
     };
-    Ok(Reading { object, pieces, parts, pin })
+    Ok(Reading { pieces, parts, pin })
 }
 
 /// Opens an object for this principal.
@@ -61,18 +62,34 @@ pub async fn open(
     with_bytes: WithBytes,
 ) -> Result<(Bucket, Object, Option<Reading>), Error> {
     let (principal, pins, known) = (principal.clone(), walrus.pins.clone(), walrus.known_policies.clone());
-    walrus
-        .store
-        .read("open an object", move |tx| {
-            let bucket = bucket::find_known(tx, &known, &wanted.bucket)?;
-            let object = opened(tx, &principal, action, &bucket, &wanted)?;
+    let opening = Arc::new((principal, pins, known, wanted, keys));
+    let open = |parts| {
+        let opening = opening.clone();
+        move |tx: &mut Tx<'_>| {
+            let (principal, pins, known, wanted, keys) = &*opening;
+            let bucket = bucket::find_known(tx, known, &wanted.bucket)?;
+            let object = opened(tx, principal, action, &bucket, wanted)?;
             let reading = match with_bytes {
-                WithBytes::Yes => Some(reading(tx, &pins, object.clone(), &keys)?),
+                WithBytes::Yes if object.place == Place::Parts && parts == Parts::Elsewhere => return Ok(None),
+                WithBytes::Yes => Some(reading(tx, pins, &object, keys)?),
                 WithBytes::No => keys.open(object.seal.as_ref()).map(|_| None)?,
             };
-            Ok((bucket, object, reading))
-        })
-        .await
+            Ok::<_, Error>(Some((bucket, object, reading)))
+        }
+    };
+    // There may be ten thousand parts, which is more than a look-up.
+    let opened = match walrus.store.look_up("open an object", open(Parts::Elsewhere)).await? {
+        None => walrus.store.read("open an object of parts", open(Parts::Here)).await?,
+        opened => opened,
+    };
+    opened.ok_or_else(|| Error::Internal("an object was not opened".into()))
+}
+
+/// Whether a transaction may visit all parts of an object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    Here,
+    Elsewhere,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -278,7 +278,7 @@ fn hidden(tx: &mut Tx<'_>, bucket: &Bucket, key: &str) -> Result<Error, Error> {
 /// The bucket, once the principal may put an object into it or take one away.
 pub async fn writable(walrus: &Walrus, call: &Call, action: Action) -> Result<Bucket, Error> {
     let (name, known) = (call.target.bucket.clone(), walrus.known_policies.clone());
-    let bucket = walrus.store.read("find a bucket", move |tx| bucket::find_known(tx, &known, &name)).await?;
+    let bucket = walrus.store.look_up("find a bucket", move |tx| bucket::find_known(tx, &known, &name)).await?;
     bucket::check_expected_owner(call, &bucket)?;
     if !allow(&call.principal, action, bucket.key(&call.target.key, None)) {
         return Err(refuse::access_denied());

@@ -166,7 +166,7 @@ async fn check_early(walrus: &Walrus, bucket: &Bucket, key: &str, conditions: &C
     let (id, key, conditions) = (bucket.id, key.to_owned(), conditions.clone());
     walrus
         .store
-        .read("check a condition", move |tx| {
+        .look_up("check a condition", move |tx| {
             let there = version::there(tx, id, &key)?;
             conditions.check_write(&key, there.as_ref().map(|there| there.etag.as_str()))
         })

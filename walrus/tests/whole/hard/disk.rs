@@ -363,8 +363,11 @@ impl Disk {
 
     pub fn mount(&self, at: &Path) -> Mounted {
         std::fs::create_dir_all(at).unwrap();
+        if !Path::new("/dev/fuse").exists() {
+            let _ = std::process::Command::new("modprobe").arg("fuse").status();
+        }
         let options = [MountOption::FSName("mallee-test-disk".into()), MountOption::DefaultPermissions];
-        let session = fuser::spawn_mount2(self.view(), at, &options).unwrap();
+        let session = fuser::spawn_mount2(self.view(), at, &options).expect("root, and a kernel with FUSE");
         Mounted { at: at.into(), session: Some(session) }
     }
 

@@ -179,7 +179,15 @@ impl Rule {
         }
         let tagged = match &self.filter {
             None => false,
-            Some(filter) => !filter.parts().ok_or_else(refuse::malformed_xml)?.tags.is_empty(),
+            Some(filter) => {
+                let parts = filter.parts().ok_or_else(refuse::malformed_xml)?;
+                if parts.greater.zip(parts.less).is_some_and(|(greater, less)| greater >= less) {
+                    return Err(refuse::request(
+                        "'ObjectSizeLessThan' has to be a value greater than 'ObjectSizeGreaterThan'",
+                    ));
+                }
+                !parts.tags.is_empty()
+            }
         };
         if let Some(expiration) = &self.expiration {
             match (&expiration.date, expiration.days, expiration.expired_object_delete_marker) {
@@ -412,6 +420,10 @@ mod tests {
                 "MalformedXML",
             ),
             ("<Rule><Filter/><Status>Enabled</Status><Transition><Days>1</Days></Transition></Rule>", "MalformedXML"),
+            (
+                "<Rule><Filter><And><ObjectSizeGreaterThan>5</ObjectSizeGreaterThan><ObjectSizeLessThan>5</ObjectSizeLessThan></And></Filter><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
+                "InvalidRequest",
+            ),
             (
                 "<Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule><Rule><ID>a</ID><Filter/><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
                 "InvalidArgument",

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Response, header};
 use mallee_service::Body;
 use time::OffsetDateTime;
 
-use crate::{circumstances::Wire, principal::Principal};
+use crate::{circumstances::Wire, principal::Principal, s3::bucket::website};
 
 /// What a line tells of.
 pub struct Logged<'l> {
@@ -128,7 +128,8 @@ fn operation_name(logged: &Logged<'_>) -> String {
         None => "OBJECT",
     };
     let verb = if logged.operation == "CopyObject" { "COPY" } else { logged.method.as_str() };
-    format!("REST.{verb}.{what}")
+    let at = if logged.operation == website::OPERATION { "WEBSITE" } else { "REST" };
+    format!("{at}.{verb}.{what}")
 }
 
 fn log_time(now: i64) -> String {
