@@ -217,6 +217,27 @@ async fn a_root_comes_off_only_when_its_instance_is_off_and_is_missed_at_the_nex
 }
 
 #[tokio::test]
+async fn one_that_left_its_node_is_served_anew_before_it_starts_on_another() {
+    let stage = Rehearsal::new().await;
+    let image = stage.image_on_snapshot("").await;
+    let (instance, volumes) = running(&stage, &image, "").await;
+    let served = stage.body(&instance).await.volumes[0].export.clone();
+    stage.ask(&format!("StopInstances&InstanceId.1={instance}")).await.unwrap();
+    stage.seen(&instance, Observed::Stopped, |_| {}).await;
+    assert_eq!(stage.row(&instance).await.node.as_deref(), Some("n1"), "it may still be there");
+    stage.seen(&instance, Observed::Stopped, |r| r.node = None).await;
+    assert_eq!(stage.row(&instance).await.node, None);
+    stage.ask(&format!("StartInstances&InstanceId.1={instance}")).await.unwrap();
+    let body = stage.body(&instance).await;
+    assert!(body.awaits.is_some() && body.volumes.is_empty(), "nobody is told of the export before");
+    stage.serve(&volumes[0]).await;
+    let body = stage.body(&instance).await;
+    assert!(body.awaits.is_none() && body.volumes[0].export.name != served.name);
+    come_up(&stage, &instance, &volumes).await;
+    assert_eq!(stage.state(&instance).await, "running");
+}
+
+#[tokio::test]
 async fn a_volume_that_cannot_be_made_ends_the_launch_and_says_why() {
     let stage = Rehearsal::new().await;
     let image = stage.image_on_snapshot("").await;

@@ -171,6 +171,9 @@ async fn start(call: &Call, input: StartInstances) -> Outcome<Changes> {
             must_have_root(tx, instance)?;
             event::note(tx, instance.id.as_str(), now, Kind::Asked, "start")?;
             interface::give_public(tx, &network, &instance.id)?;
+            if instance.options.root_on_volume && instance.node.is_none() {
+                volume::serve_anew(tx, &instance.id, now)?;
+            }
             row::start(tx, instance, now)?;
             Ok(())
         }

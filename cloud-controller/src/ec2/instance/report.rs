@@ -64,6 +64,13 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
         }
         consequences.images = true;
     }
+    let unplaced = report.observed == Observed::Stopped && report.node.is_none();
+    if unplaced && instance.options.root_on_volume && report.generation >= instance.generation {
+        row::leave_node(tx, &report.id)?;
+    }
+    if report.node.is_some() && report.node != instance.node {
+        consequences.volumes |= volume::touch_at(tx, &report.id)?;
+    }
     consequences.volumes |= volume::node_reported(tx, report, now)?;
     consequences.network |= interface::phase::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {

@@ -1,5 +1,7 @@
 //! An instance's row: what was asked, what is wanted, what was observed. Its SQL is here and nowhere else.
 
+use std::collections::BTreeMap;
+
 use mallee_aws::id::{InstanceId, ReservationId};
 use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::{Desired, Generation, HoldKind, Observed};
@@ -361,6 +363,18 @@ pub fn start(tx: &mut Tx<'_>, instance: &Instance, now: i64) -> Result<(), Store
         params![instance.id.as_str(), now],
     )?;
     want(tx, instance, Desired::Running, Cause::User, false, now)
+}
+
+/// The nodes that the instances of a zone were seen on last.
+pub fn nodes_in(tx: &mut Tx<'_>, zone: &str) -> Result<BTreeMap<String, String>, StoreError> {
+    let sql = "SELECT id, node FROM instance WHERE zone = ?1 AND gone IS NULL AND node IS NOT NULL";
+    let all = tx.query(sql, params![zone], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(all.into_iter().collect())
+}
+
+/// It is off and on no node: it may be started on any.
+pub fn leave_node(tx: &mut Tx<'_>, instance: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE instance SET node = NULL WHERE id = ?1", params![instance]).map(|_| ())
 }
 
 /// Most options concern this tier only; the caller touches the instance for those that the node acts on, because a newer

@@ -17,6 +17,7 @@ use mallee_aws::{
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Desired, Generation, InstanceReport, Observed, VOLUMES_AT_AN_INSTANCE, VolumeDesired};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{
     not_found,
@@ -281,6 +282,20 @@ fn is_exported(volume: &Volume, attachment: &Attachment) -> bool {
 pub fn detach_all(tx: &mut Tx<'_>, instance: &InstanceId, now: i64) -> Result<(), StoreError> {
     for attachment in row::attachments_at(tx, instance.as_str())? {
         begin_detach(tx, attachment, now)?;
+    }
+    Ok(())
+}
+
+/// The instance is to start on a node that nobody knows yet: its volumes are served anew, so that nothing that was told of
+/// where they were served before can reach them. It waits until they are.
+pub fn serve_anew(tx: &mut Tx<'_>, instance: &InstanceId, now: i64) -> Result<(), StoreError> {
+    for attachment in row::attachments_at(tx, instance.as_str())?.into_iter().filter(Attachment::is_coming) {
+        let digest = Sha256::digest(format!("after {}", attachment.id));
+        let id = hex::encode(digest.get(..16).unwrap_or_default());
+        row::set_attachment_id(tx, &attachment, &id)?;
+        let attachment = Attachment { id, ..attachment };
+        row::set_phase(tx, &attachment, Phase::Attaching, attachment.left, now)?;
+        row::touch(tx, attachment.volume.as_str())?;
     }
     Ok(())
 }

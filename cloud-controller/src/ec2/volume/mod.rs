@@ -15,12 +15,12 @@ mod row;
 
 use mallee_tiers::{Volume as Body, VolumeDesired, VolumeObserved, VolumeSource};
 
-pub use attach::{detach_all, disk_of, is_device, node_reported};
+pub use attach::{detach_all, disk_of, is_device, node_reported, serve_anew};
 pub use create::figures;
 pub use report::{Consequences, take as take_report};
 pub use row::{
     Attachment, Phase, SOURCE_COLUMN, TABLES, Volume, any, attachment_of, attachments_at, attachments_in,
-    attachments_of_account, get, in_zone, set_delete_on_termination,
+    attachments_of_account, get, in_zone, set_delete_on_termination, touch_at,
 };
 
 use crate::Refusal;
@@ -40,10 +40,12 @@ fn state(volume: &Volume, attachment: Option<&Attachment>) -> &'static str {
 }
 
 /// What the storage-controller is sent of it.
-pub fn wanted(volume: &Volume, attachment: Option<&Attachment>) -> Body {
+/// `node`: where the instance that has it was seen last.
+pub fn wanted(volume: &Volume, attachment: Option<&Attachment>, node: Option<&str>) -> Body {
     Body {
         desired: volume.desired,
         export_for: attachment.filter(|a| a.phase != Phase::Ending).map(|a| a.id.clone()),
+        export_node: attachment.and(node).map(str::to_owned),
         source: volume
             .snapshot
             .clone()

@@ -336,6 +336,20 @@ pub fn attachments_in(tx: &mut Tx<'_>, zone: &str) -> Result<Vec<Attachment>, St
     )
 }
 
+/// The instance is on another node: whoever serves its volumes lets that one in, and no other.
+pub fn touch_at(tx: &mut Tx<'_>, instance: &str) -> Result<bool, StoreError> {
+    let attachments = attachments_at(tx, instance)?;
+    for attachment in &attachments {
+        touch(tx, attachment.volume.as_str())?;
+    }
+    Ok(!attachments.is_empty())
+}
+
+/// What it is exported for from now on: another export than before.
+pub fn set_attachment_id(tx: &mut Tx<'_>, a: &Attachment, id: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE volume_attachment SET id = ?2 WHERE id = ?1", params![a.id, id]).map(|_| ())
+}
+
 pub fn set_phase(tx: &mut Tx<'_>, a: &Attachment, phase: Phase, left: Generation, now: i64) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE volume_attachment SET phase = ?2, since = ?3, left_epoch = ?4, left_counter = ?5, reason = '' WHERE id = ?1",
