@@ -1,9 +1,9 @@
 //! Nodes that are emptied, and nodes that leave for good.
 //!
 //! ```text
-//!  up ──drain──► draining (keeps what it runs, is given nothing new) ──remove, when nothing is on it──► gone
-//!   ▲               │                                                                                     │
-//!   └────serve──────┘              silent ──remove, declared lost──► gone; what was on it is placed anew ─┘
+//!  up ──drain──► draining (keeps what it runs, is given nothing new) ──ended, with nothing on it──► silent ──remove──► gone
+//!   ▲               │
+//!   └────serve──────┘              silent ──remove, declared lost──► gone; what was on it is placed anew
 //! ```
 //! A node that was removed may not register again until a token is made for its name: a machine that was declared lost and is
 //! switched on after all must not bring back guests that run elsewhere by now.
@@ -82,6 +82,11 @@ impl Zone {
                 "{} on node {name}: {}; terminate them, or, if the machine will never come back, say that it is lost",
                 if on.len() == 1 { "1 instance is".to_owned() } else { format!("{} instances are", on.len()) },
                 on.join(", ")
+            )));
+        }
+        if !lost && !matches!(presence, Presence::Silent(_)) {
+            return Err(TierError::refused(format!(
+                "node {name} answers: it can leave when nothing of it runs any more (`mallee down --all` on that machine)"
             )));
         }
         // Orphans are in no list, and whoever runs them would never be found again.

@@ -20,7 +20,7 @@ class Net:
     """VPCs of one test file, and what is in them; all of it goes at the end, the last thing first."""
 
     def __init__(self, many):
-        self.many, self.ec2 = many, many.client("ec2")
+        self.many, self.ec2 = many, many.client("ec2", attempts=4)
         self.left = []
 
     def later(self, call, **parameters):

@@ -186,11 +186,11 @@ enum Node {
     /// Give a drained node new instances again
     #[command(after_help = "Example: mallee node serve rack-7")]
     Serve { name: String },
-    /// Take a node out of the cloud for good; drained, and with nothing on it
+    /// Take a node out of the cloud for good; drained, with nothing on it, and ended
     #[command(after_help = "Examples:
-  mallee node drain rack-7 && mallee node remove rack-7
-  mallee node remove rack-7 --lost       the machine will never come back: what was on it begins anew on others, with new disks
-Afterwards, on the machine itself if it still is: mallee down --all")]
+  mallee node drain rack-7               and on rack-7, when nothing is on it any more: mallee down --all
+  mallee node remove rack-7
+  mallee node remove rack-7 --lost       the machine will never come back: what was on it begins anew on others, with new disks")]
     Remove {
         name: String,
         /// The machine does not answer and never will

@@ -67,7 +67,7 @@ pub async fn remove(state: &State, name: &str, lost: bool) -> Result<()> {
             forget_chassis(state, name).await?;
         }
     }
-    out!("{name} is no node of this cloud any more; on that machine: mallee down --all");
+    out!("{name} is no node of this cloud any more; a new token lets it in again");
     Ok(())
 }
 

@@ -99,7 +99,7 @@ fn read(text: &str, plan: &TracePlan) -> Story {
                 let rule = plan.rules.iter().find(|rule| flow.1.contains(&rule.expression));
                 story.steps.extend(rule.map(|rule| Step { at: at.clone(), told: rule.told.clone() }));
             }
-        } else if let Some(port) = quoted_after(trimmed, "/* output to ") {
+        } else if let Some(port) = quoted_after(trimmed, "/* output to ").filter(|_| !goes_on(trimmed)) {
             story.arrived = Some(told_port(&port, plan));
         } else if trimmed.starts_with("drop;") || trimmed.starts_with("/* drop */") {
             let told = dropped(&stage);
@@ -141,6 +141,11 @@ fn without_match(line: &str) -> Option<&str> {
 fn quoted_after(line: &str, prefix: &str) -> Option<String> {
     let rest = line.strip_prefix(prefix)?.strip_prefix('"')?;
     rest.split_once('"').map(|(name, _)| name.to_owned())
+}
+
+/// Between a switch and a router nothing has arrived yet.
+fn goes_on(line: &str) -> bool {
+    ["patch", "l3gateway", "chassisredirect"].iter().any(|kind| line.contains(&format!("type \"{kind}\"")))
 }
 
 /// Names that are UUIDs are cut by `ovn-trace`.
@@ -216,5 +221,6 @@ ingress(dp="subnet-1", inport="0a1b2c")
             format!("{BEGIN}ingress(dp=\"vpc-1\", inport=\"inner\")\n11. lr_in_ip_routing: no match (implicit drop)\n");
         let story = read(&route, &plan());
         assert_eq!(story.steps.last().unwrap().told, "no route leads there, or it is a black hole");
+        assert_eq!(story.arrived, None, "what left a switch for a router has not arrived");
     }
 }
