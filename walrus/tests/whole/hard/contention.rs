@@ -75,7 +75,8 @@ async fn of_64_writers_with_a_condition_one_is_told_yes() {
         assert_eq!(s3.put(&format!("/bkt/source-{n}"), of_writer(n, 100)).await.status, StatusCode::OK);
     }
     let none = || vec![("if-none-match", "*".to_owned())];
-    for round in 0..rounds(20, 1000) {
+    let rounds = rounds(20, 1000);
+    for round in 0..rounds {
         if round == 10 {
             let versioning = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
             assert_eq!(s3.put("/bkt?versioning", versioning).await.status, StatusCode::OK);
@@ -105,6 +106,7 @@ async fn of_64_writers_with_a_condition_one_is_told_yes() {
             completions(s3, &format!("/bkt/parts-{round}"), size).await;
         }
     }
+    println!("{rounds} times {WRITERS} writers of each kind, and each time one was told yes");
 }
 
 /// Everyone has an upload of their own for one key.
