@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mallee_tiers::{Boot, Desired, DiskLimits, Hold, InstanceStore, Root, VolumeAttachment};
+use mallee_tiers::{Boot, Desired, Hold, InstanceStore, Root, VolumeAttachment};
 
 use super::row::Instance;
 use crate::ec2::{
