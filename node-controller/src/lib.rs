@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use mallee_engines::{Engines, Plan, kvm};
+use mallee_engines::{Engines, Layout, Plan, kvm};
 use mallee_service::{
     Clock, Driven, Faults, Identity, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join,
     process::About, tiers::TierOnly,
@@ -123,6 +123,10 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     };
     let controller = TierHttp::new(&identity, &daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
     join::keep_renewed(identity.clone(), controller.clone(), faults.clone());
+    if let Some(engines) = &config.engines {
+        let layout = Layout::new(&engines.base).map_err(|e| StartError::Config(e.to_string()))?;
+        host::certificate::show(identity.dir(), &layout.nbd_tls()).map_err(io("the certificate for QEMU"))?;
+    }
     let cloud = Arc::new(Cloud {
         identity: identity.clone(),
         controller,

@@ -35,6 +35,7 @@ pub fn disk(wanted: &VolumeAttachment) -> Result<VolumeDisk, String> {
         target: target(&wanted.device)?,
         export: name.clone(),
         address: address.clone(),
+        server: wanted.export.server.clone(),
         limits: wanted.limits,
     })
 }
@@ -46,9 +47,16 @@ pub const ROOT_TARGET: &str = "vda";
 pub fn root_disk(wish: &Instance) -> Option<VolumeDisk> {
     let root = wish.boot.root.volume()?;
     let wanted = wish.volumes.iter().find(|w| w.volume == root)?;
-    let Export { name, address, .. } = &wanted.export;
+    let Export { name, address, server, .. } = &wanted.export;
     let (serial, target) = (serial(root), ROOT_TARGET.to_owned());
-    Some(VolumeDisk { serial, target, export: name.clone(), address: address.clone(), limits: wanted.limits })
+    Some(VolumeDisk {
+        serial,
+        target,
+        export: name.clone(),
+        address: address.clone(),
+        server: server.clone(),
+        limits: wanted.limits,
+    })
 }
 
 /// The other disks a domain begins with. A wish that cannot be met is left out, and is reported when the instance runs.
@@ -175,7 +183,12 @@ mod tests {
     }
 
     fn wanted(volume: &str, export: &str) -> VolumeAttachment {
-        let export = Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/s".into()) };
+        let export = Export {
+            attachment: "a".into(),
+            name: export.into(),
+            address: ExportAddress::Unix("/s".into()),
+            server: None,
+        };
         VolumeAttachment {
             volume: volume.into(),
             device: "/dev/sdf".into(),

@@ -345,6 +345,7 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
         attachment: "a".into(),
         name: "x1".into(),
         address: ExportAddress::Unix(socket.display().to_string()),
+        server: None,
     };
     let wanted = VolumeAttachment {
         volume: "vol-0123456789abcdef0".into(),

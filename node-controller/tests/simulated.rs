@@ -53,8 +53,12 @@ impl Stage {
 }
 
 fn volume(id: &str, export: &str) -> VolumeAttachment {
-    let export =
-        Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/nowhere".into()) };
+    let export = Export {
+        attachment: "a".into(),
+        name: export.into(),
+        address: ExportAddress::Unix("/nowhere".into()),
+        server: None,
+    };
     VolumeAttachment {
         volume: id.into(),
         device: "/dev/sdf".into(),

@@ -17,7 +17,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
-use mallee_tiers::{Export, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+use mallee_tiers::{Export, ExportAddress, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
 
 use crate::{
     Storage,
@@ -560,7 +560,10 @@ impl Storage {
             if up || export.served {
                 match self.exports.address(&served) {
                     Some(address) => {
-                        report.export = Some(Export { attachment: export.attachment, name: export.name, address });
+                        let by_tls = matches!(address, ExportAddress::Tcp(_));
+                        let server = by_tls.then(|| self.about.peer.server_name());
+                        let (attachment, name) = (export.attachment, export.name);
+                        report.export = Some(Export { attachment, name, address, server });
                     }
                     None => {
                         report.reason = "it is served to another machine, and this one has no address for that".into()
@@ -570,7 +573,8 @@ impl Storage {
         }
         if report.export.is_some() && report.reason.is_empty() && space.free < NO_ROOM {
             let free = space.free >> 20;
-            report.reason = format!("the disk of volumes is full ({free} MiB are free): what is written may have to wait");
+            report.reason =
+                format!("the disk of volumes is full ({free} MiB are free): what is written may have to wait");
         }
         self.reports.put(report);
         Ok(())

@@ -174,7 +174,7 @@ impl Rehearsal {
             .store
             .read("read", move |tx| {
                 let attachment = volume::attachment_of(tx, &id)?;
-                Ok(volume::wanted(&volume::any(tx, &id)?.unwrap(), attachment.as_ref()))
+                Ok(volume::wanted(&volume::any(tx, &id)?.unwrap(), attachment.as_ref(), None))
             })
             .await;
         read.unwrap()
@@ -203,6 +203,7 @@ impl Rehearsal {
             name: format!("export-{attachment}"),
             attachment,
             address: ExportAddress::Unix("/run/x.sock".into()),
+            server: None,
         });
         let observed = match wanted.desired {
             mallee_tiers::VolumeDesired::Deleted => VolumeObserved::Gone,

@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     Cloud, Refusal,
-    ec2::volume::{self, Attachment},
+    ec2::{
+        instance,
+        volume::{self, Attachment},
+    },
 };
 
 /// Sends the zone its whole list of volumes.
@@ -44,8 +47,13 @@ impl Reconciler for Sender {
                 let generation = generation::current(tx, &zone, List::Volumes)?;
                 let attachments: BTreeMap<VolumeId, Attachment> =
                     volume::attachments_in(tx, &zone)?.into_iter().map(|a| (a.volume.clone(), a)).collect();
-                let rows: Vec<Volume> =
-                    volume::in_zone(tx, &zone)?.iter().map(|v| volume::wanted(v, attachments.get(&v.id))).collect();
+                let nodes = instance::nodes_in(tx, &zone)?;
+                let body = |v: &volume::Volume| {
+                    let attachment = attachments.get(&v.id);
+                    let node = attachment.and_then(|a| nodes.get(a.instance.as_str()));
+                    volume::wanted(v, attachment, node.map(String::as_str))
+                };
+                let rows: Vec<Volume> = volume::in_zone(tx, &zone)?.iter().map(body).collect();
                 Ok::<_, StoreError>((generation, rows))
             })
             .await;

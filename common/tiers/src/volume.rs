@@ -84,6 +84,9 @@ pub struct Export {
     /// Export name, random per attachment.
     pub name: String,
     pub address: ExportAddress,
+    /// The name in the certificate of who serves it, by TLS.
+    #[serde(default)]
+    pub server: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

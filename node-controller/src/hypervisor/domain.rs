@@ -250,11 +250,12 @@ impl VolumeDisk {
 
     fn xml_at(&self, address: &str) -> String {
         let (tls, host) = match &self.address {
-            ExportAddress::Unix(path) => ("", format!("<host transport='unix' socket='{}'/>", escape(path))),
+            ExportAddress::Unix(path) => (String::new(), format!("<host transport='unix' socket='{}'/>", escape(path))),
             ExportAddress::Tcp(place) => {
                 let (name, port) = place.rsplit_once(':').unwrap_or((place.as_str(), "10809"));
+                let server = self.server.as_deref().map(|name| format!(" tlsHostname='{}'", escape(name)));
                 (
-                    " tls='yes'",
+                    format!(" tls='yes'{}", server.unwrap_or_default()),
                     format!("<host name='{}' port='{}'/>", escape(name.trim_matches(['[', ']'])), escape(port)),
                 )
             }
@@ -305,6 +306,7 @@ mod tests {
                 target: "vdf".into(),
                 export: "x1".into(),
                 address: ExportAddress::Unix("/run/v.sock".into()),
+                server: None,
                 limits: DiskLimits::default(),
             }],
             console: "/inst/i-0123456789abcdef0/console.log".into(),
@@ -336,9 +338,12 @@ mod tests {
             target: "vdg".into(),
             export: "x".into(),
             address: ExportAddress::Tcp("10.0.0.7:10809".into()),
+            server: Some("z.storage-controller.mallee.internal".into()),
             limits: DiskLimits::default(),
         };
-        assert!(disk.to_xml().contains("name='x' tls='yes'><host name='10.0.0.7' port='10809'/>"));
+        assert!(disk.to_xml().contains(
+            "name='x' tls='yes' tlsHostname='z.storage-controller.mallee.internal'><host name='10.0.0.7' port='10809'/>"
+        ));
     }
 
     #[test]
@@ -348,6 +353,7 @@ mod tests {
             target: "vda".into(),
             export: "x".into(),
             address: ExportAddress::Unix("/s".into()),
+            server: None,
             limits: DiskLimits::default(),
         };
         let stores = vec![StoreDisk { file: "/inst/ephemeral0.qcow2".into(), target: "vdb".into() }];

@@ -246,9 +246,7 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
     let power = match state {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => Power::Running,
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_STARTING_UP => Power::Ending,
-        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => {
-            Power::NoRoom
-        }
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => Power::NoRoom,
         // When it was let go on and paused again at once, libvirt has forgotten why.
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_UNKNOWN && fit::has_failed(domain)? => {
             Power::NoRoom

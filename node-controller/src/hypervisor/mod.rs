@@ -88,6 +88,8 @@ pub struct VolumeDisk {
     pub target: String,
     pub export: String,
     pub address: ExportAddress,
+    /// The name in the certificate of who serves it, by TLS.
+    pub server: Option<String>,
     pub limits: DiskLimits,
 }
 

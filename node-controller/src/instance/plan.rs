@@ -310,7 +310,9 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
 
 fn stopped(scene: &Scene<'_>, wish: &Instance) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended) if wish.force => Next::Do(Step::PullPlug),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended) if wish.force => {
+            Next::Do(Step::PullPlug)
+        }
         // One that stands still does not hear the button.
         Some(Power::Suspended) => Next::Do(Step::LetGo),
         Some(Power::Running | Power::Paused(_) | Power::NoRoom) => power_off(scene),
@@ -330,7 +332,9 @@ fn stopped(scene: &Scene<'_>, wish: &Instance) -> Next {
 
 fn terminated(scene: &Scene<'_>) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => Next::Do(Step::PullPlug),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => {
+            Next::Do(Step::PullPlug)
+        }
         Some(Power::Off(_)) if scene.facts.console.is_none() => Next::Do(Step::KeepConsole),
         Some(Power::Off(_)) => Next::Do(Step::Undefine),
         None => Next::Do(Step::Erase),
@@ -435,7 +439,12 @@ mod tests {
         (f.ran, f.started) = (true, Some(1));
     }
     fn volume(id: &str) -> VolumeAttachment {
-        let export = Export { attachment: "a".into(), name: "x".into(), address: ExportAddress::Unix("/s".into()) };
+        let export = Export {
+            attachment: "a".into(),
+            name: "x".into(),
+            address: ExportAddress::Unix("/s".into()),
+            server: None,
+        };
         VolumeAttachment {
             volume: id.into(),
             device: "/dev/sdf".into(),
@@ -531,11 +540,7 @@ mod tests {
                 }),
                 Do(Step::BringUp(BringUp::Image)),
             ),
-            (
-                "one that found no room tries again",
-                case(Running, Some(Power::NoRoom)).facts(ran),
-                Do(Step::TryAgain),
-            ),
+            ("one that found no room tries again", case(Running, Some(Power::NoRoom)).facts(ran), Do(Step::TryAgain)),
             (
                 "and not without pause",
                 case(Running, Some(Power::NoRoom)).facts(ran).memory(|m| m.tried = Some(S(999))),

@@ -191,6 +191,7 @@ mod tests {
             attachment: "a".into(),
             name: name.into(),
             address: ExportAddress::Unix("/s".into()),
+            server: None,
         };
         Instance {
             id: "i-1".into(),

@@ -36,6 +36,10 @@ const AGAIN: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 1;
 /// Blocks that are read and asked for at once: 8 MiB.
 const BATCH: u64 = 16;
+/// Never taken of the disk: the cloud's own store is on it too.
+const LEFT_FREE: u64 = 1 << 30;
+/// Looked at so often while an object comes.
+const STRIDE: u64 = 64 << 20;
 /// Fetching is the lesser part of the work.
 const FETCHED_PERCENT: u32 = 30;
 
@@ -220,8 +224,10 @@ impl Work {
             }
             Err(Trouble::Later(why)) => {
                 tracing::warn!(import.id = id, why, "an import waits");
+                let write = move |tx: &mut Tx<'_>| task::set_progress(tx, &id, 0, 0, &why).map(drop);
+                let written = self.cloud.store.write("note what an import waits for", write).await;
                 tokio::time::sleep(AGAIN).await;
-                Ok(())
+                written
             }
             Err(Trouble::Cancelled) => Ok(()),
         };
@@ -256,16 +262,26 @@ impl Work {
         let mut object = fetch::open(walrus, &task.account, &task.location).await?;
         let mut file = tokio::fs::File::create(spool).await.map_err(later)?;
         let (mut size, mut shown) = (0u64, 0u64);
+        self.check_room()?;
         while let Some(bytes) = object.next().await? {
             file.write_all(&bytes).await.map_err(later)?;
             size += bytes.len() as u64;
-            if size >= shown + (64 << 20) {
+            if size >= shown + STRIDE {
                 shown = size;
+                self.check_room()?;
                 self.show(task, FETCHED_PERCENT / 2, size, "downloading/converting").await?;
             }
         }
         file.flush().await.map_err(later)?;
         self.show(task, FETCHED_PERCENT, size, "downloading/converting").await
+    }
+
+    fn check_room(&self) -> Result<(), Trouble> {
+        let disk = nix::sys::statvfs::statvfs(&self.spool).map_err(later)?;
+        if disk.blocks_available() * disk.fragment_size() > LEFT_FREE + STRIDE {
+            return Ok(());
+        }
+        Err(Trouble::Later(format!("the cloud-controller's disk has no room for it in {}", self.spool.display())))
     }
 
     /// Sends what walrus lacks of the disk's blocks, of the pages that name them, and the manifest.

@@ -127,7 +127,10 @@ async fn modify(call: &Call, input: ModifyVolume) -> Outcome<Modified> {
             let volume = row::get(tx, &account, id)?.ok_or_else(|| not_found(id))?;
             let attachment = row::attachment_of(tx, id)?;
             if !matches!(super::state(&volume, attachment.as_ref()), "available" | "in-use") {
-                return Err(Refusal::new("IncorrectState", format!("Volume '{id}' is neither 'available' nor 'in-use'.")));
+                return Err(Refusal::new(
+                    "IncorrectState",
+                    format!("Volume '{id}' is neither 'available' nor 'in-use'."),
+                ));
             }
             if of(tx, id)?.is_some_and(|m| m.end_time.is_none()) {
                 let message = format!("Volume {id} is currently in modifying state; another modification cannot begin");
@@ -165,7 +168,7 @@ async fn modify(call: &Call, input: ModifyVolume) -> Outcome<Modified> {
                 ],
             )?;
             row::set_figures(tx, id, size, &kind, (iops, throughput))?;
-            if let Some(attachment) = attachment {
+            if let Some(attachment) = attachment.filter(|_| ended.is_some()) {
                 instance::touch(tx, attachment.instance.as_str())?;
             }
             event::note(tx, id, now, Kind::Asked, &format!("{size} GiB of {kind}"))?;

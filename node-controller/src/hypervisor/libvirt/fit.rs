@@ -51,10 +51,8 @@ const DISKS: usize = 64;
 /// Whether a disk of the guest gave an error that it was stopped for.
 #[allow(unsafe_code)]
 pub fn has_failed(domain: &Domain) -> std::result::Result<bool, Error> {
-    let mut errors: [sys::virDomainDiskError; DISKS] = std::array::from_fn(|_| sys::virDomainDiskError {
-        disk: ptr::null_mut(),
-        error: 0,
-    });
+    let mut errors: [sys::virDomainDiskError; DISKS] =
+        std::array::from_fn(|_| sys::virDomainDiskError { disk: ptr::null_mut(), error: 0 });
     // SAFETY: the array is ours and as long as is said; the names that libvirt allocates in the first `found` entries are freed
     // as its manual says, once.
     let found = unsafe {
