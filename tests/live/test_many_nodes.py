@@ -123,6 +123,9 @@ def test_a_machine_joins_and_leaves_while_traffic_flows(many, plain, flows):
         machine.make()
         machine.join(many.token("b3", zone, "node-controller"))
         many.are_up("b3")
+        again = net.probe("b3", plain.far, plain.open).serve(SERVED).bound()
+        hears(plain.one, again), "its tunnels are where they were"
+        net.end()
         # And one that will never come back is declared lost, but not while it answers.
         refused = many.mallee("node", "remove", "b3", "--lost", check=False)
         assert refused.returncode != 0 and "it is not lost" in refused.stderr, refused.stderr

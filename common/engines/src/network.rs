@@ -150,24 +150,22 @@ fn claim(exists: bool, name: &str, ours: &mut Vec<String>, what: &str) -> Result
 /// The link that tunnels leave the namespace by; it vanishes with the namespace.
 pub const TUNNEL_LINK: &str = "tun0";
 
-/// Makes the tunnels' link in the namespace. It has no address yet: see [`crate::ovs::Tunnel`].
+/// The hardware address of the tunnels' link: always the same for the same address. The userspace datapath of every other machine
+/// remembers it for a quarter of an hour, also when this machine was started anew meanwhile.
+fn tunnel_hardware(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    // A locally administered one.
+    format!("0a:6d:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+/// Makes the tunnels' link in the namespace. It has no address yet: see [`address_tunnel`].
 pub(crate) async fn ensure_tunnel(tunnel: &TunnelConfig, netns: &Netns) -> Result<()> {
     let Netns::Named(name) = netns else { return Ok(()) };
     if !link_exists(netns, TUNNEL_LINK).await? {
-        let link = [
-            "link",
-            "add",
-            "link",
-            &tunnel.parent,
-            "name",
-            TUNNEL_LINK,
-            "netns",
-            name,
-            "type",
-            "macvlan",
-            "mode",
-            "bridge",
-        ];
+        let hardware = tunnel_hardware(tunnel.address);
+        let named = ["name", TUNNEL_LINK, "address", &hardware, "netns", name];
+        let link =
+            [&["link", "add", "link", &tunnel.parent][..], &named, &["type", "macvlan", "mode", "bridge"]].concat();
         ip(&Netns::Machine, &link).await?;
     }
     ethtool_offloads_off(netns, TUNNEL_LINK).await?;
@@ -272,6 +270,11 @@ mod tests {
         assert!("10.0.0.0/33".parse::<Ipv4Net>().is_err());
         assert_eq!(net("172.29.0.200/25").to_string(), "172.29.0.128/25");
         assert_eq!(net("172.29.0.128/25").last(), Ipv4Addr::new(172, 29, 0, 255));
+    }
+
+    #[test]
+    fn a_tunnels_hardware_address_is_its_addresss() {
+        assert_eq!(tunnel_hardware(Ipv4Addr::new(10, 0, 0, 107)), "0a:6d:0a:00:00:6b");
     }
 
     #[test]
