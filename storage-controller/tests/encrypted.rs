@@ -69,7 +69,7 @@ async fn what_is_written_to_an_encrypted_volume_is_nowhere_in_the_clear() {
     // The test can find it where it is: the search itself works.
     let path = zone.copied(&export);
     assert!(has_marker(&path, 10 << 20));
-    assert_eq!(files_with(zone.dir.path(), &[MARKER]), [path.clone()]);
+    assert_eq!(files_with(zone.dir.path(), &[MARKER]), std::slice::from_ref(&path));
     std::fs::remove_file(path).unwrap();
 
     // A volume of it is encrypted, with whichever key; without one it is refused.

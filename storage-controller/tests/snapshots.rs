@@ -200,6 +200,32 @@ async fn the_second_snapshot_moves_what_changed_and_no_more() {
 }
 
 #[tokio::test]
+async fn of_ten_gib_with_a_hundred_mib_changed_a_hundred_mib_are_sent() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 10, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    // No two blocks are equal, so none is spared because another was sent.
+    let write = |from: u64, count: u64| {
+        let mut commands = Vec::new();
+        for n in from..from + count {
+            let at = n * 12_345 % 20_480 * BLOCK;
+            for (half, byte) in [(0, n % 255 + 1), (BLOCK / 2, n / 255 + 1)] {
+                commands.extend(["-c".to_owned(), format!("write -q -P {byte} {} {}", at + half, BLOCK / 2)]);
+            }
+        }
+        let out = Command::new("qemu-io").args(["-f", "raw"]).args(commands).arg(url(&export)).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    write(0, 100);
+    zone.want_snapshot("snap-1", "vol-1", |_| {}).await;
+    assert_eq!(zone.uploaded("snap-1").await.sent, 100 * BLOCK);
+    zone.accept("snap-1", "vol-1").await;
+    write(100, 200);
+    zone.want_snapshot("snap-2", "vol-1", |_| {}).await;
+    assert_eq!(zone.uploaded("snap-2").await.sent, 100 << 20);
+}
+
+#[tokio::test]
 async fn a_volume_that_is_attached_to_nothing_is_snapshotted_and_merged_too() {
     let zone = Zone::new();
     zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
