@@ -435,6 +435,8 @@ async fn what_is_changed_by_hand_is_put_right_and_what_is_not_mallees_stays() {
     let nb = central.connect("nb").await;
     let port = b.port.to_string();
     until("it goes on by itself", async || !select(&nb, NB, "Logical_Switch_Port", name(&port)).await.is_empty()).await;
-    until("the fault is gone", async || cloud.faults.all().is_empty()).await;
+    // What was changed by hand stays told for a while.
+    let lost = |f: &mallee_tiers::Fault| !f.what.contains("changed by somebody else");
+    until("the fault is gone", async || !cloud.faults.all().iter().any(lost)).await;
     until("the last pass says so", async || driven.last.borrow().errors.is_empty()).await;
 }

@@ -111,6 +111,9 @@ async fn create(call: &Call, input: CreateVpcEndpoint) -> Outcome<Created> {
             if let Some(id) = token.map(|t| t.made(tx)).transpose()?.flatten() {
                 return shown(tx, &account, &id.parse().map_err(Refusal::from)?, None);
             }
+            for table in &input.route_table_id {
+                route_table::get(tx, &account, table)?;
+            }
             let id = make(tx, &cloud.config, &account, &input.vpc_id, &service, now)?;
             tag::put(tx, &account, id.as_str(), &tags)?;
             let row = get(tx, &account, &id)?;

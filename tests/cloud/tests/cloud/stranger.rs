@@ -258,12 +258,14 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "AuthorizeSecurityGroupIngress"
             if parameter == "IpPermissions.1.Groups.1.GroupId"
                 || parameter == "IpPermissions.1.PrefixListIds.1.PrefixListId" =>
-        &[
-            ("GroupId", "{group}"),
-            ("IpPermissions.1.IpProtocol", "tcp"),
-            ("IpPermissions.1.FromPort", "22"),
-            ("IpPermissions.1.ToPort", "22"),
-        ],
+        {
+            &[
+                ("GroupId", "{group}"),
+                ("IpPermissions.1.IpProtocol", "tcp"),
+                ("IpPermissions.1.FromPort", "22"),
+                ("IpPermissions.1.ToPort", "22"),
+            ]
+        }
         "AssociateAddress" if parameter == "PublicIp" => &[("InstanceId", "{instance}")],
         "AssociateAddress" if parameter == "NetworkInterfaceId" => &[("AllocationId", "{allocation}")],
         "DetachVolume" => &[("VolumeId", "{volume}")],
