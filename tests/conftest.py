@@ -9,7 +9,8 @@ import shutil
 import pytest
 
 from guest import Guest, write_key
-from mallee_cloud import ROOT, Cloud
+from many import Many
+from mallee_cloud import ROOT, Cloud, programs
 from waiting import until
 
 MINI = ROOT / "target/mini"
@@ -46,6 +47,20 @@ def pytest_sessionfinish(session):
     """The cloud ends with the last of the processes that used it."""
     if not hasattr(session.config, "workerinput"):
         ended()
+
+
+@pytest.fixture(scope="session")
+def many():
+    """Two zones of two machines."""
+    many = several()
+    many.up()
+    yield many
+    if not os.environ.get("MALLEE_TEST_KEEP"):
+        many.down()
+
+
+def several():
+    return Many(int(os.environ.get("MALLEE_TEST_NUMBER", "0")), programs())
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +151,7 @@ class Launcher:
         self.cloud, self.ec2, self.image, self.key = cloud, ec2, image, key
         self.left = []
 
-    def __call__(self, user_data="", **parameters):
+    def __call__(self, user_data="", image=None, **parameters):
         name = f"tests-{secrets.token_hex(4)}"
         group = self.ec2.create_security_group(GroupName=name, Description="of a test")["GroupId"]
         self.left.append(lambda: self.ec2.delete_security_group(GroupId=group))
@@ -145,7 +160,7 @@ class Launcher:
         if user_data:
             parameters["UserData"] = user_data
         (started,) = self.ec2.run_instances(
-            ImageId=self.image, InstanceType="mini.nano", KeyName=self.key[0], SecurityGroupIds=[group], MinCount=1, MaxCount=1,
+            ImageId=image or self.image, InstanceType="mini.nano", KeyName=self.key[0], SecurityGroupIds=[group], MinCount=1, MaxCount=1,
             **parameters,
         )["Instances"]  # fmt: skip
         address = self.ec2.allocate_address(Domain="vpc")

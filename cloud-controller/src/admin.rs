@@ -7,8 +7,8 @@ use mallee_service::{Body, Connection, Handler, tiers::TierOnly};
 use mallee_store::Error as StoreError;
 use mallee_tiers::{
     AccountAsked, AccountCreate, AccountKeys, AccountRow, Accounts, Admin, AdminServer, CertificateAdd, CloudStatus,
-    Done, Peer, Role, Secret, StatusAsked, TierError, TierRow, Token, TokenAsked, WhyAnswer, WhyAsked, ZoneAsked,
-    ZoneNode,
+    Done, NetworkAsked, NetworkTree, NodeAsked, NodeWish, Peer, Role, Secret, StatusAsked, TierError, TierRow, Token,
+    TokenAsked, TraceAsked, TracePlan, WhyAnswer, WhyAsked, ZoneAsked, ZoneNode,
 };
 
 use crate::{
@@ -184,8 +184,12 @@ impl Admin for Operator {
     }
 
     async fn join_token(&self, _: &Peer, asked: TokenAsked) -> Result<Token, TierError> {
+        let admit = (asked.role == Role::NodeController).then(|| (asked.zone.clone(), asked.name.clone()));
         let (token, expires) =
             join::issue(&self.cloud, Peer::new(asked.role, asked.zone, asked.name), asked.seconds).await?;
+        if let Some((zone, node)) = admit {
+            self.admit(&zone, node).await;
+        }
         Ok(Token { token, expires })
     }
 
@@ -224,6 +228,30 @@ impl Admin for Operator {
         zone::why(&self.cloud, &asked.id).await
     }
 
+    async fn network(&self, _: &Peer, asked: NetworkAsked) -> Result<NetworkTree, TierError> {
+        let wanted = crate::network::read(&self.cloud).await.map_err(TierError::internal)?;
+        let mut tree = crate::network::tree(&wanted);
+        if let Some(id) = &asked.vpc {
+            tree.vpcs.retain(|vpc| vpc.id == *id);
+            if tree.vpcs.is_empty() {
+                return Err(TierError::not_found(format!("no VPC {id}: `mallee net show` shows them")));
+            }
+        }
+        Ok(tree)
+    }
+
+    async fn trace(&self, _: &Peer, asked: TraceAsked) -> Result<TracePlan, TierError> {
+        let wanted = crate::network::read(&self.cloud).await.map_err(TierError::internal)?;
+        let outside = crate::network::render::Outside::of(&self.cloud.config.network)
+            .map_err(|e| TierError::internal(e.answer.message))?;
+        crate::network::trace(&wanted, &outside, &asked).map_err(TierError::refused)
+    }
+
+    async fn change_node(&self, _: &Peer, asked: NodeAsked) -> Result<Done, TierError> {
+        let zone = self.zone_of_node(&asked.node).await?;
+        self.cloud.tiers.cluster(&self.cloud.store, &zone).await?.change_node(&asked).await
+    }
+
     async fn zone_adopt(&self, _: &Peer, asked: ZoneAsked) -> Result<Done, TierError> {
         let adopt = mallee_tiers::Adopt { sender: self.cloud.store.incarnation() };
         self.cloud.tiers.cluster(&self.cloud.store, &asked.zone).await?.adopt(&adopt).await?;
@@ -231,5 +259,26 @@ impl Admin for Operator {
         crate::network::adopt(&self.cloud.config.network, &self.cloud.store).await.map_err(TierError::internal)?;
         self.cloud.pokes.all();
         Ok(Done {})
+    }
+}
+impl Operator {
+    /// A token lets a node in that was removed before. A zone that has no controller yet has removed none.
+    async fn admit(&self, zone: &str, node: String) {
+        let asked = NodeAsked { node, wish: NodeWish::Admit };
+        let Ok(cluster) = self.cloud.tiers.cluster(&self.cloud.store, zone).await else { return };
+        if let Err(e) = cluster.change_node(&asked).await {
+            tracing::warn!(node = asked.node, zone, error = %e, "the zone was not told that the node may come back");
+        }
+    }
+
+    async fn zone_of_node(&self, name: &str) -> Result<String, TierError> {
+        let status = self.status(&Peer::operator(), StatusAsked::default()).await?;
+        let zones: Vec<String> =
+            status.nodes.into_iter().filter(|row| row.node.node == name).map(|row| row.zone).collect();
+        match zones.as_slice() {
+            [zone] => Ok(zone.clone()),
+            [] => Err(TierError::not_found(format!("no node {name} is in any zone that answers"))),
+            several => Err(TierError::refused(format!("there is a node {name} in {}", several.join(" and in ")))),
+        }
     }
 }

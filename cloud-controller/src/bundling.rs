@@ -21,17 +21,8 @@ pub struct Bundling {
 impl Bundling {
     /// The pair in `dir` (`bundling.pem`, `bundling.key`); made when there is none.
     pub fn open_or_create(dir: &Path) -> Result<Self, PkiError> {
-        let (cert_path, key_path) = (dir.join("bundling.pem"), dir.join("bundling.key"));
-        let read =
-            |path: &Path| std::fs::read_to_string(path).map_err(|e| PkiError::File(path.display().to_string(), e));
-        if !key_path.exists() {
-            pki::write_secret(&key_path, pki::new_key_pem()?.as_bytes())?;
-        }
-        let key = PKey::private_key_from_pem(read(&key_path)?.as_bytes())?;
-        if !cert_path.exists() {
-            pki::write_public(&cert_path, &self_signed(&key)?.to_pem()?)?;
-        }
-        Ok(Self { key, certificate_pem: read(&cert_path)? })
+        let (key, certificate_pem) = pair(dir, "bundling", "mallee image bundling")?;
+        Ok(Self { key, certificate_pem })
     }
 
     pub fn certificate_pem(&self) -> &str {
@@ -48,9 +39,23 @@ impl Bundling {
     }
 }
 
-fn self_signed(key: &PKey<Private>) -> Result<X509, PkiError> {
+/// The key in `dir/NAME.key` and its own certificate in `dir/NAME.pem`; made when there are none.
+pub fn pair(dir: &Path, name: &str, subject: &str) -> Result<(PKey<Private>, String), PkiError> {
+    let (cert_path, key_path) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| PkiError::File(path.display().to_string(), e));
+    if !key_path.exists() {
+        pki::write_secret(&key_path, pki::new_key_pem()?.as_bytes())?;
+    }
+    let key = PKey::private_key_from_pem(read(&key_path)?.as_bytes())?;
+    if !cert_path.exists() {
+        pki::write_public(&cert_path, &self_signed(&key, subject)?.to_pem()?)?;
+    }
+    Ok((key, read(&cert_path)?))
+}
+
+fn self_signed(key: &PKey<Private>, subject: &str) -> Result<X509, PkiError> {
     let mut name = X509NameBuilder::new()?;
-    name.append_entry_by_text("CN", "mallee image bundling")?;
+    name.append_entry_by_text("CN", subject)?;
     let name = name.build();
     let serial: [u8; 8] = rand::random();
     let mut builder = X509::builder()?;

@@ -4,7 +4,7 @@ use mallee_aws::paging::TokenKey;
 use mallee_service::{Clock, Faults, Poke, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::Store;
 
-use crate::{Config, bundling::Bundling, keyring::Keyring, zone::Tiers};
+use crate::{Config, bundling::Bundling, identity_document::IdentityKey, keyring::Keyring, zone::Tiers};
 
 /// A running cloud-controller, as its rules and reconcilers see it.
 pub struct Cloud {
@@ -20,6 +20,7 @@ pub struct Cloud {
     pub keyring: Keyring,
     pub ca: Ca,
     pub bundling: Bundling,
+    pub identity_key: IdentityKey,
     /// Clients to the other tiers.
     pub tiers: Tiers,
     pub about: About,
@@ -42,12 +43,17 @@ pub struct Pokes {
     pub network: Poke,
     /// An image waits for its import.
     pub images: Poke,
+    /// A disk waits for its import.
+    pub imports: Poke,
+    /// Snapshots are being taken together, and may go on.
+    pub creations: Poke,
 }
 
 impl Pokes {
     /// Everything: a tier came back, and whatever waited for it can go on.
     pub fn all(&self) {
-        for poke in [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network, &self.images] {
+        let work = [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network];
+        for poke in work.into_iter().chain([&self.images, &self.imports, &self.creations]) {
             poke.poke();
         }
     }

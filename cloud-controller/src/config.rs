@@ -4,6 +4,8 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Refusal, network::Cidr6};
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     #[serde(flatten)]
@@ -45,6 +47,8 @@ pub struct Config {
 pub struct Network {
     /// Socket of OVN's northbound database. None: no network is rendered, and guests have none (simulated ones need none).
     pub northbound: Option<PathBuf>,
+    /// OVN's southbound database as other machines reach it, such as `ssl:10.0.0.1:8778`; it is told in join tokens.
+    pub southbound: Option<String>,
     /// The network elastic IPs and routers' outer addresses are on.
     pub outside: String,
     /// The next hop of every router on it: the host's end of the link.
@@ -53,11 +57,16 @@ pub struct Network {
     pub routers: (Ipv4Addr, Ipv4Addr),
     /// The elastic IPs.
     pub elastic: String,
+    /// VPCs get their IPv6 blocks (a /56 each) from this network. None: there is no IPv6.
+    pub ipv6: Option<String>,
+    /// The outside network's own IPv6 addresses, a /64: its first is the gateway, its second the cloud's, by which
+    /// all of `ipv6` is reached, and each router's ends in its IPv4 address.
+    pub outside_ipv6: String,
     /// What OVN's chassis map to the outside bridge (`ovn-bridge-mappings`).
     pub physical: String,
     /// Chassis that carry the routers' outer ports, most wanted first. One machine: its only chassis.
     pub gateway_chassis: Vec<String>,
-    /// The resolver instances are told of. None: they are told of none.
+    /// The resolver instances are told of where DHCP options say AmazonProvidedDNS. None: 169.254.169.253, which is the node's.
     pub dns: Option<Ipv4Addr>,
 }
 
@@ -65,14 +74,35 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             northbound: None,
+            southbound: None,
             outside: "172.29.0.0/24".into(),
             gateway: Ipv4Addr::new(172, 29, 0, 1),
             routers: (Ipv4Addr::new(172, 29, 0, 10), Ipv4Addr::new(172, 29, 0, 127)),
             elastic: "172.29.0.128/25".into(),
+            ipv6: Some("fd6d:616c:6c00::/40".into()),
+            outside_ipv6: "fd6d:616c:6e65:74::/64".into(),
             physical: "public".into(),
             gateway_chassis: Vec::new(),
             dns: None,
         }
+    }
+}
+
+impl Network {
+    pub fn ipv6_pool(&self) -> Result<Option<Cidr6>, Refusal> {
+        let read = |text: &String| {
+            text.parse().map_err(|()| Refusal::internal(format!("network.ipv6 = {text:?} is no IPv6 network")))
+        };
+        self.ipv6.as_ref().map(read).transpose()
+    }
+}
+
+impl Config {
+    /// Where instances reach S3. None: it is told as a name, or as an address only this machine has.
+    pub fn s3_address(&self) -> Option<Ipv4Addr> {
+        let authority = self.s3_url.split_once("://")?.1.split('/').next()?;
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        host.parse::<Ipv4Addr>().ok().filter(|address| !address.is_loopback() && !address.is_unspecified())
     }
 }
 

@@ -47,6 +47,7 @@ pub async fn issue(cloud: &Cloud, peer: Peer, seconds: u64) -> Result<(Secret, M
         zone: peer.zone,
         name: peer.name,
         secret: secret.clone(),
+        southbound: cloud.config.network.southbound.clone(),
     };
     let row = (hash(&secret), token.role, token.zone.clone(), token.name.clone());
     cloud

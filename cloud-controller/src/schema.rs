@@ -2,7 +2,7 @@
 
 use mallee_store::Migration;
 
-use crate::{account, ec2, join, network, zone};
+use crate::{account, disk_key, ec2, join, network, zone};
 
 /// Only ever added to: a release that went out has made its tables already.
 pub const MIGRATIONS: &[Migration] = &[
@@ -36,7 +36,21 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 63, name: "elastic IPs of secondary addresses", sql: ec2::address::PRIVATE_ADDRESS_COLUMN },
     Migration { version: 64, name: "NAT gateways", sql: ec2::nat_gateway::TABLES },
     Migration { version: 65, name: "VPC peering connections", sql: ec2::peering::TABLES },
+    Migration { version: 66, name: "prefix lists", sql: ec2::prefix_list::TABLES },
+    Migration { version: 67, name: "IPv6 blocks of VPCs", sql: ec2::vpc::ipv6::TABLES },
+    Migration { version: 68, name: "IPv6 blocks of subnets", sql: ec2::subnet::ipv6::TABLES },
+    Migration { version: 69, name: "IPv6 addresses of interfaces", sql: ec2::interface::ipv6::TABLES },
+    Migration { version: 70, name: "egress-only internet gateways", sql: ec2::egress_only_gateway::TABLES },
+    Migration { version: 71, name: "VPC endpoints", sql: ec2::endpoint::TABLES },
     Migration { version: 90, name: "snapshots", sql: ec2::snapshot::TABLES },
     Migration { version: 91, name: "blobs of snapshots", sql: ec2::snapshot::BLOB_TABLES },
     Migration { version: 92, name: "modifications of volumes", sql: ec2::volume::modify::TABLES },
+    Migration { version: 93, name: "keys of disks", sql: disk_key::TABLES },
+    Migration { version: 94, name: "sources of volumes", sql: ec2::volume::SOURCE_COLUMN },
+    Migration { version: 100, name: "images on snapshots", sql: ec2::image::SNAPSHOT_TABLES },
+    Migration { version: 101, name: "snapshots together", sql: ec2::snapshot::together::TABLES },
+    Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
+    Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
+    Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
+    Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
 ];

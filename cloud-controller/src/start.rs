@@ -8,7 +8,8 @@ use mallee_store::Store;
 use mallee_tiers::TierError;
 
 use crate::{
-    Cloud, Config, Pokes, admin, bundling::Bundling, front::Front, join, keyring::Keyring, schema, zone::Tiers,
+    Cloud, Config, Pokes, admin, bundling::Bundling, front::Front, identity_document::IdentityKey, join,
+    keyring::Keyring, schema, zone::Tiers,
 };
 
 /// A cloud-controller that answers.
@@ -31,6 +32,7 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
     let sealing = SealingKey::open_or_create(&state.join("sealing.key")).map_err(|e| failed(&e))?;
     let token_key = SealingKey::open_or_create(&state.join("token.key")).map_err(|e| failed(&e))?;
     let bundling = Bundling::open_or_create(&state).map_err(|e| failed(&e))?;
+    let identity_key = IdentityKey::open_or_create(&state).map_err(|e| failed(&e))?;
     let identity = join::own_identity(&config, &ca)?;
     let server = Server::bind(&config.daemon.listen, Some(&identity)).await.map_err(|e| failed(&e))?;
     let addresses = server.addresses();
@@ -56,6 +58,7 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
         keyring: Keyring::default(),
         ca,
         bundling,
+        identity_key,
         tiers: Tiers::new(identity.clone()),
         about,
         identities_changed: tokio::sync::watch::channel(0).0,
@@ -63,7 +66,9 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
     crate::zone::drive(&cloud);
     crate::network::drive(&cloud);
     crate::ec2::image::drive(&cloud);
+    crate::ec2::import::drive(&cloud);
     crate::ec2::snapshot::drive(&cloud);
+    crate::ec2::snapshot::together::drive(&cloud);
     server::serve_admin(&cloud.config.daemon.admin_socket(), Arc::new(admin::Front::new(cloud.clone())))
         .map_err(|e| failed(&e))?;
     server.serve(Arc::new(Front::new(cloud.clone())));

@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use mallee_tiers::{
-    CloudController, Identities, IdentitiesAsked, Locate, Located, Peer, SignedCertificate, SigningRequest, TierError,
-    TierRegistered, TierRegistration,
+    CloudController, DiskKey, DiskKeyAsked, Identities, IdentitiesAsked, Locate, Located, Peer, SignedCertificate,
+    SigningRequest, TierError, TierRegistered, TierRegistration,
 };
 
-use crate::{Cloud, account, join, zone::registry};
+use crate::{Cloud, account, disk_key, join, zone::registry};
 
 pub struct Tier {
     cloud: Arc<Cloud>,
@@ -57,6 +57,17 @@ impl CloudController for Tier {
     async fn renew(&self, from: &Peer, request: SigningRequest) -> Result<SignedCertificate, TierError> {
         tracing::info!(peer.role = %from.role, peer.zone = from.zone, peer.name = from.name, "renews its certificate");
         join::sign(&self.cloud, from, &request)
+    }
+
+    async fn disk_key(&self, from: &Peer, asked: DiskKeyAsked) -> Result<DiskKey, TierError> {
+        let id = asked.id.clone();
+        let found = self.cloud.store.read("read a disk key", move |tx| disk_key::sealed(tx, &id)).await;
+        let sealed = found.map_err(internal)?;
+        let sealed = sealed.ok_or_else(|| TierError::not_found(format!("there is no disk key {}", asked.id)))?;
+        let key = disk_key::open(&self.cloud.sealing, &asked.id, &sealed);
+        let key = key.map_err(|e| TierError::internal(e.cause.unwrap_or_default()))?;
+        tracing::info!(peer.zone = from.zone, disk_key.id = asked.id, "a zone has fetched a disk key");
+        Ok(DiskKey { secret: key.to_secret() })
     }
 
     async fn locate(&self, _: &Peer, asked: Locate) -> Result<Located, TierError> {

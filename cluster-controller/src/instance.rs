@@ -2,7 +2,9 @@
 //!
 //! This tier owns one fact: *which node has which instance*. It is written before the node is told, so that after any crash
 //! an instance can be on no second node. A placement ends only when the node reported the instance gone and the
-//! cloud-controller, having heard of that, dropped it from its list.
+//! cloud-controller, having heard of that, dropped it from its list; or, for an instance whose root is on a volume, when it
+//! is wanted stopped and the node reported, of that very wish, that it is off and has nothing left there. The node takes no
+//! older list than it has, so it cannot be told to start it once it has said so.
 //!
 //! **A store that is new** (or was lost) knows of no placement, yet nodes may run instances of its past. Whatever the
 //! first list names is therefore doubted: it is not placed (nor called gone) until every node was heard out, or a lease has
@@ -150,6 +152,15 @@ impl World {
         }
         d.forget.push(instance.into());
         node
+    }
+
+    /// It is off and nothing of it is on its node any more: it is placed anew when it is to run again.
+    pub fn unplace(&mut self, d: &mut Decisions, instance: &str, event: String) {
+        if let Some(node) = self.placed.remove(instance) {
+            self.on.entry(node).or_default().remove(instance);
+            d.unplace.push(instance.into());
+            d.events.push((instance.into(), event));
+        }
     }
 
     /// What the instances on a node take of it. An instance that is stopped keeps its place; one that is gone does not.

@@ -8,6 +8,7 @@
 mod config;
 mod event;
 mod instance;
+mod membership;
 mod node;
 pub mod placement;
 mod reconcile;
@@ -48,6 +49,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "node", sql: node::TABLES },
     Migration { version: 3, name: "instance", sql: instance::TABLES },
     Migration { version: 4, name: "event", sql: event::TABLES },
+    membership::REMOVED,
 ];
 
 /// Everything a cluster-controller has.

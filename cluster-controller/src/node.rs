@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,7 @@ use mallee_tiers::{
     Peer, Role, Seen, StatusAsked, TierError, TierErrorKind,
 };
 
-use crate::{Zone, placement::NodeState};
+use crate::{Zone, membership, placement::NodeState};
 
 pub(crate) const TABLES: &str = "
 CREATE TABLE node (
@@ -50,6 +53,8 @@ pub(crate) struct Node {
     pub send: Poke,
     /// Call it again now, and on a new connection.
     reconnect: Poke,
+    /// Set when it left for good: the tasks that talk to it end.
+    left: AtomicBool,
 }
 
 struct Live {
@@ -104,6 +109,17 @@ impl Nodes {
         lock(&self.reported_by).iter().map(|(id, nodes)| (id.clone(), nodes.iter().cloned().collect())).collect()
     }
 
+    /// Forgets a node that left, with what it reported.
+    pub fn drop(&self, node: &Node) {
+        lock(&self.all).remove(&node.name);
+        for id in node.reported_ids() {
+            self.unnote(&id, &node.name);
+        }
+        node.left.store(true, Ordering::SeqCst);
+        node.reconnect.poke();
+        node.send.poke();
+    }
+
     fn note(&self, instance: &str, node: &str) {
         lock(&self.reported_by).entry(instance.to_owned()).or_default().insert(node.to_owned());
     }
@@ -129,11 +145,27 @@ impl Node {
             reports: BTreeMap::new(),
             told: Presence::Expected,
         };
-        Arc::new(Self { name: name.into(), live: Mutex::new(live), send: Poke::default(), reconnect: Poke::default() })
+        Arc::new(Self {
+            name: name.into(),
+            live: Mutex::new(live),
+            send: Poke::default(),
+            reconnect: Poke::default(),
+            left: AtomicBool::new(false),
+        })
     }
 
     pub fn machine(&self) -> Machine {
         lock(&self.live).machine.clone()
+    }
+    /// Whether all it remembers of the instance is that it has nothing of it.
+    pub fn has_released(&self, instance: &str) -> bool {
+        lock(&self.live).reports.get(instance).is_some_and(|r| r.released)
+    }
+    pub fn set_draining(&self, draining: bool) {
+        lock(&self.live).machine.draining = draining;
+    }
+    fn has_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
     }
     pub fn report(&self, instance: &str) -> Option<InstanceReport> {
         lock(&self.live).reports.get(instance).cloned()
@@ -298,6 +330,16 @@ impl Zone {
         }
         mallee_service::register::show_offset(&self.about, &format!("node {}", r.node), r.now);
         let known = self.nodes.get(&r.node);
+        if known.is_none() {
+            let name = r.node.clone();
+            let removed = self.store.read("is a node removed", move |tx| membership::is_removed(tx, &name)).await;
+            if removed.map_err(|e: StoreError| TierError::internal(e.to_string()))? {
+                return Err(TierError::refused(format!(
+                    "node {} was removed from the cloud: `mallee node token {0}` lets it in again",
+                    r.node
+                )));
+            }
+        }
         let draining = known.as_ref().is_some_and(|n| n.machine().draining);
         let machine = Machine {
             address: r.address,
@@ -413,7 +455,7 @@ pub(crate) async fn ask_status(zone: &Zone, node: &Node) -> Option<NodeStatus> {
 
 async fn observe_forever(zone: Arc<Zone>, node: Arc<Node>) {
     let mut pause = FIRST_PAUSE;
-    loop {
+    while !node.has_left() {
         let (since, failing) = {
             let live = lock(&node.live);
             (live.seen, live.failing.is_some())
@@ -430,6 +472,8 @@ async fn observe_forever(zone: Arc<Zone>, node: Arc<Node>) {
             () = node.reconnect.poked() => continue,
         };
         match answer {
+            // What it says no longer counts.
+            _ if node.has_left() => return,
             Ok(observation) => {
                 pause = FIRST_PAUSE;
                 node.answered();
@@ -462,7 +506,7 @@ async fn send_forever(zone: Arc<Zone>, node: Arc<Node>) {
     let sender = IntentSender::default();
     let fault = format!("list of node {}", node.name);
     let mut pause = FIRST_PAUSE;
-    loop {
+    while !node.has_left() {
         let outcome = match zone.list_for(&node.name).await {
             None => Ok(()),
             Some((generation, rows)) => {

@@ -254,6 +254,7 @@ fn learn(zone: &Zone, world: &mut World, d: &mut Decisions, id: &str) {
         return;
     }
     let mut nodes = zone.nodes.reporting(id);
+    nodes.retain(|name| !zone.nodes.get(name).is_some_and(|n| n.has_released(id)));
     // Where it is whole rather than where only its end is remembered.
     nodes.sort_by_key(|name| zone.nodes.get(name).is_some_and(|n| n.is_gone(id)));
     if let Some(node) = nodes.into_iter().next() {
@@ -274,7 +275,8 @@ fn sort_out(
             world.waiting.remove(id);
             continue;
         };
-        let (desired, listed) = (held.body.desired, held.listed);
+        let (desired, listed, generation) = (held.body.desired, held.listed, held.body.generation);
+        let (elsewhere, awaits) = (held.body.boot.root.is_elsewhere(), held.body.awaits.is_some());
         let place = world.placed.get(id).cloned();
         let at_its_end = desired == Desired::Terminated && !listed;
         match place {
@@ -283,12 +285,19 @@ fn sort_out(
                     world.forget(d, id);
                     d.events.push((id.clone(), format!("gone from {node}, and the cloud-controller knows")));
                     touched.insert(node);
+                    continue;
+                }
+                let said = zone.nodes.get(&node).and_then(|n| n.report(id));
+                let released = said.is_some_and(|r| r.released && r.generation == generation);
+                if released && desired == Desired::Stopped && elsewhere {
+                    world.unplace(d, id, format!("off, and nothing of it is on {node}: it may be started anywhere"));
+                    touched.insert(node);
                 }
             }
             None if at_its_end && !world.doubted.contains(id) => {
                 world.forget(d, id);
             }
-            None if listed && desired == Desired::Running => {
+            None if listed && desired == Desired::Running && !awaits => {
                 world.waiting.entry(id.clone()).or_default();
             }
             None => {
@@ -344,8 +353,11 @@ fn report(zone: &Zone, world: &World, id: &str) {
 
 fn unplaced(world: &World, id: &str, body: &Instance) -> InstanceReport {
     match body.desired {
-        Desired::Running => of(body, Observed::Waiting, world.waiting.get(id).cloned().unwrap_or_default()),
-        Desired::Stopped => of(body, Observed::Stopped, "it never had a place"),
+        Desired::Running => {
+            let awaits = body.awaits.clone().or_else(|| world.waiting.get(id).cloned());
+            of(body, Observed::Waiting, awaits.unwrap_or_default())
+        }
+        Desired::Stopped => of(body, Observed::Stopped, ""),
         Desired::Terminated => of(body, Observed::Gone, ""),
         Desired::Unknown => of(body, Observed::Waiting, "what is wanted of it is of a later release"),
     }
@@ -371,7 +383,7 @@ fn show_doubles(zone: &Zone, world: &World, look: bool) {
             let place = world.placed.get(&id)?;
             let elsewhere: Vec<String> = nodes
                 .into_iter()
-                .filter(|n| n != place && !zone.nodes.get(n).is_some_and(|n| n.is_gone(&id)))
+                .filter(|n| n != place && !zone.nodes.get(n).is_some_and(|n| n.is_gone(&id) || n.has_released(&id)))
                 .collect();
             (!elsewhere.is_empty())
                 .then(|| format!("{id} has its place on {place} and is also on {}", elsewhere.join(", ")))

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use mallee_tiers::{
-    Adopt, ClusterController, Console, ConsoleAsked, Done, Instance, InstanceReport, Intent, IntentAnswer,
+    Adopt, ClusterController, Console, ConsoleAsked, Done, Instance, InstanceReport, Intent, IntentAnswer, NodeAsked,
     NodeRegistered, NodeRegistration, Observation, Observe, Peer, StatusAsked, TierError, WhyAnswer, WhyAsked, WhyLine,
     ZoneStatus,
 };
@@ -92,6 +92,10 @@ impl ClusterController for Front {
         self.book.adopt(adopt.sender).await.map_err(|e| TierError::internal(e.to_string()))?;
         self.about.faults.clear("list");
         Ok(Done {})
+    }
+
+    async fn change_node(&self, _: &Peer, asked: NodeAsked) -> Result<Done, TierError> {
+        self.0.change_node(asked).await.map(|()| Done {})
     }
 
     async fn register_node(&self, from: &Peer, registration: NodeRegistration) -> Result<NodeRegistered, TierError> {

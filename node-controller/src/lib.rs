@@ -5,7 +5,7 @@
 //! | [`instance`] | the reconciler: what is wanted against what is seen, one step at a time |
 //! | [`hypervisor`] | the boundary to libvirt (KVM or TCG), and the simulated machine |
 //! | [`image`] | plain images by digest, fetched from walrus |
-//! | [`volume`] | which disks stand for which volumes |
+//! | [`volume`], [`nic`] | which disks stand for which volumes, which cards for which interfaces |
 //! | [`metadata`] | 169.254.169.254 in every VPC |
 //! | [`host`] | the metadata service's links in the machine's network |
 //! | [`cluster`] | where other tiers are, and the lease at the cluster-controller |
@@ -19,6 +19,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod instance;
 pub mod metadata;
+pub mod nic;
 mod service;
 pub mod volume;
 
@@ -28,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use mallee_engines::{Engines, Plan, kvm};
+use mallee_engines::{Engines, Layout, Plan, kvm};
 use mallee_service::{
     Clock, Driven, Faults, Identity, IntentBook, Poke, Server, TierHttp, drive, intent::INTENT_TABLES, join,
     process::About, tiers::TierOnly,
@@ -122,6 +123,10 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     };
     let controller = TierHttp::new(&identity, &daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
     join::keep_renewed(identity.clone(), controller.clone(), faults.clone());
+    if let Some(engines) = &config.engines {
+        let layout = Layout::new(&engines.base).map_err(|e| StartError::Config(e.to_string()))?;
+        host::certificate::show(identity.dir(), &layout.nbd_tls()).map_err(io("the certificate for QEMU"))?;
+    }
     let cloud = Arc::new(Cloud {
         identity: identity.clone(),
         controller,

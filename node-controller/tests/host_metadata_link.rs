@@ -70,7 +70,7 @@ impl Vpc {
         let localport = Row::new()
             .with("name", format!("imds-{v}"))
             .with("type", "localport")
-            .with("addresses", format!("{} 169.254.169.254", self.mac("a9:fe:fe")));
+            .with("addresses", format!("{} 169.254.169.254 169.254.169.253", self.mac("a9:fe:fe")));
         let guest = format!("{} {GUEST_ADDRESS}", self.mac("00:01:0a"));
         let guest = Row::new()
             .with("name", format!("eni-{v}"))
@@ -132,9 +132,33 @@ impl Vpc {
     }
 }
 
+/// What the guest is told at 169.254.169.253:53.
+async fn ask_for_names(vpc: &Vpc) -> String {
+    let socket = vpc.guest.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut answer = [0; 64];
+    loop {
+        socket.send_to(b"?", "169.254.169.253:53").await.unwrap();
+        let received = tokio::time::timeout(Duration::from_millis(200), socket.recv(&mut answer)).await;
+        if let Ok(Ok(length)) = received {
+            return String::from_utf8_lossy(&answer[..length]).into_owned();
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{} gets no names", vpc.name);
+    }
+}
+
 /// Tells whoever connects which VPC this socket belongs to, and who they are.
 fn serve(link: &MetadataLink, netns: &Netns, name: &'static str) -> tokio::task::JoinHandle<()> {
-    let listener = link.listen(netns).unwrap();
+    let (listener, names) = (link.listen(netns).unwrap(), link.listen_for_names(netns).unwrap());
+    tokio::spawn(async move {
+        let mut question = [0; 64];
+        loop {
+            let (_, from) = names.recv_from(&mut question).await.unwrap();
+            names.send_to(name.as_bytes(), from).await.unwrap();
+        }
+    });
     tokio::spawn(async move {
         loop {
             let (mut stream, from) = listener.accept().await.unwrap();
@@ -175,6 +199,7 @@ async fn two_vpcs_with_the_same_addresses_are_told_apart_by_their_links() {
     }
     for vpc in &vpcs {
         assert_eq!(vpc.ask().await, format!("{} {GUEST_ADDRESS}", vpc.name));
+        assert_eq!(ask_for_names(vpc).await, vpc.name);
     }
 
     // The switch dies under them; sockets and links stay good.
@@ -200,6 +225,7 @@ async fn two_vpcs_with_the_same_addresses_are_told_apart_by_their_links() {
     assert_eq!(link.ensure(netns, &switch).await.unwrap(), Linked::New);
     servers[0] = serve(&link, netns, "again");
     assert_eq!(vpcs[0].ask().await, format!("again {GUEST_ADDRESS}"));
+    assert_eq!(ask_for_names(&vpcs[0]).await, "again");
 
     for vpc in &vpcs {
         vpc.link().remove(netns, &switch).await.unwrap();

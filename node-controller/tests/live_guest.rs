@@ -18,7 +18,7 @@ use harness::{NodeProcess, PATIENCE, World, Zone, blob};
 use mallee_engines::{Engines, EnginesConfig, NamespaceConfig, Supervisor, process};
 use mallee_tiers::{
     Blob, Boot, ConsoleAsked, Desired, DiskFormat, Export, ExportAddress, Instance, InstanceReport, Interface,
-    Metadata, Observed, StatusAsked, VolumeAttachment, VpcLink,
+    Metadata, Observed, Root, StatusAsked, VolumeAttachment, VpcLink,
 };
 use uuid::Uuid;
 
@@ -80,11 +80,11 @@ fn network(northbound: &Path) {
 fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance) {
     let boot = if whole_disk {
         let root = Blob { format: DiskFormat::Qcow2, ..blob(&mini.join("mini-disk.qcow2")) };
-        Boot { architecture: "x86_64".into(), root, kernel: None, ramdisk: None, command_line: None }
+        Boot { architecture: "x86_64".into(), root: Root::Image(root), kernel: None, ramdisk: None, command_line: None }
     } else {
         Boot {
             architecture: "x86_64".into(),
-            root: blob(&mini.join("mini.root")),
+            root: Root::Image(blob(&mini.join("mini.root"))),
             kernel: Some(blob(&mini.join("mini.vmlinux"))),
             ramdisk: Some(blob(&mini.join("mini.initrd"))),
             command_line: None,
@@ -99,6 +99,7 @@ fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance)
             device_index: 0,
             mac: MAC.into(),
             address: "10.0.1.10".parse().unwrap(),
+            secondary: Vec::new(),
             vpc: VpcLink {
                 id: "vpc-1".into(),
                 metadata_port: "md-vpc".into(),
@@ -344,8 +345,15 @@ fn life(mut s: Stage, mini: &Path, engines: &Engines, _supervisor: &Supervisor) 
         attachment: "a".into(),
         name: "x1".into(),
         address: ExportAddress::Unix(socket.display().to_string()),
+        server: None,
     };
-    let wanted = VolumeAttachment { volume: "vol-0123456789abcdef0".into(), device: "/dev/sdf".into(), export };
+    let wanted = VolumeAttachment {
+        volume: "vol-0123456789abcdef0".into(),
+        device: "/dev/sdf".into(),
+        export,
+        size_gib: 1,
+        limits: mallee_tiers::DiskLimits::default(),
+    };
     begun = Instant::now();
     s.want(id, |w| w.volumes = vec![wanted.clone()]);
     s.until(id, "attached", |r| r.attachments.iter().any(|a| a.attached));

@@ -53,9 +53,19 @@ impl Stage {
 }
 
 fn volume(id: &str, export: &str) -> VolumeAttachment {
-    let export =
-        Export { attachment: "a".into(), name: export.into(), address: ExportAddress::Unix("/nowhere".into()) };
-    VolumeAttachment { volume: id.into(), device: "/dev/sdf".into(), export }
+    let export = Export {
+        attachment: "a".into(),
+        name: export.into(),
+        address: ExportAddress::Unix("/nowhere".into()),
+        server: None,
+    };
+    VolumeAttachment {
+        volume: id.into(),
+        device: "/dev/sdf".into(),
+        export,
+        size_gib: 1,
+        limits: mallee_tiers::DiskLimits::default(),
+    }
 }
 
 #[test]

@@ -61,6 +61,13 @@ impl Background {
         lock(&self.trouble).get(name).cloned()
     }
 
+    /// What keeps failing of the work on this thing, by the work's name.
+    pub fn troubles(&self, of: &str) -> Vec<(String, String)> {
+        let trouble = lock(&self.trouble);
+        let its = trouble.iter().filter(|(name, _)| name.split_once(' ').is_some_and(|(_, thing)| thing == of));
+        its.map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
     /// Ends the work wherever it is; done when it is not running any more.
     pub async fn end(&self, name: &str) {
         let task = lock(&self.tasks).remove(name);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, blobs::Place};
+use crate::{Error, blobs::Place, export::Beyond};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -17,6 +17,9 @@ pub struct Config {
     /// Where the bytes of volumes are. `STATE/volumes` by default.
     #[serde(default)]
     pub volumes: Option<PathBuf>,
+    /// How other machines reach volumes. Without it only this machine's node does, by unix sockets.
+    #[serde(default)]
+    pub nbd: Option<Beyond>,
     /// Where walrus is; the cloud-controller is asked by default.
     #[serde(default)]
     pub walrus: Option<Place>,

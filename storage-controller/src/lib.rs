@@ -9,8 +9,10 @@ mod background;
 mod blobs;
 mod config;
 pub mod export;
-mod restore;
+mod grow;
+mod key;
 mod snapshot;
+mod source;
 mod tier;
 pub mod volume;
 
@@ -26,6 +28,7 @@ use mallee_service::{
     join,
     process::About,
     register,
+    seal::SealingKey,
     tiers::TierOnly,
 };
 use mallee_store::{Migration, Store};
@@ -34,6 +37,7 @@ use tokio::sync::watch;
 
 pub use blobs::Place;
 pub use config::Config;
+pub use export::Beyond;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +50,10 @@ pub enum Error {
     #[error(transparent)]
     Tls(#[from] mallee_service::tls::TlsError),
     #[error(transparent)]
+    Place(#[from] export::PlaceError),
+    #[error(transparent)]
+    Pki(#[from] mallee_service::pki::PkiError),
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Engine(#[from] mallee_engines::Error),
@@ -57,6 +65,8 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "volume", sql: volume::TABLES },
     Migration { version: 3, name: "intent of snapshots", sql: SNAPSHOT_INTENT_TABLES },
     Migration { version: 4, name: "snapshot", sql: snapshot::TABLES },
+    Migration { version: 5, name: "keys of disks", sql: key::TABLES },
+    Migration { version: 6, name: "exports to other machines", sql: volume::PLACE_COLUMNS },
 ];
 
 /// Everything a storage-controller has.
@@ -70,8 +80,10 @@ pub(crate) struct Storage {
     pub exports: Arc<export::Exports>,
     pub snapshot_book: IntentBook<Snapshot>,
     pub snapshot_reports: Reports<SnapshotReport>,
-    pub blobs: blobs::Blobs,
-    /// Uploads, restores and merges.
+    pub blobs: Arc<blobs::Blobs>,
+    pub keys: Arc<key::Keys>,
+    pub sources: Arc<source::Sources>,
+    /// Uploads, fills and merges.
     pub background: background::Background,
     /// Who changes what a volume consists of, or whether it is exported, does so alone.
     pub locks: Mutex<BTreeMap<volume::VolumeId, Arc<tokio::sync::Mutex<()>>>>,
@@ -116,19 +128,39 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     // What happened in the background may matter to either.
     let background_poke = Poke::default();
     tokio::spawn(pass_on(background_poke.clone(), [poke.clone(), snapshots_poke.clone()]));
+    let sealing = SealingKey::open_or_create(&state.join("sealing.key"))?;
+    let keys = Arc::new(key::Keys {
+        store: store.clone(),
+        sealing,
+        identity: identity.clone(),
+        cloud: config.daemon.cloud_controller.clone(),
+        opened: Mutex::default(),
+    });
+    let blobs = blobs::Blobs::new(identity.clone(), config.daemon.cloud_controller.clone(), config.walrus.clone());
+    let (blobs, backend) = (Arc::new(blobs), Arc::new(backend::Files::open(config.volumes())?));
+    let exports =
+        Arc::new(export::Exports::open(sockets.clone(), &state, config.nbd.clone(), background_poke.clone())?);
+    if config.nbd.is_some() {
+        exports.show_certificate(identity.dir())?;
+    }
+    let sources = Arc::new(source::Sources::new(backend.clone(), blobs.clone(), keys.clone(), background_poke.clone()));
+    // Before any daemon is started: some read from it at once.
+    source::listen(&sockets, sources.clone())?;
     let storage = Arc::new(Storage {
         book: IntentBook::new(store.clone(), poke.clone()),
         snapshot_book: IntentBook::of_snapshots(store.clone(), snapshots_poke.clone()),
         snapshot_reports: Reports::default(),
-        blobs: blobs::Blobs::new(identity.clone(), config.daemon.cloud_controller.clone(), config.walrus.clone()),
-        background: background::Background::new(background_poke.clone()),
+        blobs,
+        keys,
+        sources,
+        background: background::Background::new(background_poke),
         locks: Mutex::default(),
         store,
         clock,
         about: about.clone(),
         reports: Reports::default(),
-        backend: Arc::new(backend::Files::open(config.volumes())?),
-        exports: Arc::new(export::Exports::open(sockets, &state, background_poke)?),
+        backend,
+        exports,
         ready: watch::channel(false).0,
         snapshots_ready: watch::channel(false).0,
     });
@@ -156,6 +188,6 @@ async fn pass_on(from: Poke, to: [Poke; 2]) {
 /// Ends all export daemons of a storage-controller that does not run any more: for `mallee down --all`, which leaves nothing.
 /// How many there were.
 pub async fn end_exports(config: &Config) -> Result<usize, Error> {
-    let exports = export::Exports::open(config.sockets()?, &config.daemon.state, Poke::default())?;
+    let exports = export::Exports::open(config.sockets()?, &config.daemon.state, config.nbd.clone(), Poke::default())?;
     Ok(exports.end_all().await?)
 }

@@ -72,6 +72,9 @@ impl StorageController for Front {
         if let Some(export) = export {
             lines.push(line("decided", export.made, format!("exported to {}", export.attachment)));
         }
+        for (work, why) in storage.background.troubles(&ask.id) {
+            lines.push(line("observed", now, format!("{work} did not work, and is tried again: {why}")));
+        }
         if let Some(report) = storage.reports.get(&ask.id) {
             let reason = if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) };
             let served = if report.export.is_some() { ", served" } else { "" };

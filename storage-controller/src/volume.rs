@@ -17,12 +17,14 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mallee_service::{PassReport, Reconciler, intent::Listed};
 use mallee_store::{Error as StoreError, FromValue, Tx, Value, params};
-use mallee_tiers::{Export, ExportAddress, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
+use mallee_tiers::{Export, ExportAddress, Manifest, TierError, Volume, VolumeDesired, VolumeObserved, VolumeReport};
 
 use crate::{
     Storage,
-    backend::{BackendError, Space},
-    export::{Phase, QmpError, Served},
+    backend::{BackendError, Beginning, New, Space},
+    export::{Opened, Phase, Place, QmpError, Served},
+    snapshot::DOCUMENT_MAX,
+    source,
 };
 
 pub(crate) const TABLES: &str = "
@@ -30,7 +32,16 @@ CREATE TABLE volume (id TEXT PRIMARY KEY, size_gib BIGINT NOT NULL, state TEXT N
 CREATE TABLE export (volume TEXT PRIMARY KEY, attachment TEXT NOT NULL, name TEXT NOT NULL UNIQUE, served BIGINT NOT NULL, made BIGINT NOT NULL);
 ";
 
+/// `port` 0: a unix socket. `allowed`: the node that is let in; none is any. `node`: the one that has it, once that is known.
+pub(crate) const PLACE_COLUMNS: &str = "
+ALTER TABLE export ADD COLUMN port BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE export ADD COLUMN allowed TEXT;
+ALTER TABLE export ADD COLUMN node TEXT;
+";
+
 pub(crate) const GIB: u64 = 1 << 30;
+/// With less than this the next write may find no room.
+const NO_ROOM: u64 = 32 << 20;
 /// Volumes that are worked on at the same time.
 const AT_ONCE: usize = 8;
 /// A volume that somebody else is at is looked at again after this.
@@ -93,6 +104,8 @@ pub(crate) struct Row {
     pub size_gib: u64,
     pub reason: String,
     pub changed: i64,
+    /// Id of the key it is encrypted with.
+    pub key: Option<String>,
 }
 
 /// An export's row. `served` says that it once answered: from then on it is reported, whatever happens to its daemon,
@@ -103,6 +116,21 @@ pub(crate) struct ExportRow {
     pub name: String,
     pub served: bool,
     pub made: i64,
+    pub place: Place,
+    /// The node that has it, as far as it was told.
+    pub node: Option<String>,
+}
+
+impl ExportRow {
+    fn is_for(&self, wish: &Volume) -> bool {
+        let moved = wish.export_node.is_some() && self.node.is_some() && self.node != wish.export_node;
+        wish.export_for.as_ref() == Some(&self.attachment) && !moved
+    }
+
+    fn served(&self, volume: &VolumeId) -> Served {
+        let (attachment, name, place) = (self.attachment.clone(), self.name.clone(), self.place.clone());
+        Served { volume: volume.clone(), attachment, name, place }
+    }
 }
 
 /// What is next for a volume.
@@ -112,6 +140,8 @@ pub(crate) enum Step {
     EndExport,
     /// Write the row of an export for this attachment.
     MakeExport(String),
+    /// Write down which node has it.
+    BindExport,
     Serve,
     RemoveBytes,
     /// More bytes, whether it is served or not.
@@ -136,7 +166,12 @@ pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<
             (None | Some(State::Creating), ..) => Some(Step::Create),
             (Some(State::Failed | State::Gone), ..) => None,
             _ if row.is_some_and(|r| r.size_gib < wish.body.size_gib) => Some(Step::Grow),
-            (_, Some(e), Some(a)) if e.attachment == *a => Some(Step::Serve),
+            // A machine that had it may not be cut off yet: whoever has it next gets another name, and a daemon that lets in
+            // nobody else.
+            (_, Some(e), Some(_)) if e.is_for(&wish.body) && e.node.is_none() && wish.body.export_node.is_some() => {
+                Some(Step::BindExport)
+            }
+            (_, Some(e), Some(_)) if e.is_for(&wish.body) => Some(Step::Serve),
             (_, Some(_), _) => Some(Step::EndExport),
             (_, None, Some(a)) => Some(Step::MakeExport(a.clone())),
             (_, None, None) => None,
@@ -145,14 +180,22 @@ pub(crate) fn next(row: Option<&Row>, export: Option<&ExportRow>, wish: &Listed<
 }
 
 fn read_volume(tx: &mut Tx<'_>, id: &str) -> Result<Option<Row>, StoreError> {
-    tx.query_opt("SELECT state, size_gib, reason, changed FROM volume WHERE id = ?1", params![id], |row| {
-        Ok(Row { state: row.get(0)?, size_gib: row.get(1)?, reason: row.get(2)?, changed: row.get(3)? })
+    tx.query_opt("SELECT state, size_gib, reason, changed, disk_key FROM volume WHERE id = ?1", params![id], |row| {
+        let (state, size_gib, reason, changed) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        Ok(Row { state, size_gib, reason, changed, key: row.get(4)? })
     })
 }
 
 fn read_export(tx: &mut Tx<'_>, id: &str) -> Result<Option<ExportRow>, StoreError> {
-    tx.query_opt("SELECT attachment, name, served, made FROM export WHERE volume = ?1", params![id], |row| {
-        Ok(ExportRow { attachment: row.get(0)?, name: row.get(1)?, served: row.get(2)?, made: row.get(3)? })
+    let sql = "SELECT attachment, name, served, made, port, allowed, node FROM export WHERE volume = ?1";
+    tx.query_opt(sql, params![id], |row| {
+        let (attachment, name, served, made) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        let port: i64 = row.get(4)?;
+        let place = match u16::try_from(port) {
+            Ok(0) | Err(_) => Place::Unix,
+            Ok(port) => Place::Tls { port, node: row.get(5)? },
+        };
+        Ok(ExportRow { attachment, name, served, made, place, node: row.get(6)? })
     })
 }
 
@@ -257,14 +300,11 @@ impl Storage {
                     self.forget(&id).await?;
                     return Ok(steps + 1);
                 }
-                Some(Step::Create) if self.restores(&id, &wish.body).await? => {
-                    self.begin_restore(&id, &wish.body).await?;
-                    return Ok(steps);
-                }
                 Some(Step::Create) => self.create(&id, &wish.body).await,
                 Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
-                Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment).await,
+                Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment, &wish.body).await,
+                Some(Step::BindExport) => self.bind_export(&id, wish.body.export_node.clone()).await,
                 Some(Step::RemoveBytes) => self.remove_bytes(&id, &wish.body).await,
             };
             if let Err(Trouble::Busy) = outcome {
@@ -314,11 +354,17 @@ impl Storage {
             .await
     }
 
-    pub(crate) async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
+    /// Makes it, and copies nothing: what it begins with is fetched when it is used.
+    async fn create(&self, id: &VolumeId, wish: &Volume) -> Result<(), Trouble> {
         let size_gib = wish.size_gib;
         self.write_state(id, size_gib, State::Creating, String::new()).await?;
-        let made = id.clone();
-        match self.backend(move |b| b.create(&made, size_gib.saturating_mul(GIB))).await {
+        self.write_key(id, wish.encrypted.clone()).await?;
+        let (made, new) = (id.clone(), self.new_volume(wish).await);
+        let created = match new {
+            Ok(new) => self.backend(move |b| b.create(&made, size_gib.saturating_mul(GIB), &new)).await,
+            Err(e) => Err(e),
+        };
+        match created {
             Ok(()) => self.write_state(id, size_gib, State::Ready, String::new()).await?,
             Err(Trouble::Backend(BackendError::NoRoom(why))) => {
                 let half = id.clone();
@@ -328,6 +374,28 @@ impl Storage {
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    async fn new_volume(&self, wish: &Volume) -> Result<New, Trouble> {
+        let passphrase = self.keys.passphrase(wish.encrypted.as_deref()).await?;
+        let Some(source) = wish.source.clone() else { return Ok(New { passphrase, beginning: None }) };
+        let document = self.blobs.get(&source.manifest, DOCUMENT_MAX).await?;
+        let manifest = Manifest::read(&document).map_err(Trouble::Other)?;
+        if manifest.size > wish.size_gib.saturating_mul(GIB) {
+            let (snapshot, needs) = (&source.snapshot, manifest.size.div_ceil(GIB));
+            let why = format!("{snapshot} has {needs} GiB, the volume only {}", wish.size_gib);
+            return Err(BackendError::NoRoom(why).into());
+        }
+        if manifest.encrypted.is_some() && wish.encrypted.is_none() {
+            let why = format!("{} is encrypted, and the volume is not to be", source.snapshot);
+            return Err(BackendError::NoRoom(why).into());
+        }
+        Ok(New { passphrase, beginning: Some(Beginning { source, manifest }) })
+    }
+
+    async fn write_key(&self, id: &VolumeId, key: Option<String>) -> Result<(), StoreError> {
+        let (id, sql) = (id.clone(), "UPDATE volume SET disk_key = ?2 WHERE id = ?1");
+        self.store.write("a volume's key", move |tx| tx.execute(sql, params![id.as_str(), key]).map(|_| ())).await
     }
 
     /// The row goes last: while it is there, the daemon it speaks of is looked for.
@@ -342,23 +410,41 @@ impl Storage {
         Ok(())
     }
 
-    async fn make_export(&self, id: &VolumeId, attachment: &str) -> Result<(), Trouble> {
+    async fn bind_export(&self, id: &VolumeId, node: Option<String>) -> Result<(), Trouble> {
+        let (id, sql) = (id.clone(), "UPDATE export SET node = ?2 WHERE volume = ?1");
+        let write =
+            self.store.write("a node has an export", move |tx| tx.execute(sql, params![id.as_str(), node]).map(|_| ()));
+        write.await.map_err(|e: StoreError| e.into())
+    }
+
+    async fn make_export(&self, id: &VolumeId, attachment: &str, wish: &Volume) -> Result<(), Trouble> {
         // A store that was lost may have left the daemon of this very attachment, with a guest on it.
         let left =
             self.exports.running().into_iter().find(|r| r.served.volume == *id && r.served.attachment == attachment);
-        let name = match left {
-            Some(running) => running.served.name,
+        let (name, place) = match left {
+            Some(running) => (running.served.name, running.served.place),
             None => {
                 self.exports.end(id).await?;
-                hex::encode(rand::random::<[u8; 16]>())
+                let read = self.store.read("read the ports", |tx| {
+                    tx.query("SELECT port FROM export", params![], |row| row.get::<u16>(0))
+                });
+                let taken: Vec<u16> = read.await.map_err(|e: StoreError| Trouble::from(e))?;
+                let place = self.exports.place(wish.export_node.as_deref(), &taken);
+                (hex::encode(rand::random::<[u8; 16]>()), place.map_err(|e| Trouble::Other(e.to_string()))?)
             }
         };
+        let (port, allowed) = match place {
+            Place::Unix => (0, None),
+            Place::Tls { port, node } => (port, node),
+        };
+        let node = wish.export_node.clone();
         let (id, attachment, now) = (id.clone(), attachment.to_owned(), self.clock.now_ms());
         self.store
             .write("make an export", move |tx| {
                 tx.execute(
-                    "INSERT INTO export (volume, attachment, name, served, made) VALUES (?1, ?2, ?3, 0, ?4)",
-                    params![id.as_str(), attachment, name, now],
+                    "INSERT INTO export (volume, attachment, name, served, made, port, allowed, node)
+                     VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6, ?7)",
+                    params![id.as_str(), attachment, name, now, port, allowed, node],
                 )
                 .map(|_| ())
             })
@@ -371,7 +457,8 @@ impl Storage {
         if self.snapshots_of(id).await?.snapshots.iter().any(|(_, row)| row.pending()) {
             return Err(Trouble::Busy);
         }
-        self.background.end(&crate::restore::name(id)).await;
+        self.background.end(&source::fill_name(id)).await;
+        self.sources.forget(id);
         // Whatever serves it still, of which no row is left.
         self.exports.end(id).await?;
         let removed = id.clone();
@@ -396,7 +483,7 @@ impl Storage {
 
     /// Reports a volume that needs no more steps; its export is kept up on the way.
     async fn report(
-        &self,
+        self: &Arc<Self>,
         id: &VolumeId,
         wish: &Listed<Volume>,
         row: Option<&Row>,
@@ -425,7 +512,8 @@ impl Storage {
             State::Creating | State::Ready => {}
         }
         let looked = id.clone();
-        let Some(found) = self.backend(move |b| b.find(&looked)).await? else {
+        let looked = self.backend(move |b| Ok((b.find(&looked)?, b.beginning(&looked)?.is_some(), b.space()?))).await?;
+        let (Some(found), needs_source, space) = looked else {
             self.reports.put(report_of(body, VolumeObserved::Failed, "its bytes are gone from the disk"));
             self.about.faults.raise(
                 &format!("bytes {id}"),
@@ -439,18 +527,28 @@ impl Storage {
         // To the MiB: what the guest writes should not make a report of every block.
         report.allocated = found.allocated.next_multiple_of(1 << 20);
         report.size_gib = found.size / GIB;
+        report.needs_source = needs_source;
         if let Some(export) = export {
-            let served =
-                Served { volume: id.clone(), attachment: export.attachment.clone(), name: export.name.clone() };
-            let described = id.clone();
-            let backend = self.backend.clone();
-            let phase = self.exports.serve(&served, Arc::new(move || backend.blockdev(&described)));
+            let served = export.served(id);
+            let passphrase = self.keys.passphrase(row.key.as_deref()).await?;
+            let (described, backend, sockets) = (id.clone(), self.backend.clone(), self.exports.sockets().to_owned());
+            let describe = move || {
+                let source = backend.beginning(&described)?.map(|_| source::blockdev(&sockets, described.as_str()));
+                Ok(Opened { blockdev: backend.blockdev(&described, source)?, passphrase: passphrase.clone() })
+            };
+            let phase = self.exports.serve(&served, Arc::new(describe));
             match &phase {
                 Phase::Ready { .. } => {}
                 Phase::Starting => report.reason = "its export is being started".into(),
                 Phase::Down(why) => report.reason = format!("its export ended and is started again: {why}"),
             }
             let up = matches!(phase, Phase::Ready { .. });
+            if up && needs_source {
+                self.begin_fill(id);
+                report.reason = self.sources.trouble(id).map_or_else(String::new, |why| {
+                    format!("what it began with is not all fetched, and a part of it cannot be had now: {why}")
+                });
+            }
             if up && !export.served {
                 let id = id.clone();
                 self.store
@@ -460,9 +558,23 @@ impl Storage {
                     .await?;
             }
             if up || export.served {
-                let address = ExportAddress::Unix(self.exports.socket(id).display().to_string());
-                report.export = Some(Export { attachment: export.attachment, name: export.name, address });
+                match self.exports.address(&served) {
+                    Some(address) => {
+                        let by_tls = matches!(address, ExportAddress::Tcp(_));
+                        let server = by_tls.then(|| self.about.peer.server_name());
+                        let (attachment, name) = (export.attachment, export.name);
+                        report.export = Some(Export { attachment, name, address, server });
+                    }
+                    None => {
+                        report.reason = "it is served to another machine, and this one has no address for that".into()
+                    }
+                }
             }
+        }
+        if report.export.is_some() && report.reason.is_empty() && space.free < NO_ROOM {
+            let free = space.free >> 20;
+            report.reason =
+                format!("the disk of volumes is full ({free} MiB are free): what is written may have to wait");
         }
         self.reports.put(report);
         Ok(())
@@ -535,6 +647,7 @@ pub(crate) fn report_of(wish: &Volume, observed: VolumeObserved, reason: impl In
         export: None,
         allocated: 0,
         size_gib: 0,
+        needs_source: false,
     }
 }
 
@@ -545,14 +658,8 @@ mod tests {
     use super::*;
 
     fn wish(desired: VolumeDesired, export_for: Option<&str>, listed: bool) -> Listed<Volume> {
-        let body = Volume {
-            id: "vol-1".into(),
-            generation: Generation::default(),
-            desired,
-            size_gib: 1,
-            export_for: export_for.map(Into::into),
-            source: None,
-        };
+        let export_for = export_for.map(Into::into);
+        let body = Volume { desired, export_for, ..Volume::new("vol-1", Generation::default(), 1) };
         Listed { body, listed }
     }
 
@@ -587,10 +694,37 @@ mod tests {
             (Deleted,   None,        false,  Some(Gone),     None,       Some(Step::Forget)),
         ];
         for (desired, export_for, listed, state, export, expected) in table {
-            let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0 });
-            let export = export.map(|a| ExportRow { attachment: a.into(), name: "n".into(), served: true, made: 0 });
+            let row = state.map(|state| Row { state, size_gib: 1, reason: String::new(), changed: 0, key: None });
+            let export = export.map(|a| ExportRow {
+                attachment: a.into(),
+                name: "n".into(),
+                served: true,
+                made: 0,
+                place: Place::Unix,
+                node: None,
+            });
             let got = next(row.as_ref(), export.as_ref(), &wish(*desired, *export_for, *listed));
             assert_eq!(got, *expected, "{desired:?} for {export_for:?}, listed {listed}, {state:?}, {export:?}");
+        }
+    }
+
+    #[test]
+    fn an_export_follows_its_attachment_to_one_node_and_is_made_anew_for_the_next() {
+        let mut wish = wish(VolumeDesired::Present, Some("a"), true);
+        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0, key: None };
+        for (has, wanted, expected) in [
+            (None, None, Step::Serve),
+            (None, Some("n1"), Step::BindExport),
+            (Some("n1"), Some("n1"), Step::Serve),
+            // Off for a while.
+            (Some("n1"), None, Step::Serve),
+            (Some("n1"), Some("n2"), Step::EndExport),
+        ] {
+            let place = Place::Tls { port: 10_809, node: None };
+            let (attachment, name, node) = ("a".into(), "n".into(), has.map(str::to_owned));
+            let export = ExportRow { attachment, name, served: true, made: 0, place, node };
+            wish.body.export_node = wanted.map(str::to_owned);
+            assert_eq!(next(Some(&row), Some(&export), &wish), Some(expected), "{has:?} {wanted:?}");
         }
     }
 
@@ -598,7 +732,7 @@ mod tests {
     fn a_volume_smaller_than_wanted_grows_before_anything_else() {
         let mut wish = wish(VolumeDesired::Present, Some("a"), true);
         wish.body.size_gib = 2;
-        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0 };
+        let row = Row { state: State::Ready, size_gib: 1, reason: String::new(), changed: 0, key: None };
         assert_eq!(next(Some(&row), None, &wish), Some(Step::Grow));
     }
 

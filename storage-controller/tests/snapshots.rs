@@ -200,6 +200,32 @@ async fn the_second_snapshot_moves_what_changed_and_no_more() {
 }
 
 #[tokio::test]
+async fn of_ten_gib_with_a_hundred_mib_changed_a_hundred_mib_are_sent() {
+    let zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 10, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    // No two blocks are equal, so none is spared because another was sent.
+    let write = |from: u64, count: u64| {
+        let mut commands = Vec::new();
+        for n in from..from + count {
+            let at = n * 12_345 % 20_480 * BLOCK;
+            for (half, byte) in [(0, n % 255 + 1), (BLOCK / 2, n / 255 + 1)] {
+                commands.extend(["-c".to_owned(), format!("write -q -P {byte} {} {}", at + half, BLOCK / 2)]);
+            }
+        }
+        let out = Command::new("qemu-io").args(["-f", "raw"]).args(commands).arg(url(&export)).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    write(0, 100);
+    zone.want_snapshot("snap-1", "vol-1", |_| {}).await;
+    assert_eq!(zone.uploaded("snap-1").await.sent, 100 * BLOCK);
+    zone.accept("snap-1", "vol-1").await;
+    write(100, 200);
+    zone.want_snapshot("snap-2", "vol-1", |_| {}).await;
+    assert_eq!(zone.uploaded("snap-2").await.sent, 100 << 20);
+}
+
+#[tokio::test]
 async fn a_volume_that_is_attached_to_nothing_is_snapshotted_and_merged_too() {
     let zone = Zone::new();
     zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
@@ -309,9 +335,7 @@ async fn a_restore_that_is_cut_off_begins_again_and_is_ready_only_when_it_is_who
     zone.want_snapshot("snap-1", "vol-1", |_| {}).await;
     let manifest = zone.uploaded("snap-1").await.manifest.unwrap();
     let source = Some(VolumeSource { snapshot: "snap-1".into(), manifest });
-    let (desired, export_for, size_gib) = (VolumeDesired::Present, Some("vattach-b".to_owned()), 1);
-    let volume = Volume { id: "vol-2".into(), generation: zone.next(), desired, size_gib, export_for, source };
-    zone.rows.lock().unwrap().insert("vol-2".into(), volume);
+    zone.wish("vol-2", 1, Some("vattach-b"), |v| v.source = source);
     for n in 0..4u64 {
         zone.send().await.unwrap();
         tokio::time::sleep(Duration::from_millis(n * 8)).await;
@@ -323,7 +347,8 @@ async fn a_restore_that_is_cut_off_begins_again_and_is_ready_only_when_it_is_who
     for n in [0u64, 50, 99] {
         io(&restored, &format!("read -P {} {}k 512k", n + 1, n * 512)).unwrap();
     }
-    assert_eq!(zone.layers("vol-2"), ["volume.raw"]);
+    zone.until("vol-2", "fetched whole", |r| !r.needs_source).await;
+    assert_eq!(zone.layers("vol-2"), ["1.qcow2", "volume.qcow2"]);
 }
 
 #[tokio::test]

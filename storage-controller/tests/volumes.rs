@@ -208,16 +208,7 @@ async fn the_daemon_killed_with_nine_leaves_exports_running_and_goes_on_where_it
     for n in 0..6u64 {
         let mut daemon = spawn();
         let id = format!("vol-{n}");
-        let generation = zone.next();
-        let volume = Volume {
-            id: id.clone(),
-            generation,
-            desired: VolumeDesired::Present,
-            size_gib: 1,
-            export_for: Some("vattach-a".into()),
-            source: None,
-        };
-        zone.rows.lock().unwrap().insert(id, volume);
+        zone.wish(&id, 1, Some("vattach-a"), |_| {});
         while zone.send().await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

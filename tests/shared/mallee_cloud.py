@@ -98,11 +98,12 @@ class Cloud:
         """Who vouches for the cloud's HTTPS."""
         return str(self.state / "cloud-controller/ca/ca.pem")
 
-    def client(self, service, account="admin", **settings):
-        """boto3, without retries: what the test sees is what the cloud answered."""
+    def client(self, service, account="admin", attempts=1, **settings):
+        """boto3, without retries: what the test sees is what the cloud answered. A test that leaves its connections alone for
+        longer than the front keeps them asks for a second attempt."""
         user = self.environment(account)
         url = user["AWS_ENDPOINT_URL_S3" if service == "s3" else "AWS_ENDPOINT_URL"]
-        config = botocore.config.Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, **settings)
+        config = botocore.config.Config(retries={"total_max_attempts": attempts}, s3={"addressing_style": "path"}, **settings)
         return boto3.client(
             service,
             endpoint_url=url,

@@ -106,7 +106,7 @@ pub const OWN_DNS: &str = "AmazonProvidedDNS";
 /// The default set of an account: the one it has, or a new one.
 pub fn default_of(tx: &mut Tx<'_>, account: &str, region: &str, now: i64) -> Outcome<DhcpOptionsId> {
     let options = Options::from([
-        ("domain-name".to_owned(), vec![format!("{region}.internal")]),
+        ("domain-name".to_owned(), vec![format!("{region}.compute.internal")]),
         ("domain-name-servers".to_owned(), vec![OWN_DNS.to_owned()]),
     ]);
     if let Some(set) = all(tx, Some(account))?.into_iter().find(|set| set.options == options) {

@@ -5,7 +5,10 @@
 //! given back and its port is shut), [`remove`] when the node has reported that nothing of the guest is left (its private
 //! address is free only then: the guest might still be using it).
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use mallee_aws::{
     AwsError,
@@ -21,7 +24,7 @@ use crate::{
     ec2::{
         Id,
         address::{self as ec2_address, Elastic},
-        listing,
+        instance, listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::SubnetRow,
         tag, vpc,
@@ -39,9 +42,12 @@ pub mod attach;
 pub mod attribute;
 pub mod change;
 mod describe;
+pub mod ipv6;
+pub mod phase;
 
 pub use address::Secondary;
-pub use describe::ACTIONS;
+pub use describe::{ACTIONS, Ipv6Address};
+pub use phase::Phase;
 
 /// An interface of a NAT gateway is none of an instance: it has no port, and nobody may touch it.
 pub const KIND_COLUMN: &str = "ALTER TABLE network_interface ADD COLUMN kind TEXT NOT NULL DEFAULT 'interface';";
@@ -121,6 +127,8 @@ pub struct InterfaceRow {
     pub zone: String,
     pub instance: Option<InstanceId>,
     pub attachment: Option<InterfaceAttachmentId>,
+    /// Of its attachment, if it has one.
+    pub phase: Phase,
     pub device_index: u32,
     /// Milliseconds.
     pub attached: i64,
@@ -143,6 +151,8 @@ pub struct InterfaceRow {
     pub elastic: Option<Elastic>,
     /// Its other addresses, in order.
     pub secondary: Vec<SecondaryAddress>,
+    /// In order.
+    pub ipv6: Vec<Ipv6Addr>,
     pub link: VpcLink,
 }
 
@@ -178,6 +188,11 @@ impl InterfaceRow {
         }
     }
 
+    /// EC2's word for the state of its attachment.
+    pub fn attachment_status(&self) -> &'static str {
+        if self.released { Phase::Detaching.shown() } else { self.phase.shown() }
+    }
+
     /// As the tiers below know it.
     pub fn wanted(&self) -> mallee_tiers::Interface {
         mallee_tiers::Interface {
@@ -186,20 +201,21 @@ impl InterfaceRow {
             device_index: self.device_index,
             mac: self.mac.clone(),
             address: self.address,
+            secondary: self.secondary.iter().map(|s| s.address).collect(),
             vpc: self.link.clone(),
         }
     }
 }
 
-/// `ip-172-31-0-5.REGION.internal`.
+/// `ip-172-31-0-5.REGION.compute.internal`. The nodes' resolver reads the address out of it.
 pub fn private_dns_name(region: &str, address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();
-    format!("ip-{a}-{b}-{c}-{d}.{region}.internal")
+    format!("ip-{a}-{b}-{c}-{d}.{region}.compute.internal")
 }
 
 const COLUMNS: &str = "id, account, vpc, subnet, zone, instance, attachment, device_index, attached, \
                        delete_on_termination, mac, address, port, description, source_dest_check, public_wanted, \
-                       automatic_ip, released, created, kind";
+                       automatic_ip, released, created, kind, phase";
 
 fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
     Ok(InterfaceRow {
@@ -222,10 +238,12 @@ fn read(row: &Row<'_>) -> Result<InterfaceRow, StoreError> {
         automatic_ip: row.get::<Option<Address>>(16)?.map(|a| a.0),
         released: row.get(17)?,
         created: row.get(18)?,
+        phase: instance::unword(row.get(20)?)?,
         kind: if row.get::<String>(19)? == Kind::NatGateway.as_str() { Kind::NatGateway } else { Kind::Interface },
         groups: Vec::new(),
         elastic: None,
         secondary: Vec::new(),
+        ipv6: Vec::new(),
         link: VpcLink { id: String::new(), metadata_port: String::new(), metadata_mac: String::new() },
     })
 }
@@ -246,9 +264,11 @@ fn load(tx: &mut Tx<'_>, account: Option<&str>) -> Outcome<Vec<InterfaceRow>> {
     }
     let mut elastic = ec2_address::by_interface(tx, account)?;
     let mut addresses = address::all(tx, account)?;
+    let mut ipv6 = ipv6::all(tx, account)?;
     for row in &mut rows {
         row.groups = groups.remove(row.id.as_str()).unwrap_or_default();
         row.secondary = address::secondary(row.address, addresses.remove(row.id.as_str()).unwrap_or_default());
+        row.ipv6 = ipv6.remove(row.id.as_str()).unwrap_or_default();
         row.put_elastic(elastic.remove(&row.id).unwrap_or_default());
         if let Some(link) = links.get(&row.vpc) {
             row.link = link.clone();
@@ -265,6 +285,7 @@ fn complete(tx: &mut Tx<'_>, mut row: InterfaceRow) -> Outcome<InterfaceRow> {
         row.groups.push(GroupIdentifier { group_id, group_name });
     }
     row.secondary = address::secondary(row.address, address::of(tx, &row.id)?);
+    row.ipv6 = ipv6::of(tx, &row.id)?;
     let elastics = ec2_address::of_interface(tx, &row.id)?;
     row.put_elastic(elastics);
     Ok(row)
@@ -400,6 +421,7 @@ pub struct New<'a> {
     /// The private address that was asked for.
     pub address: Option<Ipv4Addr>,
     pub secondary: Secondary,
+    pub ipv6: ipv6::Wanted,
     /// From [`security_group::for_launch`].
     pub groups: &'a [SecurityGroupId],
     pub description: &'a str,
@@ -432,6 +454,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     let id = NetworkInterfaceId::from_random(rand::random());
     let address = take_address(tx, new.subnet, new.address, &id)?;
     address::take(tx, new.subnet, &new.secondary, &id)?;
+    ipv6::take_first(tx, new.subnet, &new.ipv6, &id)?;
     let mac = mac::take(tx, id.as_str())?;
     let public_wanted = new.public.unwrap_or(new.attached.is_some() && new.subnet.public_on_launch);
     let automatic_ip = if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
@@ -439,7 +462,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     tx.execute(
         &format!(
             "INSERT INTO network_interface ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9, ?18)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 0, ?9, ?18, ?19)"
         ),
         params![
             id.as_str(),
@@ -459,7 +482,8 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
             new.source_dest_check,
             public_wanted,
             automatic_ip.map(Address),
-            new.kind.as_str()
+            new.kind.as_str(),
+            if new.attached.is_some() { Phase::Attaching.shown() } else { Phase::Attached.shown() },
         ],
     )?;
     put_groups(tx, &id, new.groups)?;
@@ -602,7 +626,7 @@ pub fn release(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
 /// attached again.
 pub fn remove(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<()> {
     for row in of_instance(tx, instance)? {
-        if row.delete_on_termination {
+        if row.delete_on_termination && row.phase != Phase::Detaching {
             delete_row(tx, &row)?;
         } else {
             drop_automatic(tx, &row)?;
@@ -621,7 +645,8 @@ pub fn discard(tx: &mut Tx<'_>, account: &str, id: &NetworkInterfaceId) -> Outco
 fn unattach(tx: &mut Tx<'_>, id: &NetworkInterfaceId) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE network_interface
-         SET instance = NULL, attachment = NULL, device_index = 0, delete_on_termination = 0, released = 0 WHERE id = ?1",
+         SET instance = NULL, attachment = NULL, device_index = 0, delete_on_termination = 0, released = 0,
+             phase = 'attached', attach_reason = '' WHERE id = ?1",
         params![id.as_str()],
     )
     .map(|_| ())
@@ -631,7 +656,7 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     drop_automatic(tx, row)?;
     ec2_address::forget_interface(tx, &row.id)?;
     let id = row.id.as_str();
-    for table in ["interface_group", "private_address"] {
+    for table in ["interface_group", "private_address", "ipv6_address"] {
         tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
     }
     mac::free(tx, id)?;

@@ -2,9 +2,14 @@
 
 pub mod account_attribute;
 pub mod address;
+pub mod block_device;
 pub mod client_token;
 pub mod dhcp_options;
+pub mod egress_only_gateway;
+pub mod encryption;
+pub mod endpoint;
 pub mod image;
+pub mod import;
 pub mod instance;
 pub mod instance_type;
 pub mod interface;
@@ -14,6 +19,7 @@ pub mod listing;
 pub mod nat_gateway;
 pub mod network_acl;
 pub mod peering;
+pub mod prefix_list;
 pub mod region;
 pub mod resource;
 pub mod route_table;
@@ -46,9 +52,16 @@ pub const SERVICE: Service = Service {
         address::describe::ACTIONS,
         dhcp_options::ACTIONS,
         dhcp_options::change::ACTIONS,
+        encryption::ACTIONS,
+        egress_only_gateway::ACTIONS,
+        endpoint::ACTIONS,
+        endpoint::change::ACTIONS,
         image::attribute::ACTIONS,
+        image::copy::ACTIONS,
+        image::create::ACTIONS,
         image::describe::ACTIONS,
         image::register::ACTIONS,
+        import::task::ACTIONS,
         instance::attribute::ACTIONS,
         instance::console::ACTIONS,
         instance::describe::ACTIONS,
@@ -61,6 +74,7 @@ pub const SERVICE: Service = Service {
         interface::attach::ACTIONS,
         interface::attribute::ACTIONS,
         interface::change::ACTIONS,
+        interface::ipv6::ACTIONS,
         internet_gateway::ACTIONS,
         internet_gateway::change::ACTIONS,
         key_pair::ACTIONS,
@@ -70,6 +84,8 @@ pub const SERVICE: Service = Service {
         network_acl::entry::ACTIONS,
         peering::ACTIONS,
         peering::describe::ACTIONS,
+        prefix_list::ACTIONS,
+        prefix_list::change::ACTIONS,
         region::ACTIONS,
         route_table::ACTIONS,
         route_table::change::ACTIONS,
@@ -85,8 +101,10 @@ pub const SERVICE: Service = Service {
         snapshot::describe::ACTIONS,
         subnet::ACTIONS,
         subnet::change::ACTIONS,
+        subnet::ipv6::ACTIONS,
         tag::ACTIONS,
         volume::attach::ACTIONS,
+        volume::attribute::ACTIONS,
         volume::create::ACTIONS,
         volume::describe::ACTIONS,
         volume::modify::ACTIONS,

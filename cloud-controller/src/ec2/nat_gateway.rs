@@ -71,7 +71,7 @@ pub enum State {
 }
 
 impl State {
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             State::Pending => "pending",
             State::Available => "available",
@@ -306,6 +306,7 @@ pub fn make(
         attached: None,
         address,
         secondary: interface::Secondary::none(),
+        ipv6: interface::ipv6::Wanted { named: Vec::new(), count: Some(0) },
         groups: &[],
         description: &format!("Interface for NAT Gateway {id}"),
         delete_on_termination: false,

@@ -17,7 +17,7 @@ use crate::{
         listing::{self, Wanted},
         tag::{self, Tag},
     },
-    network::Cidr,
+    network::{Cidr, Cidr6, Net},
     service::Call,
 };
 
@@ -26,7 +26,7 @@ pub mod entry;
 
 actions![DescribeNetworkAcls => describe];
 
-/// The last rule of each direction, number 32767, is not a row: every ACL denies what no rule of it allows.
+/// The last rule of each direction (number 32767, and 32768 for IPv6) is not a row: every ACL denies what no rule of it allows.
 pub const TABLES: &str = "
 CREATE TABLE network_acl (
     id TEXT PRIMARY KEY,
@@ -77,14 +77,15 @@ pub struct EntryRow {
     /// A number as text; `-1` is all.
     pub protocol: String,
     pub allow: bool,
-    pub cidr: Cidr,
+    pub cidr: Net,
     /// First and last port of TCP and UDP; type and code of ICMP, where -1 is any.
     pub range: Option<(i64, i64)>,
 }
 
 impl EntryRow {
+    /// Of either family.
     pub fn is_icmp(&self) -> bool {
-        self.protocol == "1"
+        self.protocol == "1" || self.protocol == "58"
     }
 }
 
@@ -205,6 +206,21 @@ pub fn insert_default(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> 
     Ok(id)
 }
 
+/// The VPC has IPv6 from now on: its default ACL lets that through as well, unless it says something about it already.
+pub fn let_ipv6_through(tx: &mut Tx<'_>, vpc: &VpcId) -> Outcome<()> {
+    let acl = default_of(tx, vpc)?;
+    for egress in [false, true] {
+        tx.execute(
+            "INSERT INTO network_acl_entry (network_acl, egress, number, protocol, allow, cidr)
+             SELECT ?1, ?2, 101, '-1', 1, '::/0'
+             WHERE NOT EXISTS (SELECT 1 FROM network_acl_entry WHERE network_acl = ?1 AND egress = ?2 AND cidr LIKE '%:%')
+             ON CONFLICT DO NOTHING",
+            params![acl.as_str(), egress],
+        )?;
+    }
+    Ok(())
+}
+
 /// A subnet is under this ACL from now on.
 pub fn associate(tx: &mut Tx<'_>, acl: &NetworkAclId, subnet: &SubnetId) -> Outcome<NetworkAclAssociationId> {
     let id = NetworkAclAssociationId::from_random(rand::random());
@@ -258,7 +274,8 @@ struct EntryInfo {
     protocol: String,
     rule_action: &'static str,
     egress: bool,
-    cidr_block: Cidr,
+    cidr_block: Option<Cidr>,
+    ipv6_cidr_block: Option<Cidr6>,
     icmp_type_code: Option<IcmpTypeCode>,
     port_range: Option<PortRange>,
 }
@@ -299,7 +316,7 @@ const ATTRIBUTES: &[Attribute<AclInfo>] = &[
     }),
     ("association.subnet-id", |acl| acl.association_set.iter().map(|a| a.subnet_id.as_str().into()).collect()),
     ("default", |acl| vec![acl.default.to_string().into()]),
-    ("entry.cidr", |acl| acl.entry_set.iter().map(|e| e.cidr_block.to_string().into()).collect()),
+    ("entry.cidr", |acl| acl.entry_set.iter().filter_map(|e| e.cidr_block.map(|c| c.to_string().into())).collect()),
     ("entry.egress", |acl| acl.entry_set.iter().map(|e| e.egress.to_string().into()).collect()),
     ("entry.icmp.code", |acl| {
         acl.entry_set.iter().filter_map(|e| e.icmp_type_code.map(|i| i.code.to_string().into())).collect()
@@ -307,7 +324,9 @@ const ATTRIBUTES: &[Attribute<AclInfo>] = &[
     ("entry.icmp.type", |acl| {
         acl.entry_set.iter().filter_map(|e| e.icmp_type_code.map(|i| i.r#type.to_string().into())).collect()
     }),
-    ("entry.ipv6-cidr", |_| vec![]),
+    ("entry.ipv6-cidr", |acl| {
+        acl.entry_set.iter().filter_map(|e| e.ipv6_cidr_block.map(|c| c.to_string().into())).collect()
+    }),
     ("entry.port-range.from", |acl| {
         acl.entry_set.iter().filter_map(|e| e.port_range.map(|p| p.from.to_string().into())).collect()
     }),
@@ -323,13 +342,10 @@ const ATTRIBUTES: &[Attribute<AclInfo>] = &[
 ];
 
 fn info(acl: NetworkAclRow, tag_set: Vec<Tag>) -> AclInfo {
-    let last = [false, true].map(|egress| EntryRow {
-        egress,
-        number: LAST,
-        protocol: "-1".into(),
-        allow: false,
-        cidr: Cidr::ANYWHERE,
-        range: None,
+    let knows_ipv6 = acl.entries.iter().any(|e| e.cidr.v6().is_some());
+    let ipv6 = knows_ipv6.then_some((LAST + 1, Net::V6(Cidr6::ANYWHERE)));
+    let last = std::iter::once((LAST, Net::V4(Cidr::ANYWHERE))).chain(ipv6).flat_map(|(number, cidr)| {
+        [false, true].map(|egress| EntryRow { egress, number, protocol: "-1".into(), allow: false, cidr, range: None })
     });
     let mut entries: Vec<EntryRow> = acl.entries.into_iter().chain(last).collect();
     entries.sort_by_key(|e| (!e.egress, e.number));
@@ -340,7 +356,8 @@ fn info(acl: NetworkAclRow, tag_set: Vec<Tag>) -> AclInfo {
         protocol: e.protocol,
         rule_action: if e.allow { "allow" } else { "deny" },
         egress: e.egress,
-        cidr_block: e.cidr,
+        cidr_block: e.cidr.v4(),
+        ipv6_cidr_block: e.cidr.v6(),
     };
     let association =
         |(id, subnet_id)| AssociationInfo { network_acl_association_id: id, network_acl_id: acl.id.clone(), subnet_id };

@@ -11,13 +11,14 @@ use mallee_aws::{id::MachineImageId, paging::TokenKey, params::Params};
 use mallee_service::{Clock, Faults, pki::Ca, process::About, seal::SealingKey};
 use mallee_store::{Error as StoreError, Store};
 use mallee_tiers::{
-    Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, VolumeObserved, VolumeReport,
+    Export, ExportAddress, Generation, InstanceReport, Observed, Peer, Role, SnapshotObserved, SnapshotReport,
+    VolumeObserved, VolumeReport,
 };
 
-use super::{SERVICE, image, instance, volume};
+use super::{SERVICE, image, instance, snapshot, volume};
 use crate::{
-    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, keyring::Keyring, network, schema,
-    service, service::Call, zone::Tiers,
+    Cloud, Config, Outcome, Pokes, Principal, Refusal, account, bundling::Bundling, identity_document::IdentityKey,
+    keyring::Keyring, network, schema, service, service::Call, zone::Tiers,
 };
 
 pub struct Rehearsal {
@@ -67,6 +68,7 @@ impl Rehearsal {
             keyring: Keyring::default(),
             ca: Ca::open_or_create(&dir.path().join("ca"), "test").unwrap(),
             bundling: Bundling::open_or_create(dir.path()).unwrap(),
+            identity_key: IdentityKey::open_or_create(dir.path()).unwrap(),
             tiers: Tiers::default(),
             identities_changed: tokio::sync::watch::channel(0).0,
         });
@@ -158,9 +160,9 @@ impl Rehearsal {
     /// The body the zone is sent now.
     pub async fn body(&self, instance: &str) -> mallee_tiers::Instance {
         let ids = std::iter::once(instance.to_owned()).collect();
-        let zone = self.row(instance).await.zone;
+        let (zone, cloud) = (self.row(instance).await.zone, self.cloud.clone());
         let bodies: Outcome<_> =
-            self.cloud.store.read("render", move |tx| instance::render(tx, "mallee-1", &zone, &ids)).await;
+            self.cloud.store.read("render", move |tx| instance::render(tx, &cloud, &zone, &ids)).await;
         bodies.unwrap().pop().unwrap().1.unwrap()
     }
 
@@ -172,10 +174,26 @@ impl Rehearsal {
             .store
             .read("read", move |tx| {
                 let attachment = volume::attachment_of(tx, &id)?;
-                Ok(volume::wanted(&volume::any(tx, &id)?.unwrap(), attachment.as_ref()))
+                Ok(volume::wanted(&volume::any(tx, &id)?.unwrap(), attachment.as_ref(), None))
             })
             .await;
         read.unwrap()
+    }
+
+    /// The storage-controller cannot make the volume, and says why.
+    pub async fn refuse_volume(&self, id: &str, reason: &str) {
+        let wanted = self.wanted_volume(id).await;
+        self.report_volume(VolumeReport {
+            id: id.to_owned(),
+            generation: wanted.generation,
+            observed: VolumeObserved::Failed,
+            reason: reason.to_owned(),
+            export: None,
+            allocated: 0,
+            size_gib: wanted.size_gib,
+            needs_source: false,
+        })
+        .await;
     }
 
     /// The storage-controller does what it is asked for the volume, and reports it.
@@ -185,6 +203,7 @@ impl Rehearsal {
             name: format!("export-{attachment}"),
             attachment,
             address: ExportAddress::Unix("/run/x.sock".into()),
+            server: None,
         });
         let observed = match wanted.desired {
             mallee_tiers::VolumeDesired::Deleted => VolumeObserved::Gone,
@@ -198,9 +217,14 @@ impl Rehearsal {
             export,
             allocated: 0,
             size_gib: wanted.size_gib,
+            needs_source: false,
         };
+        self.report_volume(report).await;
+    }
+
+    async fn report_volume(&self, report: VolumeReport) {
         let now = self.cloud.now();
-        let taken: Result<_, StoreError> = self
+        let taken: Outcome<_> = self
             .cloud
             .store
             .write("report", move |tx| {
@@ -209,6 +233,64 @@ impl Rehearsal {
             })
             .await;
         taken.unwrap();
+    }
+}
+
+impl Rehearsal {
+    /// The zone reports this of a snapshot.
+    pub async fn seen_snapshot(&self, id: &str, observed: SnapshotObserved) {
+        let (id, now) = (id.to_owned(), self.cloud.now());
+        let taken: Result<(), StoreError> = self
+            .cloud
+            .store
+            .write("report", move |tx| {
+                let row = snapshot::any(tx, &id)?.unwrap();
+                let report = SnapshotReport {
+                    id: id.clone(),
+                    generation: row.generation,
+                    observed,
+                    reason: if observed == SnapshotObserved::Failed { "no room".into() } else { String::new() },
+                    percent: 50,
+                    attempt: row.attempt,
+                    manifest: (observed == SnapshotObserved::Uploaded).then(|| "ab".repeat(32)),
+                    sent: 0,
+                    size_gib: row.size_gib,
+                };
+                snapshot::take_report(tx, &row.zone, &report, now).map(drop)
+            })
+            .await;
+        taken.unwrap();
+    }
+
+    /// All of it was uploaded, and found.
+    pub async fn complete(&self, id: &str) {
+        self.seen_snapshot(id, SnapshotObserved::Uploaded).await;
+        let id = id.to_owned();
+        let done: Result<_, StoreError> =
+            self.cloud.store.write("complete", move |tx| snapshot::set_accepted(tx, &id)).await;
+        done.unwrap();
+    }
+
+    /// A complete snapshot of a volume of this size.
+    pub async fn snapshot(&self, gib: u64) -> String {
+        let made = self.ask(&format!("CreateVolume&AvailabilityZone=z-1a&Size={gib}")).await.unwrap();
+        let volume = first(&made, "volumeId");
+        self.serve(&volume).await;
+        let id = first(&self.ask(&format!("CreateSnapshot&VolumeId={volume}")).await.unwrap(), "snapshotId");
+        self.complete(&id).await;
+        self.ask(&format!("DeleteVolume&VolumeId={volume}")).await.unwrap();
+        self.serve(&volume).await;
+        id
+    }
+
+    /// An image on a snapshot of 2 GiB.
+    pub async fn image_on_snapshot(&self, more: &str) -> String {
+        let snapshot = self.snapshot(2).await;
+        let request = format!(
+            "RegisterImage&Name=on-{snapshot}&BlockDeviceMapping.1.DeviceName=/dev/sda1\
+             &BlockDeviceMapping.1.Ebs.SnapshotId={snapshot}{more}"
+        );
+        first(&self.ask(&request).await.unwrap(), "imageId")
     }
 }
 
@@ -249,6 +331,8 @@ async fn new_image(cloud: &Arc<Cloud>, account: &str) -> String {
         digest: Some("ab".repeat(32)),
         size: 1 << 20,
         created: cloud.now(),
+        mappings: Vec::new(),
+        source_instance: None,
     };
     let written: Result<(), StoreError> = cloud.store.write("make an image", move |tx| image::insert(tx, &image)).await;
     written.unwrap();

@@ -44,6 +44,14 @@ const KINDS: &[Kind] = &[
         table: "vpc_peering",
         not_found: "InvalidVpcPeeringConnectionID.NotFound",
     },
+    Kind { prefix: "pl-", name: "prefix-list", table: "prefix_list", not_found: "InvalidPrefixListID.NotFound" },
+    Kind {
+        prefix: "eigw-",
+        name: "egress-only-internet-gateway",
+        table: "egress_only_gateway",
+        not_found: "InvalidGatewayID.NotFound",
+    },
+    Kind { prefix: "vpce-", name: "vpc-endpoint", table: "vpc_endpoint", not_found: "InvalidVpcEndpointId.NotFound" },
     Kind { prefix: "rtb-", name: "route-table", table: "route_table", not_found: "InvalidRouteTableID.NotFound" },
     Kind { prefix: "sg-", name: "security-group", table: "security_group", not_found: "InvalidGroup.NotFound" },
     Kind {

@@ -1,12 +1,15 @@
 //! Route tables: where packets that leave a subnet go. A subnet without an association of its own has its VPC's main table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use mallee_aws::{
     filter::{Attribute, Filter, Tagged},
     id::{
-        InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId, RouteTableAssociationId, RouteTableId,
-        SubnetId, VpcId, VpcPeeringConnectionId,
+        EgressOnlyInternetGatewayId, InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId, PrefixListId,
+        RouteTableAssociationId, RouteTableId, SubnetId, VpcEndpointId, VpcId, VpcPeeringConnectionId,
     },
 };
 use mallee_store::{Error as StoreError, FromValue, Row, ToValue, Tx, Value, params};
@@ -15,13 +18,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        Id, interface, internet_gateway,
+        Id, egress_only_gateway, endpoint, interface, internet_gateway,
         listing::{self, Wanted},
         nat_gateway, peering,
         tag::{self, Tag},
         vpc::{self, VpcRow},
     },
-    network::Cidr,
+    network::{Cidr, Cidr6, Net},
     service::Call,
 };
 
@@ -66,7 +69,7 @@ pub struct RouteTableRow {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRow {
-    pub destination: Cidr,
+    pub destination: Destination,
     pub target: Target,
     /// Whether the target is there and takes packets. A route that is not active is a black hole.
     pub active: bool,
@@ -74,10 +77,60 @@ pub struct RouteRow {
     pub instance: Option<InstanceId>,
 }
 
+/// Which packets a route is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    Net(Net),
+    /// All that the list has.
+    PrefixList(PrefixListId),
+}
+
+impl Destination {
+    pub fn net(&self) -> Option<Net> {
+        match self {
+            Destination::Net(net) => Some(*net),
+            Destination::PrefixList(_) => None,
+        }
+    }
+}
+
+impl From<Cidr> for Destination {
+    fn from(net: Cidr) -> Self {
+        Destination::Net(net.into())
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Destination::Net(net) => net.fmt(f),
+            Destination::PrefixList(id) => id.fmt(f),
+        }
+    }
+}
+
+impl ToValue for Destination {
+    fn to_value(&self) -> Value<'_> {
+        Value::Text(self.to_string().into())
+    }
+}
+
+impl FromValue for Destination {
+    fn from_value(value: Value<'_>) -> Result<Self, String> {
+        let text = String::from_value(value)?;
+        text.parse()
+            .map(Destination::Net)
+            .or_else(|()| text.parse().map(Destination::PrefixList))
+            .map_err(|_| format!("{text:?} is nothing a route is about"))
+    }
+}
+
 /// Where a route leads. One that leads to an instance leads to its interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Gateway(InternetGatewayId),
+    EgressOnly(EgressOnlyInternetGatewayId),
+    Endpoint(VpcEndpointId),
     Nat(NatGatewayId),
     Interface(NetworkInterfaceId),
     Peering(VpcPeeringConnectionId),
@@ -87,6 +140,8 @@ impl Target {
     pub fn as_str(&self) -> &str {
         match self {
             Target::Gateway(id) => id.as_str(),
+            Target::EgressOnly(id) => id.as_str(),
+            Target::Endpoint(id) => id.as_str(),
             Target::Nat(id) => id.as_str(),
             Target::Interface(id) => id.as_str(),
             Target::Peering(id) => id.as_str(),
@@ -108,6 +163,8 @@ impl FromValue for Target {
             .or_else(|_| text.parse().map(Target::Nat))
             .or_else(|_| text.parse().map(Target::Interface))
             .or_else(|_| text.parse().map(Target::Peering))
+            .or_else(|_| text.parse().map(Target::EgressOnly))
+            .or_else(|_| text.parse().map(Target::Endpoint))
             .map_err(|_| format!("{text:?} is nothing a route leads to"))
     }
 }
@@ -187,6 +244,8 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<RouteTableRow>,
 /// What routes may lead to, and whether it takes packets.
 struct Standing {
     gateways: BTreeMap<InternetGatewayId, VpcId>,
+    egress_only: BTreeMap<EgressOnlyInternetGatewayId, VpcId>,
+    endpoints: BTreeMap<VpcEndpointId, VpcId>,
     nats: BTreeMap<NatGatewayId, VpcId>,
     interfaces: BTreeMap<NetworkInterfaceId, InstanceId>,
     peerings: BTreeSet<VpcPeeringConnectionId>,
@@ -197,6 +256,8 @@ impl Standing {
         let gateways = internet_gateway::all(tx, account)?;
         Ok(Self {
             gateways: gateways.into_iter().filter_map(|g| Some((g.id, g.vpc?))).collect(),
+            egress_only: egress_only_gateway::all(tx, account)?.into_iter().map(|g| (g.id, g.vpc)).collect(),
+            endpoints: endpoint::all(tx, account)?.into_iter().map(|e| (e.id, e.vpc)).collect(),
             nats: nat_gateway::alive(tx)?.into_iter().map(|n| (n.id, n.vpc)).collect(),
             interfaces: interface::attached(tx, account)?,
             peerings: peering::active(tx)?.into_iter().map(|p| p.id).collect(),
@@ -206,6 +267,8 @@ impl Standing {
     fn tell(&self, vpc: &VpcId, route: &mut RouteRow) {
         route.active = match &route.target {
             Target::Gateway(id) => self.gateways.get(id) == Some(vpc),
+            Target::EgressOnly(id) => self.egress_only.get(id) == Some(vpc),
+            Target::Endpoint(id) => self.endpoints.get(id) == Some(vpc),
             Target::Nat(id) => self.nats.get(id) == Some(vpc),
             Target::Interface(id) => self.interfaces.contains_key(id),
             Target::Peering(id) => self.peerings.contains(id),
@@ -218,6 +281,16 @@ impl Standing {
 
 pub fn get(tx: &mut Tx<'_>, account: &str, id: &RouteTableId) -> Outcome<RouteTableRow> {
     all(tx, Some(account))?.into_iter().find(|t| t.id == *id).ok_or_else(|| not_found(id.as_str()))
+}
+
+/// The tables of an account with routes about a prefix list.
+pub fn tables_leading_to(tx: &mut Tx<'_>, account: &str, list: &PrefixListId) -> Result<Vec<String>, StoreError> {
+    tx.query(
+        "SELECT r.route_table FROM route r JOIN route_table t ON t.id = r.route_table
+         WHERE r.destination = ?1 AND t.account = ?2",
+        params![list.as_str(), account],
+        |row| row.get(0),
+    )
 }
 
 /// How many tables a VPC has beside its main one.
@@ -264,12 +337,12 @@ pub fn insert_main(tx: &mut Tx<'_>, account: &str, vpc: &VpcId, now: i64) -> Out
 pub fn insert_route(
     tx: &mut Tx<'_>,
     table: &RouteTableId,
-    destination: Cidr,
+    destination: &Destination,
     target: &Target,
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO route (route_table, destination, gateway) VALUES (?1, ?2, ?3)",
-        params![table.as_str(), destination, *target],
+        params![table.as_str(), *destination, *target],
     )
     .map(|_| ())
 }
@@ -312,7 +385,10 @@ struct TableInfo {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RouteInfo {
-    destination_cidr_block: Cidr,
+    destination_cidr_block: Option<Cidr>,
+    destination_ipv6_cidr_block: Option<Cidr6>,
+    destination_prefix_list_id: Option<PrefixListId>,
+    egress_only_internet_gateway_id: Option<EgressOnlyInternetGatewayId>,
     gateway_id: Option<String>,
     instance_id: Option<InstanceId>,
     instance_owner_id: Option<String>,
@@ -359,11 +435,19 @@ const ATTRIBUTES: &[Attribute<TableInfo>] = &[
     ("owner-id", |table| vec![(&table.owner_id).into()]),
     ("route-table-id", |table| vec![table.route_table_id.as_str().into()]),
     ("route.destination-cidr-block", |table| {
-        table.route_set.iter().map(|r| r.destination_cidr_block.to_string().into()).collect()
+        table.route_set.iter().filter_map(|r| r.destination_cidr_block.map(|c| c.to_string().into())).collect()
     }),
-    ("route.destination-ipv6-cidr-block", |_| vec![]),
-    ("route.destination-prefix-list-id", |_| vec![]),
-    ("route.egress-only-internet-gateway-id", |_| vec![]),
+    ("route.destination-ipv6-cidr-block", |table| {
+        table.route_set.iter().filter_map(|r| r.destination_ipv6_cidr_block.map(|c| c.to_string().into())).collect()
+    }),
+    ("route.destination-prefix-list-id", |table| {
+        let lists = table.route_set.iter().filter_map(|r| r.destination_prefix_list_id.as_ref());
+        lists.map(|id| id.as_str().into()).collect()
+    }),
+    ("route.egress-only-internet-gateway-id", |table| {
+        let gateways = table.route_set.iter().filter_map(|r| r.egress_only_internet_gateway_id.as_ref());
+        gateways.map(|id| id.as_str().into()).collect()
+    }),
     ("route.gateway-id", |table| {
         table.route_set.iter().filter_map(|r| r.gateway_id.as_ref()).map(Into::into).collect()
     }),
@@ -383,9 +467,16 @@ const ATTRIBUTES: &[Attribute<TableInfo>] = &[
 ];
 
 impl RouteInfo {
-    fn new(destination_cidr_block: Cidr, state: &'static str, origin: &'static str) -> Self {
+    fn new(destination: Destination, state: &'static str, origin: &'static str) -> Self {
+        let net = destination.net();
         Self {
-            destination_cidr_block,
+            destination_cidr_block: net.and_then(|n| n.v4()),
+            destination_ipv6_cidr_block: net.and_then(|n| n.v6()),
+            destination_prefix_list_id: match destination {
+                Destination::Net(_) => None,
+                Destination::PrefixList(id) => Some(id),
+            },
+            egress_only_internet_gateway_id: None,
             gateway_id: None,
             instance_id: None,
             instance_owner_id: None,
@@ -397,8 +488,9 @@ impl RouteInfo {
         }
     }
 
-    fn local(cidr: Cidr) -> Self {
-        Self { gateway_id: Some("local".into()), ..Self::new(cidr, "active", "CreateRouteTable") }
+    fn local(net: Net) -> Self {
+        let destination = Destination::Net(net);
+        Self { gateway_id: Some("local".into()), ..Self::new(destination, "active", "CreateRouteTable") }
     }
 
     fn of(route: RouteRow, owner: &str) -> Self {
@@ -406,6 +498,8 @@ impl RouteInfo {
         let mut info = Self::new(route.destination, state, "CreateRoute");
         match route.target {
             Target::Gateway(id) => info.gateway_id = Some(id.to_string()),
+            Target::Endpoint(id) => info.gateway_id = Some(id.to_string()),
+            Target::EgressOnly(id) => info.egress_only_internet_gateway_id = Some(id),
             Target::Nat(id) => info.nat_gateway_id = Some(id),
             Target::Peering(id) => info.vpc_peering_connection_id = Some(id),
             Target::Interface(id) => {
@@ -419,7 +513,7 @@ impl RouteInfo {
 }
 
 fn info(table: RouteTableRow, vpc: Option<&VpcRow>, tag_set: Vec<Tag>) -> TableInfo {
-    let local = vpc.into_iter().flat_map(VpcRow::blocks).map(RouteInfo::local);
+    let local = vpc.into_iter().flat_map(VpcRow::nets).map(RouteInfo::local);
     let others = table.routes.into_iter().map(|route| RouteInfo::of(route, &table.account));
     let association = |a: AssociationRow| AssociationInfo {
         route_table_association_id: a.id,

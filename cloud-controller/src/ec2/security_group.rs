@@ -17,7 +17,7 @@ pub use rule::{Direction, RuleRow, TABLES as RULE_TABLES, all as all_rules, inse
 /// AWS' defaults.
 pub const MAX_PER_INTERFACE: usize = 5;
 pub const MAX_PER_VPC: i64 = 500;
-pub const MAX_RULES: usize = 60;
+pub const MAX_RULES: i64 = 60;
 
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use crate::{
 };
 
 pub mod change;
+pub mod ipv6;
 
 actions![DescribeSubnets => describe];
 
@@ -53,6 +54,9 @@ pub struct SubnetRow {
     pub is_default: bool,
     /// Interfaces made at a launch get a public address from the pool, while it has any.
     pub public_on_launch: bool,
+    pub ipv6: Option<ipv6::Block>,
+    /// New interfaces get an IPv6 address.
+    pub ipv6_on_creation: bool,
     /// Of the VPC router's port in it, at its first usable address.
     pub router_mac: String,
     pub created: i64,
@@ -77,7 +81,8 @@ impl SubnetRow {
 
 const RESERVED_FIRST: u32 = 4;
 
-const COLUMNS: &str = "id, account, vpc, zone, cidr, default_of, public_on_launch, router_mac, created";
+const COLUMNS: &str =
+    "id, account, vpc, zone, cidr, default_of, public_on_launch, router_mac, created, ipv6_on_creation";
 
 fn read(row: &Row<'_>) -> Result<SubnetRow, StoreError> {
     Ok(SubnetRow {
@@ -88,6 +93,8 @@ fn read(row: &Row<'_>) -> Result<SubnetRow, StoreError> {
         cidr: row.get(4)?,
         is_default: row.get::<Option<String>>(5)?.is_some(),
         public_on_launch: row.get(6)?,
+        ipv6: None,
+        ipv6_on_creation: row.get(9)?,
         router_mac: row.get(7)?,
         created: row.get(8)?,
     })
@@ -114,10 +121,12 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
         cidr: new.cidr,
         is_default: new.is_default,
         public_on_launch: new.public_on_launch,
+        ipv6: None,
+        ipv6_on_creation: false,
         created: new.now,
     };
     tx.execute(
-        &format!("INSERT INTO subnet ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"),
+        &format!("INSERT INTO subnet ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
         params![
             subnet.id.as_str(),
             subnet.account,
@@ -127,7 +136,8 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
             subnet.is_default.then(|| format!("{account} {}", subnet.zone)),
             subnet.public_on_launch,
             subnet.router_mac,
-            subnet.created
+            subnet.created,
+            subnet.ipv6_on_creation
         ],
     )?;
     Ok(subnet)
@@ -135,25 +145,32 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
 
 /// The subnets of an account; of all accounts when None.
 pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<SubnetRow>, StoreError> {
-    tx.query(
-        &format!("SELECT {COLUMNS} FROM subnet WHERE {} ORDER BY id", listing::whose(account)),
-        params![account],
-        read,
-    )
+    let sql = format!("SELECT {COLUMNS} FROM subnet WHERE {} ORDER BY id", listing::whose(account));
+    let rows = tx.query(&sql, params![account], read)?;
+    with_ipv6(tx, rows)
+}
+
+fn with_ipv6(tx: &mut Tx<'_>, mut rows: Vec<SubnetRow>) -> Result<Vec<SubnetRow>, StoreError> {
+    let mut blocks = ipv6::all(tx)?;
+    for row in &mut rows {
+        row.ipv6 = blocks.remove(&row.id);
+    }
+    Ok(rows)
 }
 
 /// The subnets of a VPC.
 pub fn in_vpc(tx: &mut Tx<'_>, vpc: &VpcId) -> Result<Vec<SubnetRow>, StoreError> {
-    tx.query(&format!("SELECT {COLUMNS} FROM subnet WHERE vpc = ?1 ORDER BY id"), params![vpc.as_str()], read)
+    let sql = format!("SELECT {COLUMNS} FROM subnet WHERE vpc = ?1 ORDER BY id");
+    let rows = tx.query(&sql, params![vpc.as_str()], read)?;
+    with_ipv6(tx, rows)
 }
 
 pub fn get(tx: &mut Tx<'_>, account: &str, id: &SubnetId) -> Outcome<SubnetRow> {
-    tx.query_opt(
-        &format!("SELECT {COLUMNS} FROM subnet WHERE account = ?1 AND id = ?2"),
-        params![account, id.as_str()],
-        read,
-    )?
-    .ok_or_else(|| not_found(id.as_str()))
+    let sql = format!("SELECT {COLUMNS} FROM subnet WHERE account = ?1 AND id = ?2");
+    let found = tx.query_opt(&sql, params![account, id.as_str()], read)?;
+    let mut row = found.ok_or_else(|| not_found(id.as_str()))?;
+    row.ipv6 = ipv6::of(tx, &row.id)?;
+    Ok(row)
 }
 
 pub fn not_found(id: &str) -> Refusal {
@@ -185,6 +202,7 @@ pub fn for_launch(tx: &mut Tx<'_>, account: &str, place: &Place) -> Outcome<Subn
         Place::Zone(zone) => s.zone == *zone,
         _ => true,
     };
+    let defaults = with_ipv6(tx, defaults)?;
     defaults.into_iter().find(wanted).ok_or_else(|| match place {
         Place::Zone(zone) => {
             Refusal::new("MissingInput", format!("No default subnet for availability zone: '{zone}'. Name a subnet."))
@@ -227,7 +245,7 @@ struct SubnetInfo {
     owner_id: String,
     vpc_id: VpcId,
     cidr_block: Cidr,
-    ipv6_cidr_block_association_set: [(); 0],
+    ipv6_cidr_block_association_set: Vec<ipv6::Association>,
     available_ip_address_count: u64,
     availability_zone: String,
     availability_zone_id: String,
@@ -269,9 +287,15 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("default-for-az", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("defaultForAz", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("enable-dns64", |subnet| vec![subnet.enable_dns64.to_string().into()]),
-    ("ipv6-cidr-block-association.association-id", |_| vec![]),
-    ("ipv6-cidr-block-association.ipv6-cidr-block", |_| vec![]),
-    ("ipv6-cidr-block-association.state", |_| vec![]),
+    ("ipv6-cidr-block-association.association-id", |subnet| {
+        subnet.ipv6_cidr_block_association_set.iter().map(|a| a.id().into()).collect()
+    }),
+    ("ipv6-cidr-block-association.ipv6-cidr-block", |subnet| {
+        subnet.ipv6_cidr_block_association_set.iter().map(|a| a.ipv6_cidr_block.to_string().into()).collect()
+    }),
+    ("ipv6-cidr-block-association.state", |subnet| {
+        subnet.ipv6_cidr_block_association_set.iter().map(|a| a.state().into()).collect()
+    }),
     ("ipv6-native", |subnet| vec![subnet.ipv6_native.to_string().into()]),
     ("map-customer-owned-ip-on-launch", |subnet| vec![subnet.map_customer_owned_ip_on_launch.to_string().into()]),
     ("map-public-ip-on-launch", |subnet| vec![subnet.map_public_ip_on_launch.to_string().into()]),
@@ -292,13 +316,18 @@ fn info(call: &Call, subnet: SubnetRow, used: u64, tag_set: Vec<Tag>) -> SubnetI
         state: "available",
         owner_id: subnet.account.clone(),
         cidr_block: subnet.cidr,
-        ipv6_cidr_block_association_set: [],
+        ipv6_cidr_block_association_set: subnet
+            .ipv6
+            .clone()
+            .map(|block| ipv6::Association::of(block, "associated"))
+            .into_iter()
+            .collect(),
         available_ip_address_count: subnet.capacity().saturating_sub(used),
         availability_zone_id: zone_id(&call.cloud.config, &subnet.zone),
         default_for_az: subnet.is_default,
         map_public_ip_on_launch: subnet.public_on_launch,
         map_customer_owned_ip_on_launch: false,
-        assign_ipv6_address_on_creation: false,
+        assign_ipv6_address_on_creation: subnet.ipv6_on_creation,
         enable_dns64: false,
         ipv6_native: false,
         private_dns_name_options_on_launch: NameOptions {
@@ -359,6 +388,8 @@ mod tests {
             cidr: "10.0.0.0/28".parse().unwrap(),
             is_default: false,
             public_on_launch: false,
+            ipv6: None,
+            ipv6_on_creation: false,
             router_mac: String::new(),
             created: 0,
         };

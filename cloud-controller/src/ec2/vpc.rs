@@ -20,7 +20,7 @@ use crate::{
         unless_dry_run,
     },
     network::{
-        Cidr,
+        Cidr, Net,
         cidr::Address,
         mac,
         outside::{self, Pool},
@@ -30,6 +30,7 @@ use crate::{
 
 pub mod block;
 pub mod change;
+pub mod ipv6;
 
 actions![DescribeVpcs => describe, DescribeVpcAttribute => describe_attribute];
 
@@ -63,6 +64,7 @@ pub struct VpcRow {
     pub cidr_association: String,
     /// Blocks that were associated later.
     pub more: Vec<(VpcCidrAssociationId, Cidr)>,
+    pub ipv6: Option<ipv6::Block>,
     pub is_default: bool,
     /// None: instances are told nothing but their address, which AWS calls the options `default`.
     pub dhcp_options: Option<DhcpOptionsId>,
@@ -81,6 +83,11 @@ impl VpcRow {
     /// Its CIDR blocks, the first one first.
     pub fn blocks(&self) -> impl Iterator<Item = Cidr> {
         std::iter::once(self.cidr).chain(self.more.iter().map(|(_, cidr)| *cidr))
+    }
+
+    /// All that is its own, of either family.
+    pub fn nets(&self) -> impl Iterator<Item = Net> {
+        self.blocks().map(Net::V4).chain(self.ipv6.iter().map(|(_, cidr)| Net::V6(*cidr)))
     }
 
     /// What a node must know of it.
@@ -108,6 +115,7 @@ fn read(row: &Row<'_>) -> Result<VpcRow, StoreError> {
         cidr: row.get(2)?,
         cidr_association: row.get(3)?,
         more: Vec::new(),
+        ipv6: None,
         is_default: row.get::<Option<String>>(4)?.is_some(),
         dhcp_options: row.get::<String>(5)?.parse().ok(),
         dns_support: row.get(6)?,
@@ -139,6 +147,7 @@ pub fn insert(tx: &mut Tx<'_>, network: &config::Network, account: &str, new: Ne
         cidr: new.cidr,
         cidr_association: format!("vpc-cidr-assoc-{}", id.as_str().trim_start_matches(VpcId::PREFIX)),
         more: Vec::new(),
+        ipv6: None,
         is_default: new.is_default,
         dhcp_options: Some(new.dhcp_options),
         dns_support: true,
@@ -178,8 +187,9 @@ pub fn all(tx: &mut Tx<'_>, account: Option<&str>) -> Result<Vec<VpcRow>, StoreE
         params![account],
         read,
     )?;
-    let mut blocks = block::all(tx)?;
+    let (mut blocks, mut ipv6) = (block::all(tx)?, ipv6::all(tx)?);
     for vpc in &mut vpcs {
+        vpc.ipv6 = ipv6.remove(&vpc.id);
         vpc.more = blocks.remove(&vpc.id).unwrap_or_default();
     }
     Ok(vpcs)
@@ -209,6 +219,7 @@ pub fn any(tx: &mut Tx<'_>, id: &VpcId) -> Result<Option<VpcRow>, StoreError> {
 
 fn with_blocks(tx: &mut Tx<'_>, mut vpc: VpcRow) -> Result<VpcRow, StoreError> {
     vpc.more = block::of(tx, &vpc.id)?;
+    vpc.ipv6 = ipv6::of(tx, &vpc.id)?;
     Ok(vpc)
 }
 
@@ -255,7 +266,7 @@ struct VpcInfo {
     state: &'static str,
     cidr_block: Cidr,
     cidr_block_association_set: Vec<CidrBlockAssociation>,
-    ipv6_cidr_block_association_set: [(); 0],
+    ipv6_cidr_block_association_set: Vec<ipv6::Association>,
     dhcp_options_id: String,
     tag_set: Vec<Tag>,
     instance_tenancy: &'static str,
@@ -294,10 +305,18 @@ const ATTRIBUTES: &[Attribute<VpcInfo>] = &[
         vpc.cidr_block_association_set.iter().map(|a| a.cidr_block_state.state.into()).collect()
     }),
     ("dhcp-options-id", |vpc| vec![(&vpc.dhcp_options_id).into()]),
-    ("ipv6-cidr-block-association.association-id", |_| vec![]),
-    ("ipv6-cidr-block-association.ipv6-cidr-block", |_| vec![]),
-    ("ipv6-cidr-block-association.ipv6-pool", |_| vec![]),
-    ("ipv6-cidr-block-association.state", |_| vec![]),
+    ("ipv6-cidr-block-association.association-id", |vpc| {
+        vpc.ipv6_cidr_block_association_set.iter().map(|a| a.id().into()).collect()
+    }),
+    ("ipv6-cidr-block-association.ipv6-cidr-block", |vpc| {
+        vpc.ipv6_cidr_block_association_set.iter().map(|a| a.ipv6_cidr_block.to_string().into()).collect()
+    }),
+    ("ipv6-cidr-block-association.ipv6-pool", |vpc| {
+        vpc.ipv6_cidr_block_association_set.iter().map(|_| "Amazon".into()).collect()
+    }),
+    ("ipv6-cidr-block-association.state", |vpc| {
+        vpc.ipv6_cidr_block_association_set.iter().map(|a| a.state().into()).collect()
+    }),
     ("is-default", |vpc| vec![vpc.is_default.to_string().into()]),
     ("isDefault", |vpc| vec![vpc.is_default.to_string().into()]),
     ("owner-id", |vpc| vec![(&vpc.owner_id).into()]),
@@ -305,7 +324,7 @@ const ATTRIBUTES: &[Attribute<VpcInfo>] = &[
     ("vpc-id", |vpc| vec![vpc.vpc_id.as_str().into()]),
 ];
 
-fn info(vpc: VpcRow, tag_set: Vec<Tag>) -> VpcInfo {
+fn info(call: &Call, vpc: VpcRow, tag_set: Vec<Tag>) -> VpcInfo {
     let first = std::iter::once((vpc.cidr_association, vpc.cidr));
     let more = vpc.more.into_iter().map(|(id, cidr)| (id.to_string(), cidr));
     let associations = first.chain(more).map(|(id, cidr)| CidrBlockAssociation::new(id, cidr, "associated"));
@@ -315,7 +334,11 @@ fn info(vpc: VpcRow, tag_set: Vec<Tag>) -> VpcInfo {
         state: "available",
         cidr_block: vpc.cidr,
         cidr_block_association_set: associations.collect(),
-        ipv6_cidr_block_association_set: [],
+        ipv6_cidr_block_association_set: vpc
+            .ipv6
+            .map(|block| ipv6::Association::of(block, call.cloud.region(), "associated"))
+            .into_iter()
+            .collect(),
         dhcp_options_id: options_text(vpc.dhcp_options.as_ref()).to_owned(),
         tag_set,
         instance_tenancy: "default",
@@ -342,7 +365,7 @@ async fn describe(call: &Call, input: DescribeVpcs) -> Outcome<DescribedVpcs> {
         .into_iter()
         .map(|vpc| {
             let tag_set = tags.take(vpc.id.as_str());
-            info(vpc, tag_set)
+            info(call, vpc, tag_set)
         })
         .collect();
     let wanted = Wanted {
@@ -404,3 +427,6 @@ async fn describe_attribute(call: &Call, input: DescribeVpcAttribute) -> Outcome
     }
     Ok(described)
 }
+
+#[cfg(test)]
+mod tests;

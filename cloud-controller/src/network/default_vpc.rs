@@ -29,7 +29,7 @@ pub fn create_default_vpc(tx: &mut Tx<'_>, config: &Config, account: &str, now: 
     let vpc = vpc::insert(tx, &config.network, account, vpc::New { cidr, is_default: true, dhcp_options, now })?;
     let gateway = internet_gateway::insert(tx, account, &vpc.id, now)?;
     let routes = route_table::insert_main(tx, account, &vpc.id, now)?;
-    route_table::insert_route(tx, &routes, Cidr::ANYWHERE, &Target::Gateway(gateway))?;
+    route_table::insert_route(tx, &routes, &Cidr::ANYWHERE.into(), &Target::Gateway(gateway))?;
     let acl = network_acl::insert_default(tx, account, &vpc.id, now)?;
     let group = security_group::insert(tx, account, &vpc.id, "default", "default VPC security group", now)?;
     let itself = Traffic::everything(Peer::Group(group.id.clone()));

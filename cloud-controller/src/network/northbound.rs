@@ -18,11 +18,12 @@ pub enum Table {
     Nat,
     PortGroup,
     Acl,
+    AddressSet,
     DhcpOptions,
 }
 
 impl Table {
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Switch,
         Table::SwitchPort,
         Table::Router,
@@ -33,6 +34,7 @@ impl Table {
         Table::Nat,
         Table::PortGroup,
         Table::Acl,
+        Table::AddressSet,
         Table::DhcpOptions,
     ];
 
@@ -48,36 +50,49 @@ impl Table {
             Table::Nat => "NAT",
             Table::PortGroup => "Port_Group",
             Table::Acl => "ACL",
+            Table::AddressSet => "Address_Set",
             Table::DhcpOptions => "DHCP_Options",
         }
     }
 
     /// Rows that stay without anything referring to them. The others vanish with their last reference.
     pub fn is_root(self) -> bool {
-        matches!(self, Table::Switch | Table::Router | Table::PortGroup | Table::DhcpOptions)
+        matches!(self, Table::Switch | Table::Router | Table::PortGroup | Table::AddressSet | Table::DhcpOptions)
     }
 
     /// Tables where the database lets a name be there once; their keys are their names.
     pub fn unique_name(self) -> bool {
-        matches!(self, Table::SwitchPort | Table::RouterPort | Table::GatewayChassis | Table::PortGroup)
+        matches!(
+            self,
+            Table::SwitchPort | Table::RouterPort | Table::GatewayChassis | Table::PortGroup | Table::AddressSet
+        )
     }
 
     /// The columns Mallee decides, which are those it watches.
     pub fn columns(self) -> &'static [&'static str] {
         match self {
             Table::Switch => &["name", "ports", "acls", "other_config", TAGS],
-            Table::SwitchPort => {
-                &["name", "type", "addresses", "port_security", "enabled", "options", "dhcpv4_options", TAGS]
-            }
+            Table::SwitchPort => &[
+                "name",
+                "type",
+                "addresses",
+                "port_security",
+                "enabled",
+                "options",
+                "dhcpv4_options",
+                "dhcpv6_options",
+                TAGS,
+            ],
             Table::Router => &["name", "ports", "static_routes", "policies", "nat", "options", TAGS],
-            Table::RouterPort => &["name", "mac", "networks", "gateway_chassis", "options", TAGS],
+            Table::RouterPort => &["name", "mac", "networks", "gateway_chassis", "options", "ipv6_ra_configs", TAGS],
             Table::GatewayChassis => &["name", "chassis_name", "priority", TAGS],
             Table::StaticRoute => &["ip_prefix", "nexthop", "output_port", "route_table", TAGS],
             Table::Policy => &["priority", "match", "action", TAGS],
-            Table::Nat => &["type", "external_ip", "logical_ip", TAGS],
+            Table::Nat => &["type", "external_ip", "logical_ip", "allowed_ext_ips", TAGS],
             Table::PortGroup => &["name", "ports", "acls", TAGS],
             // An operator may switch logging on.
             Table::Acl => &["priority", "direction", "match", "action", TAGS],
+            Table::AddressSet => &["name", "addresses", TAGS],
             Table::DhcpOptions => &["cidr", "options", TAGS],
         }
     }
@@ -89,7 +104,7 @@ pub const TAGS: &str = "external_ids";
 pub const TAG: &str = "mallee";
 
 /// What a column shall hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Column {
     Text(String),
     Number(i64),
@@ -121,7 +136,7 @@ impl Column {
 pub type Columns = BTreeMap<&'static str, Column>;
 
 /// All rows that shall be there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Content {
     rows: BTreeMap<Table, BTreeMap<String, Columns>>,
 }

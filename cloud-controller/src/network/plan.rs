@@ -169,7 +169,7 @@ fn update(ops: &mut Vec<Op>, table: Table, id: Uuid, columns: &Columns, there: &
 
 /// Columns of references that hold any number of them.
 fn is_many(column: &str) -> bool {
-    column != "dhcpv4_options"
+    !matches!(column, "dhcpv4_options" | "dhcpv6_options" | "allowed_ext_ips")
 }
 
 fn same(column: &Column, wanted: &Value, name: &str, there: &Row) -> bool {
@@ -190,3 +190,6 @@ fn same(column: &Column, wanted: &Value, name: &str, there: &Row) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,7 +30,14 @@ use super::{
     render::{Outside, render},
     wanted,
 };
-use crate::{Cloud, Refusal, config, ec2::nat_gateway, zone::generation};
+use crate::{
+    Cloud, Config, Refusal, config,
+    ec2::{
+        nat_gateway,
+        prefix_list::{self, PrefixListRow},
+    },
+    zone::generation,
+};
 
 const DATABASE: &str = "OVN_Northbound";
 const GLOBAL: &str = "NB_Global";
@@ -49,17 +57,32 @@ const FAULT_UNREACHABLE: &str = "network.northbound";
 const FAULT_NORTHD: &str = "network.northd";
 const FAULT_OWNER: &str = "network.other-store";
 const FAULT_CHASSIS: &str = "network.gateway-chassis";
+const FAULT_DRIFT: &str = "network.drift";
+/// How long it is told that somebody else changed the database.
+const TOLD_FOR: Duration = Duration::from_secs(600);
 
 /// The network's reconciler.
 pub struct Network {
     config: config::Network,
+    s3: Option<PrefixListRow>,
     store: Store,
     faults: Faults,
     clock: Clock,
     poke: Poke,
     session: Mutex<Option<Session>>,
+    drift: std::sync::Mutex<Drift>,
     /// A pass wants the session: whoever waits for updates lets it go.
     wanted: Notify,
+}
+
+/// Whether the database was left alone by others. What was found changed when this process began is not told: it may be its
+/// own unfinished work.
+#[derive(Default)]
+struct Drift {
+    /// The content that the last pass left there.
+    left: Option<u64>,
+    /// When somebody else's change was last put right.
+    mended: Option<Instant>,
 }
 
 /// One connection with what is known through it.
@@ -85,19 +108,21 @@ pub struct Progress {
 /// Starts the reconciler. Without a northbound database in the configuration there is nothing to drive.
 pub fn drive(cloud: &Arc<Cloud>) -> Option<mallee_service::Driven> {
     cloud.config.network.northbound.as_ref()?;
-    let network = Network::new(&cloud.config.network, &cloud.store, &cloud.faults, &cloud.clock, &cloud.pokes.network);
+    let network = Network::new(&cloud.config, &cloud.store, &cloud.faults, &cloud.clock, &cloud.pokes.network);
     Some(network.drive())
 }
 
 impl Network {
-    pub fn new(config: &config::Network, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
+    pub fn new(config: &Config, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
         Arc::new(Self {
-            config: config.clone(),
+            config: config.network.clone(),
+            s3: prefix_list::of_s3(config),
             store: store.clone(),
             faults: faults.clone(),
             clock: clock.clone(),
             poke: poke.clone(),
             session: Mutex::new(None),
+            drift: std::sync::Mutex::default(),
             wanted: Notify::new(),
         })
     }
@@ -112,7 +137,8 @@ impl Network {
     /// One pass; the plan that was carried out.
     async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
-        let read = |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx)?, generation::total(tx)?));
+        let s3 = self.s3.clone();
+        let read = move |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx, s3.as_ref())?, generation::total(tx)?));
         let (rows, reached) = self.store.read("read the network", read).await.map_err(why)?;
         let written = rows.nat_gateways.iter().map(|n| n.id.clone()).collect();
         let has_routers = !rows.vpcs.is_empty();
@@ -152,14 +178,17 @@ impl Network {
         if owner.is_none() && session.progress().is_some() {
             session.transact(vec![claim(&own, reached)]).await?;
         }
-        let (mut session, plan) = aside(move || {
+        let (mut session, plan, mark) = aside(move || {
             let plan = plan(&content, &session.replica);
-            (session, plan)
+            let mut mark = DefaultHasher::new();
+            content.hash(&mut mark);
+            (session, plan, mark.finish())
         })
         .await?;
         if !plan.is_empty() {
             session.apply(&plan, reached).await?;
         }
+        self.tell_drift(&plan, mark);
         let behind = session.northd_is_behind();
         *held = Some(session);
         drop(held);
@@ -183,6 +212,27 @@ impl Network {
             self.faults.clear(FAULT_CHASSIS);
         }
         Ok(plan)
+    }
+
+    /// The rows say the same as when this process last made the database match, and it does not: somebody else was there.
+    fn tell_drift(&self, plan: &Plan, mark: u64) {
+        let mut drift = self.drift.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let changed = !plan.is_empty() && drift.left == Some(mark);
+        drift.left = Some(mark);
+        if changed {
+            drift.mended = Some(Instant::now());
+            self.faults.raise(
+                FAULT_DRIFT,
+                format!(
+                    "OVN's northbound database was changed by somebody else, and was put right: {} rows added, {} changed, {} removed",
+                    plan.inserted, plan.updated, plan.deleted
+                ),
+                "Networks are changed by EC2's actions only; what is changed by hand does not last",
+            );
+        } else if drift.mended.is_some_and(|at| at.elapsed() > TOLD_FOR) {
+            drift.mended = None;
+            self.faults.clear(FAULT_DRIFT);
+        }
     }
 
     /// What waited for the network to be written goes on: it has these NAT gateways now, and no others.

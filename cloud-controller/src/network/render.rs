@@ -14,18 +14,23 @@
 //! - Route tables are OVN's own: a router port names its table (`options:route_table`), a route belongs to one. See [`route`].
 //! - A network ACL is policies of the router, at the edge of the subnet. See [`nacl`].
 //! - A peering connection is a switch between two routers. See [`peering`].
+//! - IPv6 is not translated on its way in and out; see [`ipv6`].
 //! - A subnet whose table has no way out may not reach the outside link either, which the router is connected to.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
-use mallee_aws::id::{SecurityGroupId, SubnetId, VpcId};
+use mallee_aws::id::{PrefixListId, SecurityGroupId, SubnetId, VpcId};
 
+mod ipv6;
 mod nacl;
 mod peering;
 mod route;
 
 use super::{
-    Cidr,
+    Cidr, Cidr6, Net,
     northbound::{Column, Content, Table},
     wanted::Wanted,
 };
@@ -34,7 +39,7 @@ use crate::{
         dhcp_options::{DhcpOptionsRow, OWN_DNS},
         interface::{InterfaceRow, Kind},
         route_table::RouteTableRow,
-        security_group::{Direction, Peer, Protocol, RuleRow},
+        security_group::{Direction, Peer, Protocol, RuleRow, Traffic},
         subnet::SubnetRow,
         vpc::{self, VpcRow},
     },
@@ -53,6 +58,8 @@ pub struct Outside {
     /// Most wanted first.
     pub chassis: Vec<String>,
     pub dns: Option<Ipv4Addr>,
+    /// The outside network's own IPv6 addresses.
+    pub ipv6: Cidr6,
 }
 
 impl Outside {
@@ -67,6 +74,9 @@ impl Outside {
             physical: config.physical.clone(),
             chassis: config.gateway_chassis.clone(),
             dns: config.dns,
+            ipv6: config.outside_ipv6.parse().map_err(|()| {
+                Refusal::internal(format!("network.outside_ipv6 = {:?} is no IPv6 network", config.outside_ipv6))
+            })?,
         })
     }
 }
@@ -78,6 +88,8 @@ const OUTER: &str = "mallee_outer";
 /// What leaves by them, and what enters, with a private address.
 const UNTRANSLATED: [&str; 2] = ["outside-leaving", "outside-entering"];
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where nodes answer names. AWS has this address beside the VPC's third.
+const NAMES: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 const SERVICE_ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 1);
 /// Geneve over a link of 1500.
 const MTU: &str = "1442";
@@ -109,12 +121,17 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
         let set = vpc.and_then(|vpc| vpc.dhcp_options.as_ref()).and_then(|id| options.get(id).copied());
         let table = tables.of(subnet);
         switch(&mut out, subnet, table);
-        dhcp(&mut out, subnet, set, outside.dns.filter(|_| vpc.is_some_and(|v| v.dns_support)));
+        let own_dns = outside.dns.unwrap_or(NAMES);
+        dhcp(&mut out, subnet, set, Some(own_dns).filter(|_| vpc.is_some_and(|v| v.dns_support)));
         if !table.is_some_and(|t| route::leads_to(t, outside.network)) {
             closed(&mut out, subnet, outside);
         }
     }
+    ipv6::render(&mut out, wanted, &tables, outside);
     nacl::render(&mut out, wanted);
+    for list in &wanted.prefix_lists {
+        address_set(&mut out, address_set_of(&list.id), list.nets());
+    }
     for group in &wanted.groups {
         out.add(
             Table::PortGroup,
@@ -127,8 +144,9 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
             ],
         );
     }
+    let families = Families::new(wanted);
     for rule in &wanted.rules {
-        group_rule(&mut out, rule);
+        group_rule(&mut out, rule, &families);
     }
     for interface in wanted.interfaces.iter().filter(|i| i.kind == Kind::Interface) {
         port(&mut out, interface);
@@ -143,6 +161,16 @@ fn none(table: Table) -> Column {
 /// The name of a group's port group: an identifier in OVN's expressions.
 pub fn port_group(group: &SecurityGroupId) -> String {
     group.as_str().replace('-', "_")
+}
+
+/// The name of a prefix list's address set.
+fn address_set_of(list: &PrefixListId) -> String {
+    list.as_str().replace('-', "_")
+}
+
+fn address_set(out: &mut Content, name: String, nets: impl Iterator<Item = Net>) {
+    let addresses = Column::set(nets.map(|net| net.to_string()));
+    out.add(Table::AddressSet, name.clone(), &[], [("name", Column::Text(name)), ("addresses", addresses)]);
 }
 
 fn outer_port(vpc: &VpcId) -> String {
@@ -202,10 +230,24 @@ fn shared(out: &mut Content, outside: &Outside) {
             "allow",
         ),
         (
+            "base-dhcpv6",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip6 && udp.src == 546 && udp.dst == 547"),
+            "allow",
+        ),
+        (
             "base-metadata",
             "from-lport",
             PRIORITY_BASE,
             format!("inport == @{DROP} && ip4.dst == {METADATA} && tcp.dst == 80"),
+            "allow-related",
+        ),
+        (
+            "base-names",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip4.dst == {NAMES} && (udp.dst == 53 || tcp.dst == 53)"),
             "allow-related",
         ),
     ];
@@ -258,6 +300,7 @@ fn switch_port<const A: usize, const O: usize>(
             ("enabled", Column::set([""; 0])),
             ("options", Column::map(options)),
             ("dhcpv4_options", none(Table::DhcpOptions)),
+            ("dhcpv6_options", none(Table::DhcpOptions)),
         ],
     );
 }
@@ -266,7 +309,9 @@ fn switch_port<const A: usize, const O: usize>(
 struct Link<'a> {
     port: String,
     mac: &'a str,
-    network: String,
+    networks: Vec<String>,
+    /// What the router advertises there.
+    advertised: &'a [(&'a str, &'a str)],
     /// Of the router's end.
     options: BTreeMap<String, String>,
     /// Of the switch's end, beside the name of the router's.
@@ -275,7 +320,7 @@ struct Link<'a> {
 }
 
 /// Adds both ends; the answer is the name of the switch's, for its `ports`.
-fn link(out: &mut Content, router: &VpcId, link: Link<'_>) -> String {
+fn link(out: &mut Content, router: &str, link: Link<'_>) -> String {
     out.add(
         Table::RouterPort,
         link.port.clone(),
@@ -283,12 +328,13 @@ fn link(out: &mut Content, router: &VpcId, link: Link<'_>) -> String {
         [
             ("name", Column::text(link.port.clone())),
             ("mac", Column::text(link.mac)),
-            ("networks", Column::set([link.network])),
+            ("networks", Column::set(link.networks)),
             ("gateway_chassis", Column::rows(Table::GatewayChassis, link.chassis)),
             ("options", Column::Map(link.options)),
+            ("ipv6_ra_configs", Column::map(link.advertised.iter().copied())),
         ],
     );
-    out.refer(Table::Router, router.as_str(), "ports", link.port.clone());
+    out.refer(Table::Router, router, "ports", link.port.clone());
     let peer = format!("{}-peer", link.port);
     let options = link.switch_options.into_iter().chain([("router-port", link.port.as_str())]);
     out.add(
@@ -303,6 +349,7 @@ fn link(out: &mut Content, router: &VpcId, link: Link<'_>) -> String {
             ("enabled", Column::set([""; 0])),
             ("options", Column::map(options)),
             ("dhcpv4_options", none(Table::DhcpOptions)),
+            ("dhcpv6_options", none(Table::DhcpOptions)),
         ],
     );
     peer
@@ -331,6 +378,29 @@ fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
         ],
     );
     let port = outer_port(&vpc.id);
+    let chassis = chassis(out, &port, outside);
+    let peer = link(
+        out,
+        vpc.id.as_str(),
+        Link {
+            port,
+            mac: &vpc.outer_mac,
+            networks: std::iter::once(format!("{}/{}", vpc.outer_address, outside.network.length()))
+                .chain(vpc.ipv6.as_ref().map(|_| ipv6::outer_network(vpc, outside)))
+                .collect(),
+            advertised: &[],
+            options: BTreeMap::new(),
+            // The router's own and its NAT addresses are announced when they move to another chassis.
+            switch_options: vec![("nat-addresses", "router")],
+            chassis,
+        },
+    );
+    out.refer(Table::PortGroup, OUTER, "ports", peer.clone());
+    out.refer(Table::Switch, EXT, "ports", peer);
+}
+
+/// Which chassis carry a port to the outside, most wanted first.
+fn chassis(out: &mut Content, port: &str, outside: &Outside) -> Vec<String> {
     let mut chassis = Vec::new();
     for (name, priority) in outside.chassis.iter().zip((1..=i64::try_from(outside.chassis.len()).unwrap_or(1)).rev()) {
         let key = format!("{port}-{name}");
@@ -346,32 +416,31 @@ fn router(out: &mut Content, vpc: &VpcRow, outside: &Outside) {
         );
         chassis.push(key);
     }
-    let peer = link(
-        out,
-        &vpc.id,
-        Link {
-            port,
-            mac: &vpc.outer_mac,
-            network: format!("{}/{}", vpc.outer_address, outside.network.length()),
-            options: BTreeMap::new(),
-            // The router's own and its NAT addresses are announced when they move to another chassis.
-            switch_options: vec![("nat-addresses", "router")],
-            chassis,
-        },
-    );
-    out.refer(Table::PortGroup, OUTER, "ports", peer.clone());
-    out.refer(Table::Switch, EXT, "ports", peer);
+    chassis
 }
 
-fn nat(out: &mut Content, key: String, kind: &str, outer: Ipv4Addr, inner: String) {
+fn nat(out: &mut Content, key: String, kind: &str, outer: impl Into<IpAddr>, inner: String) {
+    nat_towards(out, key, kind, outer, inner, None);
+}
+
+/// One that is only for what goes to an address set.
+fn nat_towards(
+    out: &mut Content,
+    key: String,
+    kind: &str,
+    outer: impl Into<IpAddr>,
+    inner: String,
+    towards: Option<String>,
+) {
     out.add(
         Table::Nat,
         key,
         &[],
         [
             ("type", Column::text(kind)),
-            ("external_ip", Column::text(outer.to_string())),
+            ("external_ip", Column::text(outer.into().to_string())),
             ("logical_ip", Column::Text(inner)),
+            ("allowed_ext_ips", Column::rows(Table::AddressSet, towards)),
         ],
     );
 }
@@ -382,11 +451,12 @@ fn service(out: &mut Content, vpc: &VpcRow) {
     let metadata = vpc::metadata_port(&vpc.id);
     let peer = link(
         out,
-        &vpc.id,
+        vpc.id.as_str(),
         Link {
             port: format!("{switch}-router"),
             mac: &vpc.service_mac,
-            network: format!("{SERVICE_ROUTER}/24"),
+            networks: vec![format!("{SERVICE_ROUTER}/24")],
+            advertised: &[],
             options: BTreeMap::new(),
             switch_options: Vec::new(),
             chassis: Vec::new(),
@@ -396,7 +466,7 @@ fn service(out: &mut Content, vpc: &VpcRow) {
     let port = format!("{switch}-router");
     let between = format!("inport == \"{port}\" || outport == \"{port}\"");
     policy(out, &vpc.id, format!("service-{}", vpc.id), POLICY_SERVICE, between, "allow");
-    switch_port(out, &metadata, "localport", [format!("{} {METADATA}", vpc.metadata_mac)], []);
+    switch_port(out, &metadata, "localport", [format!("{} {METADATA} {NAMES}", vpc.metadata_mac)], []);
     out.add(
         Table::Switch,
         switch.clone(),
@@ -423,11 +493,14 @@ fn policy(out: &mut Content, router: &VpcId, key: String, priority: i64, express
 fn switch(out: &mut Content, subnet: &SubnetRow, table: Option<&RouteTableRow>) {
     let peer = link(
         out,
-        &subnet.vpc,
+        subnet.vpc.as_str(),
         Link {
             port: inner_port(&subnet.id),
             mac: &subnet.router_mac,
-            network: format!("{}/{}", subnet.router(), subnet.cidr.length()),
+            networks: std::iter::once(format!("{}/{}", subnet.router(), subnet.cidr.length()))
+                .chain(subnet.ipv6.as_ref().map(|(_, cidr)| ipv6::router_network(cidr)))
+                .collect(),
+            advertised: if subnet.ipv6.is_some() { ipv6::ADVERTISED } else { &[] },
             options: table.map(|t| ("route_table".to_owned(), t.id.to_string())).into_iter().collect(),
             switch_options: Vec::new(),
             chassis: Vec::new(),
@@ -487,9 +560,26 @@ fn closed(out: &mut Content, subnet: &SubnetRow, outside: &Outside) {
     policy(out, &subnet.vpc, format!("closed-{}", subnet.id), POLICY_CLOSED, expression, "drop");
 }
 
-fn group_rule(out: &mut Content, rule: &RuleRow) {
+/// Who speaks which family.
+struct Families<'a> {
+    /// Groups of VPCs that have IPv6.
+    dual: BTreeSet<&'a SecurityGroupId>,
+    ipv6_lists: BTreeSet<&'a PrefixListId>,
+}
+
+impl<'a> Families<'a> {
+    fn new(wanted: &'a Wanted) -> Self {
+        let vpcs: BTreeSet<_> = wanted.vpcs.iter().filter(|v| v.ipv6.is_some()).map(|v| &v.id).collect();
+        Self {
+            dual: wanted.groups.iter().filter(|g| vpcs.contains(&g.vpc)).map(|g| &g.id).collect(),
+            ipv6_lists: wanted.prefix_lists.iter().filter(|l| l.is_ipv6).map(|l| &l.id).collect(),
+        }
+    }
+}
+
+fn group_rule(out: &mut Content, rule: &RuleRow, families: &Families<'_>) {
     let group = port_group(&rule.group);
-    let Some(traffic) = expression(rule) else { return };
+    let Some(traffic) = expression(rule, families) else { return };
     let (direction, port) = match rule.direction {
         Direction::Ingress => ("to-lport", "outport"),
         Direction::Egress => ("from-lport", "inport"),
@@ -499,51 +589,73 @@ fn group_rule(out: &mut Content, rule: &RuleRow) {
     out.refer(Table::PortGroup, &group, "acls", key);
 }
 
-/// What a rule lets through, in OVN's words. None: nothing that can be there (IPv6, as subnets have none).
-fn expression(rule: &RuleRow) -> Option<String> {
-    let traffic = &rule.traffic;
-    let (from, to) = (traffic.from, traffic.to);
-    let mut parts = vec!["ip4".to_owned()];
-    match traffic.protocol {
-        Protocol::All => {}
-        Protocol::Tcp | Protocol::Udp => {
-            let name = traffic.protocol.to_string();
-            parts.push(match (from, to) {
-                (0, 65535) => name,
-                (from, to) if from == to => format!("{name}.dst == {from}"),
-                (from, to) => format!("{name}.dst >= {from} && {name}.dst <= {to}"),
-            });
-        }
-        Protocol::Icmp => {
-            parts.push("icmp4".into());
-            parts.extend((from >= 0).then(|| format!("icmp4.type == {from}")));
-            parts.extend((to >= 0).then(|| format!("icmp4.code == {to}")));
-        }
-        Protocol::Icmpv6 => return None,
-        Protocol::Number(number) => parts.push(format!("ip.proto == {number}")),
-    }
+/// What a rule lets through, in OVN's words. None: nothing that can be there (ICMP of the other family).
+fn expression(rule: &RuleRow, families: &Families<'_>) -> Option<String> {
     let side = match rule.direction {
         Direction::Ingress => "src",
         Direction::Egress => "dst",
     };
-    match &traffic.peer {
-        Peer::Ipv4(cidr) if cidr.length() == 0 => {}
-        Peer::Ipv4(cidr) => parts.push(format!("ip4.{side} == {cidr}")),
-        Peer::Ipv6(_) => return None,
-        // northd keeps an address set for every port group.
-        Peer::Group(id) => parts.push(format!("ip4.{side} == ${}_ip4", port_group(id))),
+    let protocol = rule.traffic.protocol;
+    let of = |family: &'static str, peer: Option<String>| {
+        let mut parts = vec![family.to_owned()];
+        parts.extend(traffic(&rule.traffic));
+        parts.extend(peer.map(|peer| format!("{family}.{side} == {peer}")));
+        let other = if family == "ip4" { Protocol::Icmpv6 } else { Protocol::Icmp };
+        (protocol != other).then(|| parts.join(" && "))
+    };
+    match &rule.traffic.peer {
+        Peer::Ipv4(cidr) => of("ip4", (cidr.length() > 0).then(|| cidr.to_string())),
+        Peer::Ipv6(cidr) => of("ip6", (cidr.length() > 0).then(|| cidr.to_string())),
+        Peer::PrefixList(id) => {
+            let family = if families.ipv6_lists.contains(id) { "ip6" } else { "ip4" };
+            of(family, Some(format!("${}", address_set_of(id))))
+        }
+        // northd keeps address sets for every port group.
+        Peer::Group(id) => {
+            let name = port_group(id);
+            let ipv6 = || of("ip6", Some(format!("${name}_ip6"))).filter(|_| families.dual.contains(id));
+            match (of("ip4", Some(format!("${name}_ip4"))), ipv6()) {
+                (Some(ipv4), Some(ipv6)) => Some(format!("(({ipv4}) || ({ipv6}))")),
+                (ipv4, ipv6) => ipv4.or(ipv6),
+            }
+        }
     }
-    Some(parts.join(" && "))
+}
+
+/// Protocol and ports of a rule; nothing for all.
+fn traffic(traffic: &Traffic) -> Vec<String> {
+    let (from, to) = (traffic.from, traffic.to);
+    match traffic.protocol {
+        Protocol::All => Vec::new(),
+        Protocol::Tcp | Protocol::Udp => {
+            let name = traffic.protocol.to_string();
+            vec![match (from, to) {
+                (0, 65535) => name,
+                (from, to) if from == to => format!("{name}.dst == {from}"),
+                (from, to) => format!("{name}.dst >= {from} && {name}.dst <= {to}"),
+            }]
+        }
+        Protocol::Icmp | Protocol::Icmpv6 => {
+            let name = if traffic.protocol == Protocol::Icmp { "icmp4" } else { "icmp6" };
+            let mut parts = vec![name.to_owned()];
+            parts.extend((from >= 0).then(|| format!("{name}.type == {from}")));
+            parts.extend((to >= 0).then(|| format!("{name}.code == {to}")));
+            parts
+        }
+        Protocol::Number(number) => vec![format!("ip.proto == {number}")],
+    }
 }
 
 fn port(out: &mut Content, interface: &InterfaceRow) {
     let name = interface.port.to_string();
     // The first one is what DHCP gives.
-    let addresses: Vec<String> = interface.addresses().map(|a| a.to_string()).collect();
+    let ipv4 = interface.addresses().map(|a| a.to_string());
+    let addresses: Vec<String> = ipv4.chain(interface.ipv6.iter().map(|a| a.to_string())).collect();
     let address = format!("{} {}", interface.mac, addresses.join(" "));
     // Without the check an instance may forward for others, but is still held to its own MAC.
     let security = if interface.source_dest_check { address.clone() } else { interface.mac.clone() };
     let instance = interface.instance.as_ref().map(|i| i.as_str()).unwrap_or_default();
+    let dhcpv6 = (!interface.ipv6.is_empty()).then(|| ipv6::dhcp_key(&interface.subnet));
     out.add(
         Table::SwitchPort,
         name.clone(),
@@ -556,6 +668,7 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
             ("enabled", Column::Flag(!interface.released)),
             ("options", Column::map::<&str, &str>([])),
             ("dhcpv4_options", Column::rows(Table::DhcpOptions, [interface.subnet.as_str()])),
+            ("dhcpv6_options", Column::rows(Table::DhcpOptions, dhcpv6)),
         ],
     );
     out.refer(Table::Switch, interface.subnet.as_str(), "ports", name.clone());
@@ -573,4 +686,4 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::network) mod tests;

@@ -10,6 +10,7 @@ use crate::{
         nat_gateway::{self, NatGatewayRow},
         network_acl::{self, NetworkAclRow},
         peering::{self, PeeringRow},
+        prefix_list::{self, PrefixListRow},
         route_table::{self, RouteTableRow},
         security_group::{self, GroupRow, RuleRow},
         subnet::{self, SubnetRow},
@@ -32,10 +33,16 @@ pub struct Wanted {
     pub nat_gateways: Vec<NatGatewayRow>,
     /// Those that carry packets.
     pub peerings: Vec<PeeringRow>,
+    /// The accounts' and the cloud's own.
+    pub prefix_lists: Vec<PrefixListRow>,
 }
 
-pub fn read(tx: &mut Tx<'_>) -> Outcome<Wanted> {
+/// `s3`: the cloud's own prefix list.
+pub fn read(tx: &mut Tx<'_>, s3: Option<&PrefixListRow>) -> Outcome<Wanted> {
+    let mut prefix_lists = prefix_list::all(tx, None)?;
+    prefix_lists.extend(s3.cloned());
     Ok(Wanted {
+        prefix_lists,
         vpcs: vpc::all(tx, None)?,
         subnets: subnet::all(tx, None)?,
         route_tables: route_table::all(tx, None)?,

@@ -40,7 +40,7 @@ struct Read {
 impl Sender {
     /// One consistent view: the list's generation, who is in it, and the bodies that are not rendered yet.
     async fn read(&self, held: BTreeMap<String, Generation>) -> Result<Read, Refusal> {
-        let (zone, region) = (self.zone.clone(), self.cloud.region().to_owned());
+        let (zone, cloud) = (self.zone.clone(), self.cloud.clone());
         self.cloud
             .store
             .read("read a zone's instances", move |tx| {
@@ -49,7 +49,7 @@ impl Sender {
                 let changed: BTreeSet<String> =
                     listed.iter().filter(|(id, g)| held.get(id) != Some(g)).map(|(id, _)| id.clone()).collect();
                 let fresh =
-                    if changed.is_empty() { Vec::new() } else { instance::render(tx, &region, &zone, &changed)? };
+                    if changed.is_empty() { Vec::new() } else { instance::render(tx, &cloud, &zone, &changed)? };
                 Ok(Read { generation, listed, fresh })
             })
             .await
@@ -129,6 +129,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<InstanceReport
                     all.instances |= one.instances;
                     all.volumes |= one.volumes;
                     all.network |= one.network;
+                    all.images |= one.images;
                 }
                 orphan::retain(tx, &zone, "instances", &present)?;
                 Ok::<_, Refusal>(all)
@@ -139,6 +140,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<InstanceReport
             (follow.instances, &cloud.pokes.instances),
             (follow.volumes, &cloud.pokes.volumes),
             (follow.network, &cloud.pokes.network),
+            (follow.images, &cloud.pokes.creations),
         ] {
             if woken {
                 poke.poke();

@@ -77,6 +77,7 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<SnapshotReport
     let (zone, now) = (zone.to_owned(), cloud.now());
     let present: BTreeSet<String> = observation.present.into_iter().collect();
     let reports = observation.changed;
+    let any = !reports.is_empty();
     let keep = cloud
         .store
         .write("take reports of snapshots", move |tx| {
@@ -94,6 +95,9 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<SnapshotReport
         .await?;
     if keep {
         cloud.pokes.kept.poke();
+    }
+    if any {
+        cloud.pokes.creations.poke();
     }
     Ok(())
 }

@@ -16,8 +16,11 @@ use super::{
     orphan,
 };
 use crate::{
-    Cloud,
-    ec2::volume::{self, Attachment},
+    Cloud, Refusal,
+    ec2::{
+        instance,
+        volume::{self, Attachment},
+    },
 };
 
 /// Sends the zone its whole list of volumes.
@@ -44,8 +47,13 @@ impl Reconciler for Sender {
                 let generation = generation::current(tx, &zone, List::Volumes)?;
                 let attachments: BTreeMap<VolumeId, Attachment> =
                     volume::attachments_in(tx, &zone)?.into_iter().map(|a| (a.volume.clone(), a)).collect();
-                let rows: Vec<Volume> =
-                    volume::in_zone(tx, &zone)?.iter().map(|v| volume::wanted(v, attachments.get(&v.id))).collect();
+                let nodes = instance::nodes_in(tx, &zone)?;
+                let body = |v: &volume::Volume| {
+                    let attachment = attachments.get(&v.id);
+                    let node = attachment.and_then(|a| nodes.get(a.instance.as_str()));
+                    volume::wanted(v, attachment, node.map(String::as_str))
+                };
+                let rows: Vec<Volume> = volume::in_zone(tx, &zone)?.iter().map(body).collect();
                 Ok::<_, StoreError>((generation, rows))
             })
             .await;
@@ -80,7 +88,7 @@ async fn ask(cloud: &Cloud, zone: &str, since: Option<Seen>) -> Result<Observati
     client.observe(&Observe { since, wait_ms: super::HANG_MS }).await
 }
 
-async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>) -> Result<(), StoreError> {
+async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>) -> Result<(), String> {
     let (zone, now) = (zone.to_owned(), cloud.now());
     let present: BTreeSet<String> = observation.present.into_iter().collect();
     let reports = observation.changed;
@@ -95,16 +103,22 @@ async fn take(cloud: &Cloud, zone: &str, observation: Observation<VolumeReport>)
                 }
                 all.instances |= one.instances;
                 all.volumes |= one.volumes;
+                all.kept |= one.kept;
             }
             orphan::retain(tx, &zone, "volumes", &present)?;
-            Ok::<_, StoreError>(all)
+            Ok::<_, Refusal>(all)
         })
-        .await?;
+        .await
+        .map_err(|e| e.cause.unwrap_or(e.answer.message))?;
     if follow.instances {
         cloud.pokes.instances.poke();
+        cloud.pokes.network.poke();
     }
     if follow.volumes {
         cloud.pokes.volumes.poke();
+    }
+    if follow.kept {
+        cloud.pokes.kept.poke();
     }
     Ok(())
 }

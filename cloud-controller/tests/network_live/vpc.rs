@@ -11,11 +11,10 @@ use mallee_cloud_controller::{
         internet_gateway, nat_gateway,
         network_acl::{self, EntryRow},
         peering, route_table,
-        route_table::Target,
+        route_table::{Destination, Target},
         security_group::{self, Direction, Peer, Protocol, Traffic},
         subnet, vpc,
     },
-    network::Cidr,
 };
 use mallee_store::params;
 
@@ -27,20 +26,25 @@ use super::{
 type Account = &'static str;
 
 impl Cloud {
+    /// A VPC whose default group lets in its own members, as AWS makes it.
+    pub async fn closed_vpc(&self, account: Account, cidr: &'static str) -> VpcId {
+        self.write(move |tx, config| Ok(vpc::change::make(tx, config, account, cidr.parse().unwrap(), 1)?.id)).await
+    }
+
     /// A VPC whose default group lets everything in.
     async fn vpc(&self, account: Account, cidr: &'static str) -> VpcId {
-        self.write(move |tx, config| {
-            let vpc = vpc::change::make(tx, config, account, cidr.parse().unwrap(), 1)?;
-            let group = security_group::for_launch(tx, account, &vpc.id, &[], &[])?;
+        let id = self.closed_vpc(account, cidr).await;
+        self.write(move |tx, _| {
+            let group = security_group::for_launch(tx, account, &id, &[], &[])?;
             let group = security_group::get(tx, account, &group[0])?;
             let all = Traffic { protocol: Protocol::All, from: -1, to: -1, peer: Peer::anywhere() };
             security_group::insert_rule(tx, &group, Direction::Ingress, &all, None)?;
-            Ok(vpc.id)
+            Ok(id.clone())
         })
         .await
     }
 
-    async fn subnet(&self, account: Account, vpc: &VpcId, cidr: &'static str) -> SubnetId {
+    pub async fn subnet(&self, account: Account, vpc: &VpcId, cidr: &'static str) -> SubnetId {
         let vpc = vpc.clone();
         self.write(move |tx, _| {
             let new = subnet::New {
@@ -59,7 +63,7 @@ impl Cloud {
         .await
     }
 
-    async fn route(&self, account: Account, vpc: &VpcId, own: Option<&SubnetId>, to: &'static str, target: Target) {
+    pub async fn route(&self, account: Account, vpc: &VpcId, own: Option<&SubnetId>, to: &'static str, target: Target) {
         let (vpc, own) = (vpc.clone(), own.cloned());
         self.write(move |tx, _| {
             let tables = route_table::all(tx, Some(account))?;
@@ -73,12 +77,12 @@ impl Cloud {
                     id
                 }
             };
-            Ok(route_table::insert_route(tx, &id, to.parse().unwrap(), &target)?)
+            Ok(route_table::insert_route(tx, &id, &Destination::Net(to.parse().unwrap()), &target)?)
         })
         .await;
     }
 
-    async fn interface(&self, account: Account, subnet: &SubnetId, at: Ipv4Addr) -> InterfaceRow {
+    pub async fn interface(&self, account: Account, subnet: &SubnetId, at: Ipv4Addr) -> InterfaceRow {
         let subnet = subnet.clone();
         self.write(move |tx, config| {
             let subnet = subnet::get(tx, account, &subnet)?;
@@ -89,6 +93,7 @@ impl Cloud {
                 attached: Some((&InstanceId::from_random(rand::random()), 0)),
                 address: Some(at),
                 secondary: Secondary::none(),
+                ipv6: Default::default(),
                 groups: &groups,
                 description: "",
                 delete_on_termination: true,
@@ -129,7 +134,7 @@ impl Cloud {
 
 fn entry(egress: bool, number: i64, allow: bool, cidr: &str, ports: Option<(i64, i64)>) -> EntryRow {
     let protocol = if ports.is_some() { "6" } else { "-1" };
-    EntryRow { egress, number, protocol: protocol.into(), allow, cidr: cidr.parse::<Cidr>().unwrap(), range: ports }
+    EntryRow { egress, number, protocol: protocol.into(), allow, cidr: cidr.parse().unwrap(), range: ports }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -125,6 +125,43 @@ async fn an_instance_that_never_had_a_place_is_gone_at_once() {
 }
 
 #[tokio::test]
+async fn a_stopped_instance_with_its_root_on_a_volume_is_started_on_whichever_node_fits() {
+    let zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let n1 = zone.node("n1", 1024);
+    let want = |id: &str, desired, elsewhere: bool| {
+        zone.cloud.want(id, desired, 1024);
+        if elsewhere {
+            let mut rows = zone.cloud.rows.lock().unwrap();
+            rows.get_mut(id).unwrap().boot.root = Root::Volume { volume: Some("vol-1".into()) };
+        }
+    };
+    want("i-1", Desired::Running, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    want("i-1", Desired::Stopped, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until("i-1", "off, and nowhere", |r| r.observed == Observed::Stopped && r.node.is_none()).await;
+    // Its place is free at once, and given to another.
+    want("i-2", Desired::Running, false);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-2", Observed::Running).await;
+    want("i-1", Desired::Running, true);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until("i-1", "refused by n1", |r| r.reason == "no node fits: 1 node lacks memory").await;
+    let n2 = zone.node("n2", 1024);
+    let report = zone.cloud.until_observed("i-1", Observed::Running).await;
+    assert_eq!(report.node.as_deref(), Some("n2"));
+    assert!(n2.node.has("i-1") && !n1.node.memory.lock().unwrap().bodies.contains_key("i-1"));
+    // One with its root on the node keeps its place.
+    want("i-2", Desired::Stopped, false);
+    zone.cloud.send().await.unwrap();
+    let report = zone.cloud.until_observed("i-2", Observed::Stopped).await;
+    assert_eq!(report.node.as_deref(), Some("n1"));
+    assert!(n1.node.memory.lock().unwrap().bodies.contains_key("i-2"));
+}
+
+#[tokio::test]
 async fn a_node_that_falls_silent_keeps_its_instances_and_is_believed_again_when_it_is_back() {
     let zone = zone(1_000);
     zone.cloud.send().await.unwrap();
@@ -318,4 +355,118 @@ async fn thousands_of_instances_are_placed() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("{INSTANCES} instances on their nodes after {:?}", begun.elapsed());
+}
+
+impl Zone {
+    async fn change(&self, node: &str, wish: NodeWish) -> Result<Done, TierError> {
+        self.cloud.client.change_node(&NodeAsked { node: node.into(), wish }).await
+    }
+    /// The nodes and their states, as an operator sees them.
+    async fn nodes(&self) -> Vec<(String, String)> {
+        // A connection of before a restart is good for one error.
+        let status = self.cloud.client.status(&StatusAsked {}).await;
+        status.into_iter().flat_map(|status| status.nodes).map(|row| (row.node, row.state)).collect()
+    }
+    async fn until_nodes(&self, wanted: &[(&str, &str)]) {
+        let wanted: Vec<_> = wanted.iter().map(|(n, s)| (n.to_string(), s.to_string())).collect();
+        let mut last = Vec::new();
+        for _ in 0..1000 {
+            last = self.nodes().await;
+            if last == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{last:?} never became {wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_drained_node_keeps_what_it_has_and_is_given_nothing_new_also_after_a_restart() {
+    let mut zone = zone(15_000);
+    zone.cloud.send().await.unwrap();
+    let _n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    zone.change("n1", NodeWish::Drain).await.unwrap();
+    zone.controller.kill();
+    zone.controller.start();
+    zone.until_nodes(&[("n1", "draining")]).await;
+    zone.cloud.want("i-2", Desired::Running, 64);
+    zone.cloud.send().await.unwrap();
+    let waits = |r: &InstanceReport| r.reason == "no node fits: 1 is draining";
+    zone.cloud.until("i-2", "waiting for a node", waits).await;
+    assert_eq!(zone.cloud.until_observed("i-1", Observed::Running).await.node.as_deref(), Some("n1"));
+    zone.change("n1", NodeWish::Serve).await.unwrap();
+    zone.cloud.until_observed("i-2", Observed::Running).await;
+}
+
+#[tokio::test]
+async fn a_node_leaves_when_nothing_is_on_it_and_comes_back_only_when_it_is_let_in() {
+    let zone = zone(400);
+    zone.cloud.send().await.unwrap();
+    let mut n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    let refused = zone.change("n1", NodeWish::Remove).await.unwrap_err();
+    assert!(refused.message.contains("drain it first"), "{refused}");
+    zone.change("n1", NodeWish::Drain).await.unwrap();
+    let refused = zone.change("n1", NodeWish::Remove).await.unwrap_err();
+    assert!(refused.message.contains("1 instance is on node n1: i-1"), "{refused}");
+    let refused = zone.change("n1", NodeWish::RemoveLost).await.unwrap_err();
+    assert!(refused.message.contains("it is not lost"), "{refused}");
+    zone.cloud.want("i-1", Desired::Terminated, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Gone).await;
+    zone.cloud.rows.lock().unwrap().clear();
+    zone.cloud.send().await.unwrap();
+    let mut refused = String::new();
+    for _ in 0..1000 {
+        refused = zone.change("n1", NodeWish::Remove).await.unwrap_err().message;
+        if refused.contains("node n1 answers") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused.contains("node n1 answers"), "{refused}");
+    n1.kill();
+    zone.until_nodes(&[("n1", "silent")]).await;
+    zone.change("n1", NodeWish::Remove).await.unwrap();
+    zone.until_nodes(&[]).await;
+    let refused = zone.change("n1", NodeWish::Drain).await.unwrap_err();
+    assert_eq!(refused.kind, TierErrorKind::NotFound);
+    // It registers and registers, and is not let in.
+    n1.restart(&zone.pki, &zone.controller, 1024);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(zone.nodes().await.is_empty());
+    zone.change("n1", NodeWish::Admit).await.unwrap();
+    n1.restart(&zone.pki, &zone.controller, 1024);
+    zone.until_nodes(&[("n1", "up")]).await;
+}
+
+#[tokio::test]
+async fn what_was_on_a_lost_node_begins_anew_on_another() {
+    let zone = zone(400);
+    zone.cloud.send().await.unwrap();
+    let mut n1 = zone.node("n1", 1024);
+    zone.cloud.want("i-1", Desired::Running, 64);
+    zone.cloud.send().await.unwrap();
+    zone.cloud.until_observed("i-1", Observed::Running).await;
+    let _n2 = zone.node("n2", 1024);
+    zone.until_nodes(&[("n1", "up"), ("n2", "up")]).await;
+    n1.kill();
+    zone.cloud.until_observed("i-1", Observed::Unreachable).await;
+    zone.until_nodes(&[("n1", "silent"), ("n2", "up")]).await;
+    zone.change("n1", NodeWish::RemoveLost).await.unwrap();
+    let on_n2 = |r: &InstanceReport| r.observed == Observed::Running && r.node.as_deref() == Some("n2");
+    zone.cloud.until("i-1", "running on n2", on_n2).await;
+    zone.until_nodes(&[("n2", "up")]).await;
+    let why = zone.cloud.client.why(&WhyAsked { id: "i-1".into() }).await.unwrap();
+    assert!(why.lines.iter().any(|l| l.text.contains("n1 was declared lost")), "{why:?}");
+    // It was not lost after all: what it runs must not be in the cloud twice.
+    n1.restart(&zone.pki, &zone.controller, 1024);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    zone.until_nodes(&[("n2", "up")]).await;
 }

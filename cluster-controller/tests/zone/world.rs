@@ -196,7 +196,7 @@ impl Cloud {
 }
 
 fn instance(id: &str, generation: Generation, desired: Desired, memory_mib: u64) -> Instance {
-    let root = Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw };
+    let root = Root::Image(Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw });
     Instance {
         id: id.into(),
         generation,
@@ -207,6 +207,9 @@ fn instance(id: &str, generation: Generation, desired: Desired, memory_mib: u64)
         memory_mib,
         disk_gib: 1,
         boot: Boot { architecture: "x86_64".into(), root, kernel: None, ramdisk: None, command_line: None },
+        stores: vec![],
+        awaits: None,
+        hold: None,
         interfaces: vec![],
         volumes: vec![],
         metadata: Metadata::default(),
@@ -264,11 +267,14 @@ impl NodeController for SimNode {
             if observed == Observed::Running && !memory.started.contains(&entry.id) {
                 memory.started.push(entry.id.clone());
             }
-            self.report(&entry.id, observed);
+            let mut report = InstanceReport::new(&entry.id, observed);
+            (report.generation, report.released) =
+                (body.generation, observed == Observed::Stopped && body.boot.root.is_elsewhere());
+            self.reports.put(report);
         }
         for report in self.reports.all() {
             let unlisted = !intent.entries.iter().any(|e| e.id == report.id);
-            if unlisted && report.observed == Observed::Gone {
+            if unlisted && (report.observed == Observed::Gone || report.released) {
                 memory.bodies.remove(&report.id);
                 self.reports.forget(&report.id);
             }
@@ -392,6 +398,9 @@ impl CloudController for Registry {
     }
     async fn renew(&self, _: &Peer, _: SigningRequest) -> Result<SignedCertificate, TierError> {
         Err(TierError::refused("not here"))
+    }
+    async fn disk_key(&self, _: &Peer, _: DiskKeyAsked) -> Result<DiskKey, TierError> {
+        Err(TierError::not_found("none here"))
     }
     async fn locate(&self, _: &Peer, _: Locate) -> Result<Located, TierError> {
         Err(TierError::not_found("nothing here"))

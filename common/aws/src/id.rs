@@ -108,6 +108,11 @@ id_type!(AllocationId, "eipalloc-", "InvalidAllocationID.Malformed");
 id_type!(AddressAssociationId, "eipassoc-", "InvalidAssociationID.Malformed");
 id_type!(VpcCidrAssociationId, "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationIDError.Malformed");
 id_type!(NatGatewayId, "nat-", "NatGatewayMalformed");
+id_type!(PrefixListId, "pl-", "InvalidPrefixListId.Malformed");
+id_type!(EgressOnlyInternetGatewayId, "eigw-", "InvalidEgressOnlyInternetGatewayId.Malformed");
+id_type!(SubnetCidrAssociationId, "subnet-cidr-assoc-", "InvalidSubnetCidrBlockAssociationID.Malformed");
+id_type!(VpcEndpointId, "vpce-", "InvalidVpcEndpointId.Malformed");
+id_type!(FlowLogId, "fl-", "InvalidFlowLogId.Malformed");
 id_type!(VpcPeeringConnectionId, "pcx-", "InvalidVpcPeeringConnectionId.Malformed");
 
 /// Any image: what `ImageId` may name.

@@ -1,12 +1,13 @@
 //! What the operator may choose about the engines of a machine.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::kvm::KvmChoice;
+use crate::netns::Netns;
 use crate::network::Ipv4Net;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct EnginesConfig {
     /// The network namespace of everything here. `None` is this machine's own (machines that do nothing else).
     #[serde(default)]
     pub namespace: Option<NamespaceConfig>,
+    /// The name of a namespace without a link to the host, on a machine whose guests reach the outside over another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enclosed: Option<String>,
     /// OVN's databases and northd, beside the cloud-controller.
     #[serde(default)]
     pub central: Option<CentralConfig>,
@@ -43,16 +47,31 @@ pub struct NamespaceConfig {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CentralConfig {}
+pub struct CentralConfig {
+    /// Where other machines reach the southbound database, over TLS and with no more rights than ovn-controller needs. `None`:
+    /// it is there for this machine only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub southbound: Option<SocketAddr>,
+    /// The folder of the certificate shown there (`cert.pem`, `key.pem`, `ca.pem`). It may come after the daemon has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<PathBuf>,
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// The chassis' name in OVN.
     pub system_id: String,
-    /// Where tunnels to this machine end. One machine never tunnels: 127.0.0.1.
+    /// Where tunnels to this machine end. One machine never tunnels: 127.0.0.1. [`TunnelConfig`] wins.
     #[serde(default = "loopback")]
     pub encap_address: IpAddr,
+    /// How packets reach other machines from inside the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelConfig>,
+    /// The folder of the certificate shown to a southbound database that is reached over TLS; its common name must be
+    /// `system_id`. It may come after ovn-controller has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<PathBuf>,
     /// OVN's southbound database; `None` is the one of this machine's own [`CentralConfig`].
     #[serde(default)]
     pub southbound: Option<String>,
@@ -64,6 +83,20 @@ pub struct NodeConfig {
     pub datapath: Option<Datapath>,
     #[serde(default)]
     pub kvm: KvmChoice,
+}
+
+/// An address of this machine that is the tunnels' alone: on a macvlan link beside the machine's own address, so that nothing
+/// of the machine is touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelConfig {
+    /// The machine's link to the others.
+    pub parent: String,
+    pub address: Ipv4Addr,
+    pub prefix_length: u8,
+    /// To machines that are not on the parent's network.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +136,8 @@ impl NodeConfig {
         NodeConfig {
             system_id: system_id.to_owned(),
             encap_address: loopback(),
+            tunnel: None,
+            tls: None,
             southbound: None,
             uplink: None,
             datapath: None,
@@ -127,13 +162,25 @@ impl EnginesConfig {
         EnginesConfig {
             base: base.into(),
             namespace: Some(NamespaceConfig::default()),
+            enclosed: None,
             central: Some(CentralConfig::default()),
             node: Some(NodeConfig::new(system_id)),
         }
     }
 
+    /// The network namespace of the switch and of guests.
+    pub fn netns(&self) -> Netns {
+        let name = self.namespace.as_ref().map(|namespace| &namespace.name).or(self.enclosed.as_ref());
+        name.map_or(Netns::Machine, |name| Netns::Named(name.clone()))
+    }
+
     /// Checks what can be checked without looking at the machine.
     pub fn check(&self) -> Result<()> {
+        if let Netns::Named(name) = self.netns()
+            && (name.is_empty() || name.contains(['/', ' ', '.']))
+        {
+            return Err(Error::Config(format!("{name:?} is no name for a network namespace")));
+        }
         let Some(namespace) = &self.namespace else {
             return self.check_node();
         };
@@ -143,9 +190,6 @@ impl EnginesConfig {
                     "{link:?} is no name for a link: 1 to 15 characters, no / and no blank"
                 )));
             }
-        }
-        if namespace.name.is_empty() || namespace.name.contains(['/', ' ', '.']) {
-            return Err(Error::Config(format!("{:?} is no name for a network namespace", namespace.name)));
         }
         if !(1..=30).contains(&namespace.prefix_length) {
             return Err(Error::Config(format!("/{} leaves no room on the link", namespace.prefix_length)));
@@ -161,6 +205,28 @@ impl EnginesConfig {
     }
 
     fn check_node(&self) -> Result<()> {
+        if let Some(central) = &self.central
+            && central.southbound.is_some() != central.tls.is_some()
+        {
+            return Err(Error::Config(
+                "the southbound database serves other machines with a certificate only".to_owned(),
+            ));
+        }
+        if let Some(node) = &self.node
+            && node.southbound.as_ref().is_some_and(|remote| remote.starts_with("ssl:"))
+            && node.tls.is_none()
+        {
+            return Err(Error::Config(
+                "a southbound database over TLS is shown a certificate: say where it is".to_owned(),
+            ));
+        }
+        if let Some(tunnel) = self.node.as_ref().and_then(|node| node.tunnel.as_ref())
+            && (self.netns() == Netns::Machine || !(1..=31).contains(&tunnel.prefix_length))
+        {
+            return Err(Error::Config(
+                "a tunnel link is for engines in a namespace, with a prefix of 1 to 31".to_owned(),
+            ));
+        }
         match &self.node {
             Some(node) if node.southbound.is_none() && self.central.is_none() => {
                 Err(Error::Config("this node has no OVN: give the address of the southbound database".to_owned()))

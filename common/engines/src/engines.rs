@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mallee_ovsdb::Client;
+use tokio::sync::watch;
 
-use crate::config::{EnginesConfig, NodeConfig};
+use crate::config::{Datapath, EnginesConfig, NodeConfig};
 use crate::error::{Error, Result};
 use crate::ip::run;
 use crate::kvm::{self, Accelerator, KvmChoice, Verdict};
@@ -16,7 +18,7 @@ use crate::made::Made;
 use crate::netns::Netns;
 use crate::plan::Plan;
 use crate::process::{self, Process};
-use crate::supervisor::{Phase, Supervisor, take_lock};
+use crate::supervisor::{Phase, Status, Supervisor, take_lock};
 use crate::{libvirt, network, ovn, ovs, supervisor};
 
 /// How long guests may take to end in a teardown (QEMU needs about a second after SIGTERM).
@@ -50,8 +52,13 @@ impl Engines {
         let layout = Layout::new(&config.base)?;
         layout.create()?;
         let mut made = Made::load(&layout)?;
-        if let Some(namespace) = &config.namespace {
-            network::ensure(namespace, &layout, &mut made).await?;
+        match (&config.namespace, &config.enclosed) {
+            (Some(namespace), _) => network::ensure(namespace, &layout, &mut made).await?,
+            (None, Some(name)) => network::enclose(name, &layout, &mut made).await.map(drop)?,
+            (None, None) => {}
+        }
+        if let Some(tunnel) = config.node.as_ref().and_then(|node| node.tunnel.as_ref()) {
+            network::ensure_tunnel(tunnel, &config.netns()).await?;
         }
         let verdict = match &config.node {
             Some(node) => kvm::verdict(node.kvm, &layout).await?,
@@ -80,16 +87,13 @@ impl Engines {
     }
 
     fn plan(config: EnginesConfig, layout: Layout, verdict: Verdict) -> Engines {
-        let netns = match &config.namespace {
-            Some(namespace) => Netns::Named(namespace.name.clone()),
-            None => Netns::Machine,
-        };
+        let netns = config.netns();
         let mut plans = Vec::new();
-        if config.central.is_some() {
-            plans.extend(ovn::plans(&layout, &netns));
+        if let Some(central) = &config.central {
+            plans.extend(ovn::plans(&layout, &netns, central));
         }
-        if config.node.is_some() {
-            plans.extend(ovs::plans(&layout, &netns));
+        if let Some(node) = &config.node {
+            plans.extend(ovs::plans(&layout, &netns, node));
             plans.extend(libvirt::plans(&layout, &netns, &verdict));
         }
         Engines { config, layout, netns, verdict, plans }
@@ -118,17 +122,22 @@ impl Engines {
         Supervisor::start(&self.layout.lock(), plans)
     }
 
-    /// Writes the chassis and the bridge to the outside into the local switch's database, and returns when the switch and
-    /// ovn-controller have both bridges. Waits for the daemons, so it may be called right after [`Engines::supervise`].
+    /// Makes the southbound database serve other machines, if it shall; writes the chassis and the bridge to the outside into
+    /// the local switch's database, and returns when the switch and ovn-controller have both bridges. Waits for the daemons,
+    /// so it may be called right after [`Engines::supervise`].
     pub async fn configure(&self, patience: Duration) -> Result<()> {
+        if let Some(address) = self.config.central.as_ref().and_then(|central| central.southbound) {
+            let served = tokio::time::timeout(patience, self.serve_chassis(address)).await;
+            served.map_err(|_| Error::engine("ovn-sb", format!("it does not serve at {address}")))??;
+        }
         let Some(node) = &self.config.node else {
             return Ok(());
         };
         let work = async {
-            let chassis = self.chassis(node).await;
+            let chassis = self.chassis(node).await?;
             loop {
                 let client = self.switch().await;
-                match configure_switch(&client, &chassis).await {
+                match self.configure_switch(&client, &chassis).await {
                     // The database died in the middle and is back in milliseconds; all of it can be said again.
                     Err(Error::Database(error)) if error.is_closed() => {}
                     outcome => return outcome,
@@ -141,6 +150,60 @@ impl Engines {
                 "ovs-vswitchd",
                 format!("the switch did not take its configuration within {} s", patience.as_secs()),
             )),
+        }
+    }
+
+    async fn serve_chassis(&self, address: SocketAddr) -> Result<()> {
+        loop {
+            if let Ok(client) = Client::connect_unix(self.layout.southbound_socket()).await
+                && ovn::serve_chassis(&client, address).await?
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn configure_switch(&self, client: &Client, chassis: &ovs::Chassis) -> Result<()> {
+        ovs::configure(client, chassis).await?;
+        self.address_tunnel(chassis.datapath).await?;
+        ovs::wait_for_bridge(client, ovs::INTEGRATION_BRIDGE).await
+    }
+
+    /// Gives tunnels their address. The userspace datapath's bridges end with vswitchd and come back without it, so this is
+    /// said each time vswitchd has been started.
+    pub async fn address_tunnel(&self, datapath: Datapath) -> Result<()> {
+        let Some(tunnel) = self.config.node.as_ref().and_then(|node| node.tunnel.as_ref()) else {
+            return Ok(());
+        };
+        let link = match datapath {
+            Datapath::Netdev => ovs::TUNNEL_BRIDGE,
+            Datapath::System => network::TUNNEL_LINK,
+        };
+        network::address_tunnel(tunnel, &self.netns, link).await
+    }
+
+    /// For as long as this machine has tunnels: gives them their address back whenever vswitchd was started again.
+    pub async fn keep_tunnel(&self, mut vswitchd: watch::Receiver<Status>) {
+        let Some(node) = self.config.node.as_ref().filter(|node| node.tunnel.is_some()) else {
+            return;
+        };
+        let datapath = match node.datapath {
+            Some(datapath) => datapath,
+            None => ovs::find_datapath().await,
+        };
+        let mut last = None;
+        loop {
+            let ready = vswitchd.wait_for(|now| matches!(now.phase, Phase::Ready { pid } if Some(pid) != last)).await;
+            let Ok(Phase::Ready { pid }) = ready.map(|now| now.phase.clone()) else { return };
+            match self.address_tunnel(datapath).await {
+                Ok(()) => last = Some(pid),
+                // The bridge is not there yet, or vswitchd ended again.
+                Err(error) => {
+                    tracing::debug!(%error, "the tunnels have no address yet");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
         }
     }
 
@@ -175,19 +238,24 @@ impl Engines {
         }
     }
 
-    async fn chassis(&self, node: &NodeConfig) -> ovs::Chassis {
+    async fn chassis(&self, node: &NodeConfig) -> Result<ovs::Chassis> {
         let own = || format!("unix:{}", self.layout.southbound_socket().display());
         let inner = self.config.namespace.as_ref().map(|namespace| namespace.inner_link.clone());
-        ovs::Chassis {
+        let tunnel = match &node.tunnel {
+            Some(_) => Some(network::hardware_address(&self.netns, network::TUNNEL_LINK).await?),
+            None => None,
+        };
+        Ok(ovs::Chassis {
             system_id: node.system_id.clone(),
             southbound: node.southbound.clone().unwrap_or_else(own),
-            encap_address: node.encap_address,
+            encap_address: node.tunnel.as_ref().map_or(node.encap_address, |tunnel| tunnel.address.into()),
+            tunnel,
             datapath: match node.datapath {
                 Some(datapath) => datapath,
                 None => ovs::find_datapath().await,
             },
             uplink: node.uplink.clone().or(inner),
-        }
+        })
     }
 
     async fn make_databases(&self) -> Result<()> {
@@ -268,11 +336,6 @@ impl Engines {
         process::end_all(processes, GUEST_PATIENCE).await?;
         Ok(names)
     }
-}
-
-async fn configure_switch(client: &Client, chassis: &ovs::Chassis) -> Result<()> {
-    ovs::configure(client, chassis).await?;
-    ovs::wait_for_bridge(client, ovs::INTEGRATION_BRIDGE).await
 }
 
 /// A machine that runs no guests needs no verdict; the plans' mounts are the same as under TCG.

@@ -79,6 +79,11 @@ impl Layout {
         self.ovn().join("sb.sock")
     }
 
+    /// Where guests' QEMU finds the node's certificate, for volumes of other machines.
+    pub fn nbd_tls(&self) -> PathBuf {
+        self.virt().join("nbd-tls")
+    }
+
     pub fn libvirt_socket(&self) -> PathBuf {
         self.virt().join("run/libvirt-sock")
     }

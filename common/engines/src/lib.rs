@@ -21,14 +21,14 @@ mod libvirt;
 mod made;
 mod netns;
 pub mod network;
-mod ovn;
+pub mod ovn;
 pub mod ovs;
 mod plan;
 pub mod process;
 mod ready;
 mod supervisor;
 
-pub use config::{CentralConfig, Datapath, EnginesConfig, NamespaceConfig, NodeConfig};
+pub use config::{CentralConfig, Datapath, EnginesConfig, NamespaceConfig, NodeConfig, TunnelConfig};
 pub use engines::{Engines, Remains};
 pub use error::{Error, Result};
 pub use ip::{ethtool_offloads_off, ip, ip_json};

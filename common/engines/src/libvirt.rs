@@ -61,7 +61,11 @@ pub(crate) fn write_files(layout: &Layout) -> Result<()> {
     let empty = no_kvm(layout);
     std::fs::write(&empty, "").map_err(Error::file("writing", &empty))?;
     replace_file(&etc.join("libvirtd.conf"), libvirtd_conf(layout)?.as_bytes())?;
-    replace_file(&etc.join("qemu.conf"), QEMU_CONF.as_bytes())?;
+    // libvirtd does not start without the folder; the node-controller puts its certificate there.
+    let nbd = layout.nbd_tls();
+    std::fs::create_dir_all(&nbd).map_err(Error::file("making", &nbd))?;
+    let qemu = format!("{QEMU_CONF}nbd_tls_x509_cert_dir = \"{}\"\n", nbd.display());
+    replace_file(&etc.join("qemu.conf"), qemu.as_bytes())?;
     let virtlogd = format!("log_level = 3\nlog_outputs = \"3:file:{}\"\n", log(layout, "virtlogd").display());
     replace_file(&etc.join("virtlogd.conf"), virtlogd.as_bytes())
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::NamespaceConfig;
+use crate::config::{NamespaceConfig, TunnelConfig};
 use crate::error::{Error, Result};
 use crate::ip::{ethtool_offloads_off, ip, ip_json, link_exists, run};
 use crate::layout::Layout;
@@ -106,7 +106,6 @@ pub fn collision(wanted: Ipv4Net, own_link: &str, routes: &[Value]) -> Option<St
 
 /// Makes the namespace and the link, or completes what is there. What others made under the same names is refused.
 pub(crate) async fn ensure(config: &NamespaceConfig, layout: &Layout, made: &mut Made) -> Result<()> {
-    let netns = Netns::Named(config.name.clone());
     let routes = ip_json(&Netns::Machine, &["-4", "route", "show", "table", "all"]).await?;
     if let Some(route) = collision(config.network(), &config.host_link, &routes) {
         return Err(Error::Refused(format!(
@@ -114,29 +113,81 @@ pub(crate) async fn ensure(config: &NamespaceConfig, layout: &Layout, made: &mut
             config.network()
         )));
     }
-    let claims = [
-        (netns.exists(), &config.name, &mut made.namespaces, "network namespace"),
-        (link_exists(&Netns::Machine, &config.host_link).await?, &config.host_link, &mut made.links, "link"),
-    ];
-    for (exists, name, ours, what) in claims {
-        if ours.contains(name) {
-            continue;
-        }
-        if exists {
-            return Err(Error::Refused(format!(
-                "there is a {what} {name} already that this cloud did not make; remove it or choose another name"
-            )));
-        }
-        ours.push(name.clone());
-    }
+    let exists = link_exists(&Netns::Machine, &config.host_link).await?;
+    claim(exists, &config.host_link, &mut made.links, "link")?;
+    let netns = enclose(&config.name, layout, made).await?;
+    ensure_link(config, &netns).await
+}
+
+/// Makes a namespace with nothing in it, or takes the one that this cloud made.
+pub(crate) async fn enclose(name: &str, layout: &Layout, made: &mut Made) -> Result<Netns> {
+    let netns = Netns::Named(name.to_owned());
+    claim(netns.exists(), name, &mut made.namespaces, "network namespace")?;
     made.netns_directory |= !Path::new(Netns::DIRECTORY).exists();
     made.save(layout)?;
     if !netns.exists() {
-        ip(&Netns::Machine, &["netns", "add", &config.name]).await?;
+        ip(&Netns::Machine, &["netns", "add", name]).await?;
     }
     ip(&netns, &["link", "set", "lo", "up"]).await?;
     netns.run(set_sysctls)??;
-    ensure_link(config, &netns).await
+    Ok(netns)
+}
+
+/// Notes that a name is ours before anything of that name is made; one that somebody else has is refused.
+fn claim(exists: bool, name: &str, ours: &mut Vec<String>, what: &str) -> Result<()> {
+    if ours.iter().any(|known| known == name) {
+        return Ok(());
+    }
+    if exists {
+        return Err(Error::Refused(format!(
+            "there is a {what} {name} already that this cloud did not make; remove it or choose another name"
+        )));
+    }
+    ours.push(name.to_owned());
+    Ok(())
+}
+
+/// The link that tunnels leave the namespace by; it vanishes with the namespace.
+pub const TUNNEL_LINK: &str = "tun0";
+
+/// The hardware address of the tunnels' link: always the same for the same address. The userspace datapath of every other machine
+/// remembers it for a quarter of an hour, also when this machine was started anew meanwhile.
+fn tunnel_hardware(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    // A locally administered one.
+    format!("0a:6d:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+/// Makes the tunnels' link in the namespace. It has no address yet: see [`address_tunnel`].
+pub(crate) async fn ensure_tunnel(tunnel: &TunnelConfig, netns: &Netns) -> Result<()> {
+    let Netns::Named(name) = netns else { return Ok(()) };
+    if !link_exists(netns, TUNNEL_LINK).await? {
+        let hardware = tunnel_hardware(tunnel.address);
+        let named = ["name", TUNNEL_LINK, "address", &hardware, "netns", name];
+        let link =
+            [&["link", "add", "link", &tunnel.parent][..], &named, &["type", "macvlan", "mode", "bridge"]].concat();
+        ip(&Netns::Machine, &link).await?;
+    }
+    ethtool_offloads_off(netns, TUNNEL_LINK).await?;
+    ip(netns, &["link", "set", TUNNEL_LINK, "up"]).await.map(drop)
+}
+
+/// Gives a link in the namespace the tunnels' address, and the way to machines that are elsewhere.
+pub(crate) async fn address_tunnel(tunnel: &TunnelConfig, netns: &Netns, link: &str) -> Result<()> {
+    let address = format!("{}/{}", tunnel.address, tunnel.prefix_length);
+    ip(netns, &["addr", "replace", &address, "dev", link]).await?;
+    ip(netns, &["link", "set", link, "up"]).await?;
+    if let Some(gateway) = tunnel.gateway {
+        ip(netns, &["route", "replace", "default", "via", &gateway.to_string(), "dev", link]).await?;
+    }
+    Ok(())
+}
+
+/// The hardware address of a link.
+pub(crate) async fn hardware_address(netns: &Netns, link: &str) -> Result<String> {
+    let links = ip_json(netns, &["link", "show", "dev", link]).await?;
+    let address = links.first().and_then(|found| found["address"].as_str()).map(str::to_owned);
+    address.ok_or_else(|| Error::System(format!("{link} in {netns} has no hardware address")))
 }
 
 async fn ensure_link(config: &NamespaceConfig, netns: &Netns) -> Result<()> {
@@ -219,6 +270,11 @@ mod tests {
         assert!("10.0.0.0/33".parse::<Ipv4Net>().is_err());
         assert_eq!(net("172.29.0.200/25").to_string(), "172.29.0.128/25");
         assert_eq!(net("172.29.0.128/25").last(), Ipv4Addr::new(172, 29, 0, 255));
+    }
+
+    #[test]
+    fn a_tunnels_hardware_address_is_its_addresss() {
+        assert_eq!(tunnel_hardware(Ipv4Addr::new(10, 0, 0, 107)), "0a:6d:0a:00:00:6b");
     }
 
     #[test]

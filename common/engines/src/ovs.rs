@@ -6,12 +6,13 @@ use std::path::Path;
 use mallee_ovsdb::{Client, Condition, MonitorTable, Op, Row, value};
 use uuid::Uuid;
 
-use crate::config::Datapath;
+use crate::config::{Datapath, NodeConfig};
 use crate::error::{Error, Result};
 use crate::ip::run;
 use crate::layout::Layout;
 use crate::netns::Netns;
-use crate::ovn::{DatabaseServer, database, logging};
+use crate::network::TUNNEL_LINK;
+use crate::ovn::{DatabaseServer, PROBE_MS, certificate, database, logging};
 use crate::plan::{Plan, Ready, Stop};
 
 pub(crate) const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
@@ -20,6 +21,9 @@ const DB: &str = "Open_vSwitch";
 pub const EXTERNAL_BRIDGE: &str = "br-ext";
 /// Made by ovn-controller; instances' ports go here.
 pub const INTEGRATION_BRIDGE: &str = "br-int";
+/// With the userspace datapath, tunnels leave by a bridge of their own, which bears their address: that datapath sends them
+/// only where its own port leads.
+pub const TUNNEL_BRIDGE: &str = "br-tun";
 /// The `network_name` of a localnet port that leads outside.
 pub const PHYSICAL_NETWORK: &str = "public";
 
@@ -30,6 +34,8 @@ pub struct Chassis {
     /// OVN's southbound database, such as `unix:/…/sb.sock`.
     pub southbound: String,
     pub encap_address: IpAddr,
+    /// The hardware address of the tunnels' link, which must be that of the bridge it is a port of.
+    pub tunnel: Option<String>,
     pub datapath: Datapath,
     /// A link that becomes a port of [`EXTERNAL_BRIDGE`].
     pub uplink: Option<String>,
@@ -41,7 +47,7 @@ pub async fn find_datapath() -> Datapath {
     if loaded || run("modprobe", &["openvswitch"]).await.is_ok() { Datapath::System } else { Datapath::Netdev }
 }
 
-pub(crate) fn plans(layout: &Layout, netns: &Netns) -> Vec<Plan> {
+pub(crate) fn plans(layout: &Layout, netns: &Netns, node: &NodeConfig) -> Vec<Plan> {
     let directory = layout.ovs();
     let mut server = database(
         layout,
@@ -56,7 +62,7 @@ pub(crate) fn plans(layout: &Layout, netns: &Netns) -> Vec<Plan> {
     );
     // Packets stop while vswitchd or its database is away, so the kernel should look elsewhere for memory.
     server.oom_score = Some(-900);
-    vec![server, vswitchd(layout, netns), controller(layout, netns)]
+    vec![server, vswitchd(layout, netns), controller(layout, netns, node)]
 }
 
 fn vswitchd(layout: &Layout, netns: &Netns) -> Plan {
@@ -82,12 +88,17 @@ fn vswitchd(layout: &Layout, netns: &Netns) -> Plan {
     }
 }
 
-fn controller(layout: &Layout, netns: &Netns) -> Plan {
+fn controller(layout: &Layout, netns: &Netns, node: &NodeConfig) -> Plan {
+    // It reaches the switch over unix sockets wherever it is, and another machine from the machine's own addresses.
+    let netns = if node.southbound.is_some() { &Netns::Machine } else { netns };
     let (ovs, ovn) = (layout.ovs(), layout.ovn());
     let log = layout.log().join("ovn-controller.log");
     let mut command = vec!["ovn-controller".to_owned()];
     command.extend(logging(&log));
     command.push(format!("--pidfile={}", ovn.join("ovn-controller.pid").display()));
+    if let Some(folder) = &node.tls {
+        command.extend(certificate(folder));
+    }
     command.push(format!("unix:{}", layout.ovs_socket().display()));
     let ready = Ready::Control {
         socket: ovn.join("ovn-controller.{pid}.ctl").display().to_string(),
@@ -116,6 +127,7 @@ pub async fn configure(client: &Client, chassis: &Chassis) -> Result<()> {
             vec![
                 Op::select("Open_vSwitch", [], &["_uuid"]),
                 Op::select("Bridge", [Condition::equal("name", EXTERNAL_BRIDGE)], &["_uuid", "ports"]),
+                Op::select("Bridge", [Condition::equal("name", TUNNEL_BRIDGE)], &["_uuid"]),
             ],
         )
         .await?;
@@ -126,12 +138,16 @@ pub async fn configure(client: &Client, chassis: &Chassis) -> Result<()> {
         ops.push(Op::insert("Open_vSwitch", Row::new()));
     }
     match found[1].rows.first() {
-        None => ops.extend(new_bridge(chassis)),
+        None => ops.extend(new_bridge(EXTERNAL_BRIDGE, chassis.datapath, None)),
         Some(_) => ops.push(Op::update(
             "Bridge",
             [Condition::equal("name", EXTERNAL_BRIDGE)],
             Row::new().with("datapath_type", chassis.datapath.as_str()),
         )),
+    }
+    let tunnel = chassis.tunnel.as_ref().filter(|_| chassis.datapath == Datapath::Netdev);
+    if let (Some(hardware), true) = (tunnel, found[2].rows.is_empty()) {
+        ops.extend(new_bridge(TUNNEL_BRIDGE, chassis.datapath, Some(hardware)));
     }
     let ids = external_ids(chassis);
     let names = value::set(ids.iter().map(|(name, _)| *name));
@@ -141,6 +157,11 @@ pub async fn configure(client: &Client, chassis: &Chassis) -> Result<()> {
         value::map(ids),
     ));
     apply(client, ops).await?;
+    if let Some(hardware) = tunnel {
+        let row = Row::new().with("other_config", value::map([("hwaddr", hardware.as_str())]));
+        apply(client, vec![Op::update("Bridge", [Condition::equal("name", TUNNEL_BRIDGE)], row)]).await?;
+        ensure_port(client, TUNNEL_BRIDGE, TUNNEL_LINK, None).await?;
+    }
     match &chassis.uplink {
         Some(uplink) => ensure_port(client, EXTERNAL_BRIDGE, uplink, None).await,
         None => Ok(()),
@@ -154,29 +175,33 @@ fn external_ids(chassis: &Chassis) -> Vec<(&'static str, String)> {
         ("ovn-encap-type", "geneve".to_owned()),
         ("ovn-encap-ip", chassis.encap_address.to_string()),
         ("ovn-bridge-datapath-type", chassis.datapath.as_str().to_owned()),
-        ("ovn-bridge-mappings", format!("{PHYSICAL_NETWORK}:{EXTERNAL_BRIDGE}")),
         ("ovn-openflow-probe-interval", "0".to_owned()),
         ("ovn-monitor-all", "true".to_owned()),
     ];
-    if chassis.southbound.starts_with("unix:") {
-        // A unix socket breaks by itself when the other side dies; over a network silence has to be noticed.
-        ids.push(("ovn-remote-probe-interval", "0".to_owned()));
+    // A unix socket breaks by itself when the other side dies; over a network silence has to be noticed.
+    let probe = if chassis.southbound.starts_with("unix:") { 0 } else { PROBE_MS };
+    ids.push(("ovn-remote-probe-interval", probe.to_string()));
+    if chassis.uplink.is_some() {
+        ids.push(("ovn-bridge-mappings", format!("{PHYSICAL_NETWORK}:{EXTERNAL_BRIDGE}")));
     }
     ids
 }
 
-fn new_bridge(chassis: &Chassis) -> Vec<Op> {
-    let interface = Row::new().with("name", EXTERNAL_BRIDGE).with("type", "internal");
-    let port = Row::new().with("name", EXTERNAL_BRIDGE).with("interfaces", value::set([value::named("interface")]));
+fn new_bridge(name: &str, datapath: Datapath, hardware: Option<&str>) -> Vec<Op> {
+    // Names of rows of this transaction: several bridges may be made in one.
+    let row = |what: &str| format!("{what}_{}", name.replace('-', "_"));
+    let interface = Row::new().with("name", name).with("type", "internal");
+    let port = Row::new().with("name", name).with("interfaces", value::set([value::named(&row("interface"))]));
     let bridge = Row::new()
-        .with("name", EXTERNAL_BRIDGE)
-        .with("datapath_type", chassis.datapath.as_str())
-        .with("ports", value::set([value::named("port")]));
+        .with("name", name)
+        .with("datapath_type", datapath.as_str())
+        .with("other_config", value::map(hardware.map(|address| ("hwaddr", address))))
+        .with("ports", value::set([value::named(&row("port"))]));
     vec![
-        Op::insert("Interface", interface).named("interface"),
-        Op::insert("Port", port).named("port"),
-        Op::insert("Bridge", bridge).named("bridge"),
-        Op::mutate("Open_vSwitch", [], "bridges", "insert", value::set([value::named("bridge")])),
+        Op::insert("Interface", interface).named(&row("interface")),
+        Op::insert("Port", port).named(&row("port")),
+        Op::insert("Bridge", bridge).named(&row("bridge")),
+        Op::mutate("Open_vSwitch", [], "bridges", "insert", value::set([value::named(&row("bridge"))])),
     ]
 }
 

@@ -170,6 +170,13 @@ pub fn find(plan: &Plan) -> Option<Process> {
     Some(process)
 }
 
+/// Runs, but as an earlier configuration had it.
+pub fn is_outdated(plan: &Plan) -> bool {
+    let runs = find(plan).and_then(|process| command_of(process.pid()));
+    // Only the program's place may differ: it is looked up in PATH.
+    runs.is_some_and(|command| command.get(1..) != plan.command.get(1..))
+}
+
 /// Ends the daemon if it runs; true when it did.
 pub async fn stop(plan: &Plan) -> Result<bool> {
     match find(plan) {

@@ -99,6 +99,11 @@ impl Supervisor {
         self.watched.iter().map(|watched| watched.status.borrow().clone()).collect()
     }
 
+    /// What one daemon is at, from now on.
+    pub fn watch(&self, name: &str) -> Option<watch::Receiver<Status>> {
+        self.watched.iter().find(|watched| watched.plan.name == name).map(|watched| watched.status.clone())
+    }
+
     /// Waits until every daemon has answered. The error names those that have not, and why.
     pub async fn ready(&self, patience: Duration) -> Result<()> {
         let everything = async {

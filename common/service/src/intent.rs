@@ -301,17 +301,10 @@ mod tests {
 
     use super::*;
     use mallee_store::{Config, Migration};
-    use mallee_tiers::{Volume, VolumeDesired};
+    use mallee_tiers::Volume;
 
     fn volume(id: &str, counter: i64, size_gib: u64) -> Volume {
-        Volume {
-            id: id.into(),
-            generation: Generation { epoch: 1, counter },
-            desired: VolumeDesired::Present,
-            size_gib,
-            export_for: None,
-            source: None,
-        }
+        Volume::new(id, Generation { epoch: 1, counter }, size_gib)
     }
 
     fn book(dir: &std::path::Path) -> Arc<IntentBook<Volume>> {

@@ -23,6 +23,9 @@ pub struct Token {
     pub zone: String,
     pub name: String,
     pub secret: String,
+    /// For a node: OVN's southbound database as ovn-controller is told of it, such as `ssl:10.0.0.1:8778`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub southbound: Option<String>,
 }
 
 impl Token {

@@ -4,6 +4,7 @@
 pub mod body;
 pub mod clock;
 pub mod config;
+pub mod disk_key;
 pub mod faults;
 pub mod intent;
 pub mod join;
@@ -20,6 +21,7 @@ pub mod tls;
 
 pub use body::Body;
 pub use clock::Clock;
+pub use disk_key::DiskKey;
 pub use faults::Faults;
 pub use intent::{IntentBook, IntentSender, Listed};
 pub use reconcile::{Driven, PassReport, Poke, Reconciler, drive};

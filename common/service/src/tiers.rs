@@ -117,16 +117,24 @@ impl Transport for AdminSocket {
     fn call(&self, method: &'static str, message: Bytes) -> BoxFuture<'_, Result<Bytes, TierError>> {
         Box::pin(async move {
             let what = self.0.display().to_string();
-            let gone = |e: &dyn std::fmt::Display| TierError::unreachable(format!("{what}: {e}"));
-            let stream = tokio::net::UnixStream::connect(&self.0).await.map_err(|e| gone(&e))?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| gone(&e))?;
-            tokio::spawn(connection);
-            let mut request = call_request(message)?;
-            *request.uri_mut() = format!("{CALL_PREFIX}{method}").parse().map_err(|e| gone(&e))?;
-            request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("localhost"));
-            read_answer(&what, sender.send_request(request).await.map_err(|e| gone(&e))?).await
+            let late = || TierError::unreachable(format!("{what}: no answer to {method} in {CALL_PATIENCE:?}"));
+            tokio::time::timeout(CALL_PATIENCE, self.ask(method, message)).await.unwrap_or_else(|_| Err(late()))
         })
+    }
+}
+
+impl AdminSocket {
+    async fn ask(&self, method: &str, message: Bytes) -> Result<Bytes, TierError> {
+        let what = self.0.display().to_string();
+        let gone = |e: &dyn std::fmt::Display| TierError::unreachable(format!("{what}: {e}"));
+        let stream = tokio::net::UnixStream::connect(&self.0).await.map_err(|e| gone(&e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| gone(&e))?;
+        tokio::spawn(connection);
+        let mut request = call_request(message)?;
+        *request.uri_mut() = format!("{CALL_PREFIX}{method}").parse().map_err(|e| gone(&e))?;
+        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("localhost"));
+        read_answer(&what, sender.send_request(request).await.map_err(|e| gone(&e))?).await
     }
 }
 

@@ -16,6 +16,8 @@ tier! {
         renew(SigningRequest) -> SignedCertificate, from [Walrus, ClusterController, StorageController, NodeController];
         /// Where a tier is: nodes ask for their cluster-controller and for walrus.
         locate(Locate) -> Located, from [Walrus, ClusterController, StorageController, NodeController];
+        /// A key that disks are encrypted with. Whoever asks keeps it sealed.
+        disk_key(DiskKeyAsked) -> DiskKey, from [StorageController];
     }
 }
 
@@ -31,8 +33,14 @@ tier! {
         join_token(TokenAsked) -> Token, from [Operator];
         status(crate::StatusAsked) -> CloudStatus, from [Operator];
         why(WhyAsked) -> WhyAnswer, from [Operator];
+        /// `mallee net show`.
+        network(crate::NetworkAsked) -> crate::NetworkTree, from [Operator];
+        /// `mallee net trace`.
+        trace(crate::TraceAsked) -> crate::TracePlan, from [Operator];
         /// Let the zones take this cloud-controller's lists although its store is a new one.
         zone_adopt(ZoneAsked) -> crate::Done, from [Operator];
+        /// `mallee node drain` and its like.
+        change_node(crate::NodeAsked) -> crate::Done, from [Operator];
     }
 }
 
@@ -62,6 +70,17 @@ pub struct Locate {
 pub struct Located {
     pub address: String,
     pub name: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskKeyAsked {
+    pub id: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskKey {
+    /// 32 bytes in hex.
+    pub secret: Secret,
 }
 
 /// `POST /-/join`: the first certificate of a machine, against a one-time token.

@@ -184,6 +184,8 @@ tier! {
         status(crate::StatusAsked) -> crate::ZoneStatus, from [CloudController];
         /// Accept the list of another incarnation of the cloud-controller's store from now on (`mallee zone adopt`).
         adopt(crate::Adopt) -> crate::Done, from [CloudController];
+        /// A node is emptied, or leaves.
+        change_node(crate::NodeAsked) -> crate::Done, from [CloudController];
         /// A node says where it is and what it can carry; repeated while it lives.
         register_node(crate::NodeRegistration) -> crate::NodeRegistered, from [NodeController];
     }

@@ -47,14 +47,36 @@ pub struct Snapshot {
     pub id: String,
     pub generation: Generation,
     pub desired: SnapshotDesired,
-    /// Of which volume.
+    /// Of which volume; empty when it is a copy of `source`.
     pub volume: String,
+    /// It is this other snapshot, with its blocks encrypted anew. No volume is frozen for it.
+    #[serde(default)]
+    pub source: Option<VolumeSource>,
+    /// Id of the key a copy's blocks are encrypted with. One of a volume is encrypted as its volume is.
+    #[serde(default)]
+    pub encrypted: Option<String>,
     /// Raised to have everything uploaded again, because something of it was not in walrus.
     #[serde(default)]
     pub attempt: u32,
     /// Its blocks were found in walrus and are counted there: the volume need not keep them apart any more.
     #[serde(default)]
     pub accepted: bool,
+}
+
+impl Snapshot {
+    /// A snapshot of a volume.
+    pub fn new(id: impl Into<String>, generation: Generation, volume: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            generation,
+            desired: SnapshotDesired::Present,
+            volume: volume.into(),
+            source: None,
+            encrypted: None,
+            attempt: 0,
+            accepted: false,
+        }
+    }
 }
 
 impl Wanted for Snapshot {
@@ -108,11 +130,14 @@ pub struct VolumeSource {
 /// What a snapshot consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Manifest {
-    /// 1. One of a later release is refused, not guessed at.
+    /// 1; 2 when it is encrypted. One of a later release is refused, not guessed at.
     pub format: u32,
     pub block_size: u64,
     /// Bytes of the volume.
     pub size: u64,
+    /// Id of the key its blocks are sealed with (`mallee_service::disk_key`); format 2 has one, format 1 has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<String>,
     /// Number of the page → its digest.
     pub pages: BTreeMap<u64, String>,
 }
@@ -125,14 +150,16 @@ pub struct Page {
 }
 
 impl Manifest {
-    pub fn new(size: u64) -> Self {
-        Self { format: 1, block_size: SNAPSHOT_BLOCK, size, pages: BTreeMap::new() }
+    pub fn new(size: u64, encrypted: Option<String>) -> Self {
+        let format = if encrypted.is_some() { 2 } else { 1 };
+        Self { format, block_size: SNAPSHOT_BLOCK, size, encrypted, pages: BTreeMap::new() }
     }
 
     /// Reads a manifest; the error says what is wrong with it.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| format!("the manifest is not readable: {e}"))?;
-        if (manifest.format, manifest.block_size) != (1, SNAPSHOT_BLOCK) {
+        let format = if manifest.encrypted.is_some() { 2 } else { 1 };
+        if (manifest.format, manifest.block_size) != (format, SNAPSHOT_BLOCK) {
             return Err(format!("the manifest has format {}, which this release does not know", manifest.format));
         }
         let pages = manifest.size.div_ceil(SNAPSHOT_BLOCK * SNAPSHOT_PAGE);
@@ -160,13 +187,13 @@ mod tests {
 
     #[test]
     fn what_lies_outside_the_volume_or_is_of_a_later_format_is_refused() {
-        let mut manifest = Manifest::new(1 << 30);
+        let mut manifest = Manifest::new(1 << 30, None);
         manifest.pages.insert(1, "ab".into());
         let read = |m: &Manifest| Manifest::read(&serde_json::to_vec(m).unwrap());
         assert_eq!(read(&manifest).as_ref(), Ok(&manifest));
         manifest.pages.insert(2, "ab".into());
         assert!(read(&manifest).is_err());
-        assert!(read(&Manifest { format: 2, ..Manifest::new(0) }).is_err());
+        assert!(read(&Manifest { format: 2, ..Manifest::new(0, None) }).is_err());
         assert!(Page::read(br#"{"blocks":{"1024":"ab"}}"#).is_err());
         assert_eq!(Page::read(br#"{"blocks":{"1023":"ab"}}"#).unwrap().blocks.len(), 1);
     }

@@ -39,9 +39,32 @@ pub struct Volume {
     /// Serve it to this attachment. None: to nobody; an export that is there is ended.
     #[serde(default)]
     pub export_for: Option<String>,
+    /// The node that may open the export, by name. None: any node of the zone, because it is not placed yet.
+    #[serde(default)]
+    pub export_node: Option<String>,
     /// What it begins with. None: nothing but zeros.
     #[serde(default)]
     pub source: Option<VolumeSource>,
+    /// Id of the key its bytes are encrypted with ([`crate::CloudClient::disk_key`]). None: they lie on the disk as they are.
+    /// Fixed when it is made. A volume that begins with an encrypted snapshot is encrypted too, with any key.
+    #[serde(default)]
+    pub encrypted: Option<String>,
+}
+
+impl Volume {
+    /// An empty volume that is served to nobody.
+    pub fn new(id: impl Into<String>, generation: Generation, size_gib: u64) -> Self {
+        Self {
+            id: id.into(),
+            generation,
+            desired: VolumeDesired::Present,
+            size_gib,
+            export_for: None,
+            export_node: None,
+            source: None,
+            encrypted: None,
+        }
+    }
 }
 
 impl Wanted for Volume {
@@ -61,6 +84,9 @@ pub struct Export {
     /// Export name, random per attachment.
     pub name: String,
     pub address: ExportAddress,
+    /// The name in the certificate of who serves it, by TLS.
+    #[serde(default)]
+    pub server: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +114,9 @@ pub struct VolumeReport {
     /// Size the guest sees, in GiB; 0 from a release that did not say it.
     #[serde(default)]
     pub size_gib: u64,
+    /// Some of what it began with was not fetched yet: its source's blobs must stay in walrus.
+    #[serde(default)]
+    pub needs_source: bool,
 }
 
 impl Reported for VolumeReport {

@@ -33,6 +33,30 @@ pub struct NodeRegistered {
     pub now: Millis,
 }
 
+/// What an operator wants of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeWish {
+    /// It keeps what it runs and is given nothing new.
+    Drain,
+    /// It is given new instances again.
+    Serve,
+    /// It leaves for good; refused while anything is on it.
+    Remove,
+    /// It is gone for good, with what was on it.
+    RemoveLost,
+    /// One that left may register again.
+    Admit,
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeAsked {
+    pub node: String,
+    pub wish: NodeWish,
+}
+
 /// A node as `mallee node list` shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeRow {

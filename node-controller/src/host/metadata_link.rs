@@ -1,6 +1,6 @@
 //! The metadata service's foot in each VPC.
 //!
-//! A VPC has one OVN localport with the address 169.254.169.254, on a service switch that only the VPC's router is attached to.
+//! A VPC has one OVN localport with the addresses 169.254.169.254 and .253 (names), on a service switch that only the VPC's router is attached to.
 //! On the node it is one end of a veth pair; the other end is a port of `br-int`. A veth and not an internal port of the switch,
 //! because an internal port vanishes with its address when vswitchd dies, and sockets bound to it go dead.
 //!
@@ -22,6 +22,8 @@ const METADATA_CIDR: &str = "169.254.169.254/24";
 /// The VPC's router on the service switch.
 const ROUTER_ADDRESS: &str = "169.254.169.1";
 const METADATA_PORT: u16 = 80;
+const NAMES_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
+const NAMES_PORT: u16 = 53;
 const BACKLOG: i32 = 1024;
 /// vswitchd takes a port in milliseconds; this long only if it is gone.
 const SWITCH_PATIENCE: Duration = Duration::from_secs(15);
@@ -59,6 +61,7 @@ impl MetadataLink {
         ethtool_offloads_off(netns, &self.inner).await?;
         ethtool_offloads_off(netns, &self.outer).await?;
         ip(netns, &["addr", "replace", METADATA_CIDR, "dev", &self.inner]).await?;
+        ip(netns, &["addr", "replace", &format!("{NAMES_ADDRESS}/32"), "dev", &self.inner]).await?;
         ip(netns, &["link", "set", &self.inner, "up"]).await?;
         ip(netns, &["link", "set", &self.outer, "up"]).await?;
         let table = self.table.to_string();
@@ -95,12 +98,28 @@ impl MetadataLink {
         tokio::net::TcpListener::from_std(socket.into()).map_err(failed)
     }
 
+    /// The socket that hears only this VPC's questions about names.
+    pub fn listen_for_names(&self, netns: &Netns) -> Result<tokio::net::UdpSocket> {
+        let failed = |error: std::io::Error| Error::Engine {
+            engine: "names".to_owned(),
+            detail: format!("listening on {NAMES_ADDRESS} through {}: {error}", self.inner),
+        };
+        let bound = || self.bound(Type::DGRAM, SocketAddrV4::new(NAMES_ADDRESS, NAMES_PORT));
+        let socket = netns.run(bound)?.map_err(failed)?;
+        tokio::net::UdpSocket::from_std(socket.into()).map_err(failed)
+    }
+
     fn bound_socket(&self) -> std::io::Result<Socket> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let socket = self.bound(Type::STREAM, SocketAddrV4::new(METADATA_ADDRESS, METADATA_PORT))?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    }
+
+    fn bound(&self, kind: Type, address: SocketAddrV4) -> std::io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, kind, None)?;
         socket.set_reuse_address(true)?;
         socket.bind_device(Some(self.inner.as_bytes()))?;
-        socket.bind(&SocketAddr::V4(SocketAddrV4::new(METADATA_ADDRESS, METADATA_PORT)).into())?;
-        socket.listen(BACKLOG)?;
+        socket.bind(&SocketAddr::V4(address).into())?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     }

@@ -1,5 +1,6 @@
-//! What the node itself does to its machine's network, beside the engines (which `mallee-engines` owns).
+//! What the node itself does to its machine, beside the engines (which `mallee-engines` owns).
 
+pub mod certificate;
 pub mod metadata_link;
 
 pub use metadata_link::{Linked, MetadataLink};

@@ -1,17 +1,22 @@
 //! An instance as a libvirt domain: a pure renderer.
 //!
-//! - Fixed devices sit on the root bus at fixed slots, so that the root disk is always the first and a disk's place never
-//!   depends on what was attached when; every volume gets one of the root ports, which exist for that from the start.
+//! - Fixed devices sit on the root bus at fixed slots, so that the root disk and the first interface are always the first and
+//!   a disk's place never depends on what was attached when; every volume and every other interface gets one of the root
+//!   ports, which exist for that from the start: only what sits there can be pulled while the guest runs.
 //! - SMBIOS says Amazon EC2 with a uuid and serial that begin with `ec2`: cloud-init looks for nothing else (plumbing.md §2).
 //! - The console goes to a file through virtlogd and is appended to, so a reboot keeps what was said before.
 //! - What a guest flushed to its root disk survives a loss of power: see [`ROOT_CACHE`].
 
-use std::{fmt::Write, path::PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
-use mallee_tiers::{ExportAddress, VOLUMES_AT_AN_INSTANCE};
+use mallee_tiers::{DiskLimits, ExportAddress, INTERFACES_AT_AN_INSTANCE, VOLUMES_AT_AN_INSTANCE};
 use uuid::Uuid;
 
 use super::VolumeDisk;
+use crate::volume::ROOT_TARGET;
 
 /// Cache mode of the root disk: the host's page cache, and the guest's flushes are honoured. `unsafe` ignores them, so what a
 /// guest synced is lost with the machine's power, and it buys nothing: CPU seconds of QEMU until SSH answers, median of 6
@@ -38,12 +43,30 @@ pub struct DomainSpec {
     pub accelerator: Accelerator,
     /// None: the root is a whole disk with a boot loader.
     pub kernel: Option<Kernel>,
-    /// The instance's own qcow2 overlay.
-    pub root: PathBuf,
-    pub bridge: String,
+    pub root: RootDisk,
+    /// Instance stores beside it.
+    pub stores: Vec<StoreDisk>,
+    /// By device index.
     pub nics: Vec<Nic>,
     pub volumes: Vec<VolumeDisk>,
     pub console: PathBuf,
+}
+
+/// The first disk.
+#[derive(Debug, Clone)]
+pub enum RootDisk {
+    /// The instance's own qcow2 overlay.
+    Overlay(PathBuf),
+    Volume(VolumeDisk),
+}
+
+/// A disk of the node's own, beside the root.
+#[derive(Debug, Clone)]
+pub struct StoreDisk {
+    /// A qcow2 file.
+    pub file: PathBuf,
+    /// `vdb`.
+    pub target: String,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +84,7 @@ pub struct Nic {
     pub port: Uuid,
     /// At most 15 characters.
     pub tap: String,
+    pub bridge: String,
 }
 
 /// Text as XML content or attribute; characters XML cannot hold at all are left out.
@@ -102,22 +126,22 @@ impl DomainSpec {
             vcpus = self.vcpus,
             boot = self.boot(),
         );
-        for _ in 0..VOLUMES_AT_AN_INSTANCE {
+        for _ in 0..VOLUMES_AT_AN_INSTANCE + INTERFACES_AT_AN_INSTANCE - 1 {
             xml.push_str("    <controller type='pci' model='pcie-root-port'/>\n");
         }
-        let _ = write!(
-            xml,
-            "    <controller type='usb' model='none'/>\n    <disk type='file' device='disk'>\n      \
-             <driver name='qemu' type='qcow2' cache='{ROOT_CACHE}' discard='unmap'/>\n      <source file='{root}'/>\n      \
-             <target dev='vda' bus='virtio'/>\n      {address}\n    </disk>\n",
-            root = escape(&self.root.to_string_lossy()),
-            address = root_bus(0x10),
-        );
+        xml.push_str("    <controller type='usb' model='none'/>\n");
+        match &self.root {
+            RootDisk::Overlay(file) => xml.push_str(&file_disk(file, ROOT_TARGET, ROOT_SLOT)),
+            RootDisk::Volume(disk) => xml.push_str(&disk.xml_at(&format!("      {}\n", root_bus(ROOT_SLOT)))),
+        }
+        for (slot, store) in (FIRST_STORE_SLOT..).zip(&self.stores) {
+            xml.push_str(&file_disk(&store.file, &store.target, slot));
+        }
         for volume in &self.volumes {
             xml.push_str(&volume.to_xml());
         }
-        for (slot, nic) in (0x11..).zip(&self.nics) {
-            xml.push_str(&self.nic_xml(nic, slot));
+        for (place, nic) in self.nics.iter().enumerate() {
+            xml.push_str(&nic.to_xml(if place == 0 { Place::RootBus(0x11) } else { Place::RootPort }));
         }
         let _ = write!(
             xml,
@@ -141,38 +165,97 @@ impl DomainSpec {
         let _ = writeln!(xml, "    <cmdline>{}</cmdline>", escape(&kernel.command_line));
         xml
     }
+}
 
+/// Where a card sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At this slot of the root bus, for as long as the domain runs.
+    RootBus(u8),
+    /// At the next free root port, from which it can be pulled.
+    RootPort,
+}
+
+impl Nic {
     /// The userspace datapath never fills in a checksum that was left to the hardware, so nothing is left to it
     /// (engines.md §5).
-    fn nic_xml(&self, nic: &Nic, slot: u8) -> String {
+    pub fn to_xml(&self, place: Place) -> String {
+        let address = match place {
+            Place::RootBus(slot) => format!("\n      {}", root_bus(slot)),
+            Place::RootPort => String::new(),
+        };
         format!(
             "    <interface type='bridge'>\n      <mac address='{mac}'/>\n      <source bridge='{bridge}'/>\n      \
              <virtualport type='openvswitch'><parameters interfaceid='{port}'/></virtualport>\n      <target dev='{tap}'/>\n      \
              <model type='virtio'/>\n      <driver name='qemu'>\
              <host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/>\
-             <guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>\n      <rom enabled='no'/>\n      {address}\n    \
+             <guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>\n      <rom enabled='no'/>{address}\n    \
              </interface>\n",
-            mac = escape(&nic.mac),
+            mac = escape(&self.mac),
             bridge = escape(&self.bridge),
-            port = nic.port,
-            tap = escape(&nic.tap),
-            address = root_bus(slot),
+            port = self.port,
+            tap = escape(&self.tap),
         )
     }
+}
+
+/// Fixed places on the root bus. Guests count disks by their slots, so the root is before the others; network cards are between.
+const ROOT_SLOT: u8 = 0x10;
+const FIRST_STORE_SLOT: u8 = 0x19;
+
+fn file_disk(file: &Path, target: &str, slot: u8) -> String {
+    format!(
+        "    <disk type='file' device='disk'>\n      \
+         <driver name='qemu' type='qcow2' cache='{ROOT_CACHE}' discard='unmap'/>\n      <source file='{file}'/>\n      \
+         <target dev='{target}' bus='virtio'/>\n      {address}\n    </disk>\n",
+        file = escape(&file.to_string_lossy()),
+        target = escape(target),
+        address = root_bus(slot),
+    )
 }
 
 fn root_bus(slot: u8) -> String {
     format!("<address type='pci' domain='0x0000' bus='0x00' slot='{slot:#04x}' function='0x0'/>")
 }
 
+/// The limits of a disk as libvirt names them.
+pub fn tunables(limits: &DiskLimits) -> Vec<(&'static str, u64)> {
+    let mut all = vec![
+        ("total_bytes_sec", limits.throughput_mib.map_or(0, |mib| u64::from(mib) << 20)),
+        ("total_iops_sec", limits.iops.map_or(0, u64::from)),
+    ];
+    if let Some(iops) = limits.iops {
+        all.push(("size_iops_sec", DiskLimits::REQUEST));
+        if let Some(burst) = limits.burst_iops.filter(|burst| *burst > iops) {
+            all.extend([("total_iops_sec_max", burst.into()), ("total_iops_sec_max_length", DiskLimits::BURST_S)]);
+        }
+    }
+    all
+}
+
+fn limits_xml(limits: &DiskLimits) -> String {
+    if !limits.any() {
+        return String::new();
+    }
+    let each = tunables(limits).into_iter().filter(|(_, value)| *value > 0);
+    let each: String = each.map(|(name, value)| format!("<{name}>{value}</{name}>")).collect();
+    format!("      <iotune>{each}</iotune>\n")
+}
+
 impl VolumeDisk {
+    /// As it is plugged in: libvirt finds it a free port.
     pub fn to_xml(&self) -> String {
+        self.xml_at("")
+    }
+
+    fn xml_at(&self, address: &str) -> String {
         let (tls, host) = match &self.address {
-            ExportAddress::Unix(path) => ("", format!("<host transport='unix' socket='{}'/>", escape(path))),
+            ExportAddress::Unix(path) => (String::new(), format!("<host transport='unix' socket='{}'/>", escape(path))),
             ExportAddress::Tcp(place) => {
                 let (name, port) = place.rsplit_once(':').unwrap_or((place.as_str(), "10809"));
+                let server = self.server.as_deref().map(|name| format!(" tlsHostname='{}'", escape(name)));
                 (
-                    " tls='yes'",
+                    format!(" tls='yes'{}", server.unwrap_or_default()),
                     format!("<host name='{}' port='{}'/>", escape(name.trim_matches(['[', ']'])), escape(port)),
                 )
             }
@@ -180,9 +263,10 @@ impl VolumeDisk {
         format!(
             "    <disk type='network' device='disk'>\n      <driver name='qemu' type='raw' cache='none' discard='unmap'/>\n      \
              <source protocol='nbd' name='{export}'{tls}>{host}<reconnect delay='{RECONNECT_S}'/></source>\n      \
-             <target dev='{target}' bus='virtio'/>\n      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n    </disk>\n",
+             <target dev='{target}' bus='virtio'/>\n{limits}      <serial>{serial}</serial>\n      <alias name='{alias}'/>\n{address}    </disk>\n",
             export = escape(&self.export),
             target = escape(&self.target),
+            limits = limits_xml(&self.limits),
             serial = escape(&self.serial),
             alias = escape(&self.alias()),
         )
@@ -192,6 +276,15 @@ impl VolumeDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn nic(number: u8, tap: &str) -> Nic {
+        Nic {
+            mac: format!("0e:00:00:00:00:{number:02x}"),
+            port: Uuid::from_u128(number.into()),
+            tap: tap.into(),
+            bridge: "br-int".into(),
+        }
+    }
 
     fn spec() -> DomainSpec {
         DomainSpec {
@@ -205,14 +298,16 @@ mod tests {
                 ramdisk: Some("/img/r".into()),
                 command_line: "root=/dev/vda a<b&'c'".into(),
             }),
-            root: "/inst/i-0123456789abcdef0/root.qcow2".into(),
-            bridge: "br-int".into(),
-            nics: vec![Nic { mac: "0e:00:00:00:00:01".into(), port: Uuid::nil(), tap: "tap0123456789ab".into() }],
+            root: RootDisk::Overlay("/inst/i-0123456789abcdef0/root.qcow2".into()),
+            stores: vec![],
+            nics: vec![nic(1, "tap0123456789ab"), nic(2, "tap0123456789ac")],
             volumes: vec![VolumeDisk {
                 serial: "vol0123".into(),
                 target: "vdf".into(),
                 export: "x1".into(),
                 address: ExportAddress::Unix("/run/v.sock".into()),
+                server: None,
+                limits: DiskLimits::default(),
             }],
             console: "/inst/i-0123456789abcdef0/console.log".into(),
         }
@@ -243,8 +338,42 @@ mod tests {
             target: "vdg".into(),
             export: "x".into(),
             address: ExportAddress::Tcp("10.0.0.7:10809".into()),
+            server: Some("z.storage-controller.mallee.internal".into()),
+            limits: DiskLimits::default(),
         };
-        assert!(disk.to_xml().contains("name='x' tls='yes'><host name='10.0.0.7' port='10809'/>"));
+        assert!(disk.to_xml().contains(
+            "name='x' tls='yes' tlsHostname='z.storage-controller.mallee.internal'><host name='10.0.0.7' port='10809'/>"
+        ));
+    }
+
+    #[test]
+    fn a_root_on_a_volume_is_the_first_disk_at_the_place_of_every_root() {
+        let disk = VolumeDisk {
+            serial: "vol1".into(),
+            target: "vda".into(),
+            export: "x".into(),
+            address: ExportAddress::Unix("/s".into()),
+            server: None,
+            limits: DiskLimits::default(),
+        };
+        let stores = vec![StoreDisk { file: "/inst/ephemeral0.qcow2".into(), target: "vdb".into() }];
+        let xml = DomainSpec { root: RootDisk::Volume(disk), stores, ..spec() }.to_xml();
+        assert!(!xml.contains("root.qcow2"));
+        let (root, store) = (xml.find("<target dev='vda'").unwrap(), xml.find("<target dev='vdb'").unwrap());
+        assert!(root < store && store < xml.find("<target dev='vdf'").unwrap(), "BIOS boots the first");
+        assert!(xml[root..store].contains("slot='0x10'") && xml[store..].contains("slot='0x19'"));
+    }
+
+    #[test]
+    fn a_disk_is_held_to_its_limits_from_the_beginning() {
+        let limits = DiskLimits { iops: Some(100), burst_iops: Some(3000), throughput_mib: Some(125) };
+        let disk = VolumeDisk { limits, ..spec().volumes.remove(0) };
+        let tune = "<iotune><total_bytes_sec>131072000</total_bytes_sec><total_iops_sec>100</total_iops_sec>\
+             <size_iops_sec>262144</size_iops_sec><total_iops_sec_max>3000</total_iops_sec_max>\
+             <total_iops_sec_max_length>1800</total_iops_sec_max_length></iotune>";
+        assert!(disk.to_xml().contains(tune), "{}", disk.to_xml());
+        // Taking limits away is saying so.
+        assert_eq!(tunables(&DiskLimits::default()), [("total_bytes_sec", 0), ("total_iops_sec", 0)]);
     }
 
     #[test]

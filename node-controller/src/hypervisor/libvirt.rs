@@ -6,6 +6,8 @@
 //!   and it keeps the connections alive: a libvirtd that vanished is noticed by its closed socket, one that hangs in 15 s.
 //! - A watcher opens a lost connection again. libvirtd finds its running guests by itself; they are not touched.
 
+mod fit;
+
 use std::{
     collections::BTreeMap,
     ffi::CStr,
@@ -17,7 +19,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use mallee_tiers::DiskLimits;
+use quick_xml::events::{BytesStart, Event as Xml};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 use virt::{
     connect::Connect,
     domain::Domain,
@@ -25,15 +30,17 @@ use virt::{
     sys,
 };
 
+use super::domain::tunables;
 use super::{
-    DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk,
+    DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic,
+    VolumeDisk, domain::Place,
 };
 
 /// Looking at a domain that is just ending waits for its end; others need not.
 const QUICK_THREADS: usize = 4;
 /// libvirtd works on five requests of a client at a time; more would only wait there.
 const SLOW_THREADS: usize = 4;
-/// How long a guest may take to let go of a disk before it is said that it does not.
+/// How long a guest may take to let go of a device before it is said that it does not.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Libvirt {
@@ -140,6 +147,19 @@ impl Hypervisor for Libvirt {
         Self::on(&self.quick, name, |domain| domain.reset().map(drop)).await
     }
 
+    async fn suspend(&self, name: &str) -> Result<()> {
+        Self::on(&self.slow, name, |domain| domain.suspend().map(drop)).await
+    }
+
+    async fn resume(&self, name: &str) -> Result<()> {
+        Self::on(&self.slow, name, |domain| match domain.resume() {
+            // It runs already.
+            Err(e) if e.code() == ErrorNumber::OperationInvalid && is_running(domain)? => Ok(()),
+            done => done.map(drop),
+        })
+        .await
+    }
+
     async fn destroy(&self, name: &str) -> Result<()> {
         Self::on(&self.slow, name, |domain| unless_off(domain, domain.destroy())).await
     }
@@ -164,8 +184,31 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()> {
+        let (disk, tunables) = (disk.clone(), tunables(&limits));
+        Self::on(&self.slow, name, move |domain| fit::fit(domain, &disk, size_gib << 30, &tunables)).await
+    }
+
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
-        let alias = disk.alias.clone();
+        self.pull(name, disk.alias.clone(), &disk.serial).await
+    }
+
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()> {
+        let xml = nic.to_xml(Place::RootPort);
+        Self::on(&self.slow, name, move |domain| {
+            domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)
+        })
+        .await
+    }
+
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()> {
+        self.pull(name, nic.alias.clone(), &nic.tap).await
+    }
+}
+
+impl Libvirt {
+    /// Asks the guest to let go of a device, and waits for it.
+    async fn pull(&self, name: &str, alias: String, what: &str) -> Result<()> {
         // Listen first: the event may come before the call returns.
         let gone = self.removed.listen(name, &alias);
         let asked = Self::on(&self.slow, name, move |domain| detach_by_alias(domain, &alias)).await;
@@ -179,12 +222,15 @@ impl Hypervisor for Libvirt {
         }
         match tokio::time::timeout(DETACH_PATIENCE, gone).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(HypervisorError::GuestHolds(format!(
-                "the guest has not let go of {} for {DETACH_PATIENCE:?}",
-                disk.serial
-            ))),
+            _ => {
+                Err(HypervisorError::GuestHolds(format!("the guest has not let go of {what} for {DETACH_PATIENCE:?}")))
+            }
         }
     }
+}
+
+fn is_running(domain: &Domain) -> std::result::Result<bool, Error> {
+    Ok(domain.get_state()?.0 == sys::VIR_DOMAIN_RUNNING)
 }
 
 /// A refusal because the domain is off already is what was wanted.
@@ -200,9 +246,12 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
     let power = match state {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => Power::Running,
         sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_STARTING_UP => Power::Ending,
-        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => {
-            Power::Paused("a disk does not answer (I/O error)".into())
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_IOERROR => Power::NoRoom,
+        // When it was let go on and paused again at once, libvirt has forgotten why.
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_UNKNOWN && fit::has_failed(domain)? => {
+            Power::NoRoom
         }
+        sys::VIR_DOMAIN_PAUSED if reason as u32 == sys::VIR_DOMAIN_PAUSED_USER => Power::Suspended,
         sys::VIR_DOMAIN_PAUSED => Power::Paused(format!("paused (libvirt's reason {reason})")),
         sys::VIR_DOMAIN_PMSUSPENDED => Power::Paused("the guest put itself to sleep".into()),
         sys::VIR_DOMAIN_SHUTDOWN => Power::Ending,
@@ -216,30 +265,60 @@ fn see(domain: &Domain, name: String) -> std::result::Result<Seen, Error> {
         }),
         other => Power::Paused(format!("in a state libvirt calls {other}")),
     };
-    let disks = match power {
-        Power::Off(_) => Vec::new(),
-        _ => disks(&domain.get_xml_desc(0)?),
+    let (disks, nics) = match power {
+        Power::Off(_) => Default::default(),
+        _ => {
+            let xml = domain.get_xml_desc(0)?;
+            (disks(&xml), nics(&xml))
+        }
     };
-    Ok(Seen { name, power, disks })
+    Ok(Seen { name, power, disks, nics })
+}
+
+fn attribute(element: &BytesStart<'_>, name: &str) -> String {
+    element
+        .try_get_attribute(name)
+        .ok()
+        .flatten()
+        .and_then(|a| a.unescape_value().ok().map(|v| v.into_owned()))
+        .unwrap_or_default()
+}
+
+/// The interfaces in a running domain's XML that bind a logical port.
+fn nics(xml: &str) -> Vec<SeenNic> {
+    let mut reader = quick_xml::Reader::from_str(xml);
+    let (mut all, mut nic) = (Vec::new(), None::<SeenNic>);
+    loop {
+        match reader.read_event() {
+            Ok(Xml::Start(e)) if e.name().as_ref() == b"interface" => {
+                nic = Some(SeenNic { port: Uuid::nil(), tap: String::new(), alias: String::new() });
+            }
+            Ok(Xml::End(e)) if e.name().as_ref() == b"interface" => {
+                all.extend(nic.take().filter(|nic| !nic.port.is_nil()));
+            }
+            Ok(Xml::Start(e) | Xml::Empty(e)) => {
+                let Some(nic) = nic.as_mut() else { continue };
+                match e.name().as_ref() {
+                    b"parameters" => nic.port = attribute(&e, "interfaceid").parse().unwrap_or_default(),
+                    b"target" => nic.tap = attribute(&e, "dev"),
+                    b"alias" => nic.alias = attribute(&e, "name"),
+                    _ => {}
+                }
+            }
+            Ok(Xml::Eof) | Err(_) => return all,
+            Ok(_) => {}
+        }
+    }
 }
 
 /// The volumes in a running domain's XML: its network disks.
 fn disks(xml: &str) -> Vec<SeenDisk> {
-    use quick_xml::events::{BytesStart, Event as Xml};
-    let value = |element: &BytesStart<'_>, name: &str| {
-        element
-            .try_get_attribute(name)
-            .ok()
-            .flatten()
-            .and_then(|a| a.unescape_value().ok().map(|v| v.into_owned()))
-            .unwrap_or_default()
-    };
     let mut reader = quick_xml::Reader::from_str(xml);
     let (mut all, mut disk, mut in_serial) = (Vec::new(), None::<SeenDisk>, false);
     loop {
         match reader.read_event() {
             Ok(Xml::Start(e)) if e.name().as_ref() == b"disk" => {
-                disk = (value(&e, "type") == "network").then(|| SeenDisk {
+                disk = (attribute(&e, "type") == "network").then(|| SeenDisk {
                     serial: String::new(),
                     target: String::new(),
                     alias: String::new(),
@@ -250,9 +329,9 @@ fn disks(xml: &str) -> Vec<SeenDisk> {
             Ok(Xml::Start(e) | Xml::Empty(e)) => {
                 let Some(disk) = disk.as_mut() else { continue };
                 match e.name().as_ref() {
-                    b"source" if disk.export.is_empty() => disk.export = value(&e, "name"),
-                    b"target" => disk.target = value(&e, "dev"),
-                    b"alias" => disk.alias = value(&e, "name"),
+                    b"source" if disk.export.is_empty() => disk.export = attribute(&e, "name"),
+                    b"target" => disk.target = attribute(&e, "dev"),
+                    b"alias" => disk.alias = attribute(&e, "name"),
                     b"serial" => in_serial = true,
                     _ => {}
                 }
@@ -568,6 +647,15 @@ unsafe extern "C" fn on_device_removed(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_is_known_by_the_port_it_binds() {
+        let xml = "<domain><devices><interface type='bridge'><mac address='0e:00:00:00:00:01'/><source bridge='br-int'/>
+            <virtualport type='openvswitch'><parameters interfaceid='00000000-0000-0000-0000-000000000001'/></virtualport>
+            <target dev='tap1'/><alias name='net0'/><address type='pci'/></interface>
+            <interface type='user'><target dev='other'/><alias name='net1'/></interface></devices></domain>";
+        assert_eq!(nics(xml), [SeenNic { port: Uuid::from_u128(1), tap: "tap1".into(), alias: "net0".into() }]);
+    }
 
     #[test]
     fn only_volumes_are_seen_and_each_with_its_export() {

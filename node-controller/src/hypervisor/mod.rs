@@ -8,11 +8,12 @@ mod libvirt;
 mod simulated;
 
 use async_trait::async_trait;
-use mallee_tiers::ExportAddress;
+use mallee_tiers::{DiskLimits, ExportAddress};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 pub(crate) use domain::EMULATOR;
-pub use domain::{Accelerator, DomainSpec, Kernel, Nic};
+pub use domain::{Accelerator, DomainSpec, Kernel, Nic, RootDisk, StoreDisk};
 pub use libvirt::Libvirt;
 pub use simulated::{Simulated, SimulatedConfig};
 
@@ -23,6 +24,8 @@ pub struct Seen {
     pub power: Power,
     /// The volumes it has now; empty when it is off.
     pub disks: Vec<SeenDisk>,
+    /// The interfaces it has now; empty when it is off.
+    pub nics: Vec<SeenNic>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,10 @@ pub enum Power {
     Running,
     /// It exists and does not advance; why.
     Paused(String),
+    /// A disk had no room for what it wrote, and it stands still until it is let go on; then it tries that again.
+    NoRoom,
+    /// It was asked to stand still.
+    Suspended,
     /// The guest has ended and the hypervisor is clearing up.
     Ending,
     Off(Off),
@@ -62,6 +69,16 @@ pub struct SeenDisk {
     pub export: String,
 }
 
+/// An interface at a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenNic {
+    /// The logical port it binds.
+    pub port: Uuid,
+    pub tap: String,
+    /// The hypervisor's handle of the device.
+    pub alias: String,
+}
+
 /// A volume as it is given to a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeDisk {
@@ -71,6 +88,9 @@ pub struct VolumeDisk {
     pub target: String,
     pub export: String,
     pub address: ExportAddress,
+    /// The name in the certificate of who serves it, by TLS.
+    pub server: Option<String>,
+    pub limits: DiskLimits,
 }
 
 impl VolumeDisk {
@@ -129,10 +149,19 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Presses the power button so that the guest comes up again after it powered off; answered by [`Event::Rebooted`].
     async fn reboot(&self, name: &str) -> Result<()>;
     async fn reset(&self, name: &str) -> Result<()>;
+    /// Stops its processors; when this returns, whatever it had asked of its disks is done.
+    async fn suspend(&self, name: &str) -> Result<()>;
+    async fn resume(&self, name: &str) -> Result<()>;
     /// Pulls the plug.
     async fn destroy(&self, name: &str) -> Result<()>;
     async fn undefine(&self, name: &str) -> Result<()>;
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()>;
+    /// Sees to it that the guest knows a disk of this size (in GiB; 0: whatever it has) and is held to these limits.
+    async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()>;
     /// Returns when the guest has let go of the disk.
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()>;
+    /// Plugs a card into a running domain; its port is bound when this returns.
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()>;
+    /// Returns when the guest has let go of the card and its tap is gone.
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()>;
 }

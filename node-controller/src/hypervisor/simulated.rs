@@ -11,9 +11,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use mallee_tiers::DiskLimits;
 use serde::{Deserialize, Serialize};
 
-use super::{DomainSpec, Event, Events, Hypervisor, HypervisorError, Off, Power, Result, Seen, SeenDisk, VolumeDisk};
+use super::{
+    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, RootDisk, Seen, SeenDisk, SeenNic,
+    VolumeDisk,
+};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,6 +55,7 @@ struct Inner {
 struct Machine {
     power: Power,
     disks: Vec<SeenDisk>,
+    nics: Vec<SeenNic>,
     /// When a pressed power button takes effect, and whether the guest comes up again.
     pressed: Option<(Duration, bool)>,
     boots: u32,
@@ -181,6 +186,7 @@ impl Inner {
         }
         (machine.power, machine.pressed) = (Power::Off(why), None);
         machine.disks.clear();
+        machine.nics.clear();
         self.tell(Event::Changed(name.into()));
     }
 
@@ -196,10 +202,20 @@ impl Inner {
 }
 
 fn seen(name: &str, machine: &Machine) -> Seen {
-    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone() }
+    Seen { name: name.into(), power: machine.power.clone(), disks: machine.disks.clone(), nics: machine.nics.clone() }
 }
 
 impl Simulated {
+    fn turn(&self, name: &str, from: Power, to: Power) -> Result<()> {
+        let mut inner = self.asked()?;
+        let machine = inner.machine(name)?;
+        if machine.power == from {
+            machine.power = to;
+            inner.tell(Event::Changed(name.into()));
+        }
+        Ok(())
+    }
+
     fn press(&self, name: &str, again: bool) -> Result<()> {
         let mut inner = self.asked()?;
         let now = inner.now();
@@ -237,12 +253,17 @@ impl Hypervisor for Simulated {
         Ok(self.asked()?.domains.get(name).map(|m| seen(name, m)))
     }
     async fn define(&self, spec: &DomainSpec) -> Result<()> {
-        let disks = spec.volumes.iter().map(given).collect();
+        let root = match &spec.root {
+            RootDisk::Volume(disk) => Some(disk),
+            RootDisk::Overlay(_) => None,
+        };
+        let disks = root.into_iter().chain(&spec.volumes).map(given).collect();
+        let nics = spec.nics.iter().map(plugged).collect();
         let mut inner = self.asked()?;
         let boots = inner.domains.get(&spec.name).map_or(0, |m| m.boots);
         inner
             .domains
-            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, pressed: None, boots });
+            .insert(spec.name.clone(), Machine { power: Power::Off(Off::Unknown), disks, nics, pressed: None, boots });
         Ok(())
     }
     async fn start(&self, name: &str) -> Result<()> {
@@ -275,6 +296,12 @@ impl Hypervisor for Simulated {
         inner.tell(Event::Rebooted(name.into()));
         Ok(())
     }
+    async fn suspend(&self, name: &str) -> Result<()> {
+        self.turn(name, Power::Running, Power::Suspended)
+    }
+    async fn resume(&self, name: &str) -> Result<()> {
+        self.turn(name, Power::Suspended, Power::Running)
+    }
     async fn destroy(&self, name: &str) -> Result<()> {
         self.asked()?.end(name, Off::Destroyed);
         Ok(())
@@ -288,11 +315,30 @@ impl Hypervisor for Simulated {
         inner.machine(name)?.disks.push(given(disk));
         Ok(())
     }
+    async fn fit(&self, name: &str, disk: &SeenDisk, _: u64, _: DiskLimits) -> Result<()> {
+        let mut inner = self.asked()?;
+        let there = inner.machine(name)?.disks.iter().any(|d| d.alias == disk.alias);
+        if there { Ok(()) } else { Err(HypervisorError::Refused(format!("{} is not there", disk.serial))) }
+    }
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
         let mut inner = self.asked()?;
         inner.machine(name)?.disks.retain(|d| d.alias != disk.alias);
         Ok(())
     }
+    async fn attach_nic(&self, name: &str, nic: &Nic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.push(plugged(nic));
+        Ok(())
+    }
+    async fn detach_nic(&self, name: &str, nic: &SeenNic) -> Result<()> {
+        let mut inner = self.asked()?;
+        inner.machine(name)?.nics.retain(|n| n.port != nic.port);
+        Ok(())
+    }
+}
+
+fn plugged(nic: &Nic) -> SeenNic {
+    SeenNic { port: nic.port, tap: nic.tap.clone(), alias: nic.tap.clone() }
 }
 
 fn given(disk: &VolumeDisk) -> SeenDisk {

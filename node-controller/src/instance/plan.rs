@@ -13,17 +13,22 @@
 //!
 //!     wanted terminated, from anywhere: plug → keep console → undefine → erase → gone → (unlisted) forgotten
 //! ```
+//! A guest is held (powered off as for a reboot, or its processors stopped) while a hold is wished for; one that lasts too
+//! long lapses, for whoever asked for it may have died. An instance whose root is on a volume leaves nothing here when it is
+//! stopped: it is released, and forgotten once no list names it.
+//!
 //! A domain that is off for any other reason than its guest's or the node's (its process died, the machine lost power) is
 //! brought up again. What no list names is an orphan: shown, never touched.
 
 use std::time::Duration;
 
-use mallee_tiers::{Desired, Instance};
+use mallee_tiers::{Desired, Hold, HoldKind, Instance};
 
 use super::row::Facts;
 use crate::{
     hypervisor::{Off, Power, Seen},
-    volume::{self, Change},
+    nic,
+    volume::{self, Change, Fit},
 };
 
 /// The steps of bringing an instance up, in order. Each makes sure of one thing and may be repeated.
@@ -56,7 +61,7 @@ impl BringUp {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     BringUp(BringUp),
     /// It runs: write down since when.
@@ -66,13 +71,22 @@ pub enum Step {
     /// It ran and is off by nobody's doing: write that down, then bring it up again.
     NoteLost,
     Change(Change),
+    ChangeNic(nic::Change),
     Reboot,
     Reset,
     NoteRebooted,
     PressPower,
     PullPlug,
+    /// Write down that it is held, and stop its processors when that is what is asked.
+    Hold(Hold),
+    /// Let its processors go on, and write down that it is not held any more.
+    LetGo,
+    /// It found no room on a disk: there may be some now.
+    TryAgain,
     KeepConsole,
     Undefine,
+    /// It is off: leave nothing of it here.
+    Release,
     Erase,
     Forget,
 }
@@ -81,19 +95,31 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Step::BringUp(step) => step.name(),
-            Step::Change(Change::Attach(_)) => "attach",
-            Step::Change(Change::Detach(_)) => "detach",
+            Step::Change(Change::Attach(_)) | Step::ChangeNic(nic::Change::Attach(_)) => "attach",
+            Step::Change(Change::Detach(_)) | Step::ChangeNic(nic::Change::Detach(_)) => "detach",
+            Step::Change(Change::Fit(..)) => "fit",
             Step::Reboot | Step::Reset | Step::NoteRebooted => "reboot",
             Step::PressPower | Step::PullPlug => "power off",
             Step::KeepConsole => "console",
+            Step::Hold(_) | Step::LetGo => "hold",
+            Step::TryAgain => "no room",
             Step::Undefine => "undefine",
-            Step::Erase => "erase",
+            Step::Release | Step::Erase => "erase",
             Step::NoteRunning | Step::NoteGuestOff | Step::NoteLost | Step::Forget => "note",
+        }
+    }
+
+    /// The device that is changed: a volume's serial, or an interface's port. One that cannot be changed holds up no other.
+    pub fn device(&self) -> Option<String> {
+        match self {
+            Step::Change(change) => Some(change.serial()),
+            Step::ChangeNic(change) => Some(change.port().to_string()),
+            _ => None,
         }
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     Do(Step),
     /// Something is in progress: look again after this time, or when something is heard.
@@ -111,8 +137,14 @@ pub struct Memory {
     pub pressed: Option<(Duration, Duration)>,
     /// When a reboot was asked for, and whether the guest has come through it.
     pub rebooting: Option<(Duration, bool)>,
-    /// Volumes whose last attempt failed are left alone until then.
-    pub volume_pauses: Vec<(String, Duration)>,
+    /// Since when it is held.
+    pub held: Option<Duration>,
+    /// When a guest that found no room was last let go on.
+    pub tried: Option<Duration>,
+    /// Devices ([`Step::device`]) whose last attempt failed are left alone until then.
+    pub device_pauses: Vec<(String, Duration)>,
+    /// What the disks of the guest that runs were made to be, by their serials.
+    pub fitted: Vec<(String, Fit)>,
 }
 
 pub struct Scene<'a> {
@@ -131,6 +163,14 @@ pub struct Scene<'a> {
 /// A power button pressed while a guest boots is lost: it is pressed again.
 pub const PRESS_AGAIN: Duration = Duration::from_secs(5);
 
+/// A guest that is off for the sake of its disks comes back by itself after this.
+const HELD_OFF: Duration = Duration::from_secs(300);
+/// And one whose processors stand still after this: its clients notice every second.
+const HELD_PAUSED: Duration = Duration::from_secs(60);
+
+/// A guest that found no room on a disk stands still for this long.
+pub const TRY_AGAIN: Duration = Duration::from_secs(3);
+
 pub fn is_orphan(wish: Option<&Instance>, listed: bool) -> bool {
     wish.is_none_or(|w| !listed && w.desired != Desired::Terminated)
 }
@@ -139,6 +179,9 @@ pub fn next(scene: &Scene<'_>) -> Next {
     let Some(wish) = scene.wish else { return Next::Rest };
     if scene.facts.gone {
         return if scene.listed { Next::Rest } else { Next::Do(Step::Forget) };
+    }
+    if scene.facts.released && !scene.listed && wish.desired == Desired::Stopped && scene.domain.is_none() {
+        return Next::Do(Step::Forget);
     }
     if is_orphan(scene.wish, scene.listed) {
         return Next::Rest;
@@ -154,7 +197,19 @@ pub fn next(scene: &Scene<'_>) -> Next {
 fn running(scene: &Scene<'_>, wish: &Instance) -> Next {
     let facts = scene.facts;
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_)) => up(scene, wish),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom) => match hold(scene, wish) {
+            Some(hold) if hold.kind == HoldKind::Off => power_off(scene),
+            // Somebody let it go on, or this process died at it: what is written by now is of another instant.
+            Some(hold) if facts.held.as_ref() == Some(&hold.id) => Next::Do(Step::LetGo),
+            Some(hold) if facts.ran => Next::Do(Step::Hold(hold.clone())),
+            _ => up(scene, wish),
+        },
+        Some(Power::Suspended) => match hold(scene, wish) {
+            Some(hold) if facts.held.as_ref() == Some(&hold.id) => held(scene, hold),
+            _ if facts.held.is_some() => Next::Do(Step::LetGo),
+            // Not our doing.
+            _ => Next::Rest,
+        },
         Some(Power::Ending) => Next::Wait(Duration::from_millis(200)),
         Some(Power::Off(Off::Guest)) if facts.ran && !facts.asked_off => Next::Do(Step::NoteGuestOff),
         Some(Power::Off(_)) | None if facts.ran => Next::Do(Step::NoteLost),
@@ -165,9 +220,51 @@ fn running(scene: &Scene<'_>, wish: &Instance) -> Next {
             if facts.failed.as_ref().is_some_and(|f| f.generation >= wish.generation) {
                 return Next::Rest;
             }
+            if let Some(hold) = hold(scene, wish).filter(|h| h.kind == HoldKind::Off) {
+                return if facts.held.as_ref() == Some(&hold.id) {
+                    held(scene, hold)
+                } else {
+                    Next::Do(Step::Hold(hold.clone()))
+                };
+            }
+            if wish.awaits.is_some() {
+                return Next::Rest;
+            }
             let after = BringUp::ALL.into_iter().find(|step| scene.memory.done.is_none_or(|done| *step > done));
             Next::Do(Step::BringUp(after.unwrap_or(BringUp::Image)))
         }
+    }
+}
+
+/// The hold to obey.
+fn hold<'a>(scene: &Scene<'_>, wish: &'a Instance) -> Option<&'a Hold> {
+    wish.hold.as_ref().filter(|h| h.kind != HoldKind::Unknown && scene.facts.lapsed.as_ref() != Some(&h.id))
+}
+
+/// Whether the guest stands still under the hold that is wished for: what a report says.
+pub fn held_as_wished(scene: &Scene<'_>) -> Option<String> {
+    let hold = hold(scene, scene.wish?)?;
+    let still = match scene.domain.map(|d| &d.power) {
+        Some(Power::Suspended) => true,
+        Some(Power::Off(_)) | None => hold.kind == HoldKind::Off && !scene.facts.ran,
+        _ => false,
+    };
+    (still && scene.memory.held.is_some() && scene.facts.held.as_ref() == Some(&hold.id)).then(|| hold.id.clone())
+}
+
+/// It stands still, until that lapses. A process that was not there from the beginning cannot say how long it has been.
+fn held(scene: &Scene<'_>, hold: &Hold) -> Next {
+    let patience = if hold.kind == HoldKind::Off { HELD_OFF } else { HELD_PAUSED };
+    let left = scene.memory.held.and_then(|since| (since + patience).checked_sub(scene.now)).filter(|l| !l.is_zero());
+    left.map_or(Next::Do(Step::LetGo), Next::Wait)
+}
+
+fn power_off(scene: &Scene<'_>) -> Next {
+    match scene.memory.pressed {
+        None => Next::Do(Step::PressPower),
+        Some((first, _)) if scene.now >= first + scene.patience => Next::Do(Step::PullPlug),
+        Some((_, last)) if scene.now >= last + PRESS_AGAIN => Next::Do(Step::PressPower),
+        Some((first, last)) => Next::Wait((last + PRESS_AGAIN).min(first + scene.patience) - scene.now),
     }
 }
 
@@ -190,11 +287,21 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
             },
         }
     }
-    let disks = scene.domain.map_or(&[][..], |d| &d.disks);
-    for change in volume::changes(&wish.volumes, disks) {
-        let serial = change.serial();
-        match memory.volume_pauses.iter().find(|(paused, until)| *paused == serial && *until > scene.now) {
-            None => return Next::Do(Step::Change(change)),
+    if scene.domain.is_some_and(|d| d.power == Power::NoRoom) {
+        match memory.tried.and_then(|last| (last + TRY_AGAIN).checked_sub(scene.now)).filter(|left| !left.is_zero()) {
+            None => return Next::Do(Step::TryAgain),
+            Some(left) => wait = Some(wait.unwrap_or(Duration::MAX).min(left)),
+        }
+    }
+    let (disks, nics) = scene.domain.map_or((&[][..], &[][..]), |d| (&d.disks, &d.nics));
+    let nics = nic::changes(&wish.interfaces, nics).into_iter().map(Step::ChangeNic);
+    let fit = volume::misfits(wish, disks, &memory.fitted);
+    let disks = volume::changes(wish, disks).into_iter().chain(fit).map(Step::Change);
+    for step in nics.chain(disks) {
+        let device = step.device();
+        match memory.device_pauses.iter().find(|(paused, until)| Some(paused) == device.as_ref() && *until > scene.now)
+        {
+            None => return Next::Do(step),
             Some((_, until)) => wait = Some(wait.unwrap_or(Duration::MAX).min(*until - scene.now)),
         }
     }
@@ -203,24 +310,31 @@ fn up(scene: &Scene<'_>, wish: &Instance) -> Next {
 
 fn stopped(scene: &Scene<'_>, wish: &Instance) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_)) => match scene.memory.pressed {
-            _ if wish.force => Next::Do(Step::PullPlug),
-            None => Next::Do(Step::PressPower),
-            Some((first, _)) if scene.now >= first + scene.patience => Next::Do(Step::PullPlug),
-            Some((_, last)) if scene.now >= last + PRESS_AGAIN => Next::Do(Step::PressPower),
-            Some((first, last)) => Next::Wait((last + PRESS_AGAIN).min(first + scene.patience) - scene.now),
-        },
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended) if wish.force => {
+            Next::Do(Step::PullPlug)
+        }
+        // One that stands still does not hear the button.
+        Some(Power::Suspended) => Next::Do(Step::LetGo),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom) => power_off(scene),
         Some(Power::Ending) => Next::Wait(Duration::from_millis(200)),
         Some(Power::Off(_)) | None => {
             let has_run = scene.facts.ran || scene.facts.started.is_some();
-            if has_run && scene.facts.console.is_none() { Next::Do(Step::KeepConsole) } else { Next::Rest }
+            if has_run && scene.facts.console.is_none() {
+                return Next::Do(Step::KeepConsole);
+            }
+            if scene.facts.released || !wish.boot.root.is_elsewhere() {
+                return Next::Rest;
+            }
+            Next::Do(if scene.domain.is_some() { Step::Undefine } else { Step::Release })
         }
     }
 }
 
 fn terminated(scene: &Scene<'_>) -> Next {
     match scene.domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Ending) => Next::Do(Step::PullPlug),
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => {
+            Next::Do(Step::PullPlug)
+        }
         Some(Power::Off(_)) if scene.facts.console.is_none() => Next::Do(Step::KeepConsole),
         Some(Power::Off(_)) => Next::Do(Step::Undefine),
         None => Next::Do(Step::Erase),
@@ -230,8 +344,13 @@ fn terminated(scene: &Scene<'_>) -> Next {
 #[cfg(test)]
 mod tests {
     use super::{super::row::Failure, *};
-    use crate::hypervisor::SeenDisk;
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, VolumeAttachment};
+    use crate::{
+        hypervisor::SeenDisk,
+        nic::tests::{seen, wanted},
+    };
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
 
     const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -247,11 +366,14 @@ mod tests {
             disk_gib: 1,
             boot: Boot {
                 architecture: "x86_64".into(),
-                root: Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw },
+                root: Root::Image(Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw }),
                 kernel: None,
                 ramdisk: None,
                 command_line: None,
             },
+            stores: vec![],
+            awaits: None,
+            hold: None,
             interfaces: vec![],
             volumes: vec![],
             metadata: Metadata::default(),
@@ -260,7 +382,7 @@ mod tests {
     }
 
     fn domain(power: Power) -> Option<Seen> {
-        Some(Seen { name: "i-1".into(), power, disks: vec![] })
+        Some(Seen { name: "i-1".into(), power, disks: vec![], nics: vec![] })
     }
 
     struct Case {
@@ -317,8 +439,19 @@ mod tests {
         (f.ran, f.started) = (true, Some(1));
     }
     fn volume(id: &str) -> VolumeAttachment {
-        let export = Export { attachment: "a".into(), name: "x".into(), address: ExportAddress::Unix("/s".into()) };
-        VolumeAttachment { volume: id.into(), device: "/dev/sdf".into(), export }
+        let export = Export {
+            attachment: "a".into(),
+            name: "x".into(),
+            address: ExportAddress::Unix("/s".into()),
+            server: None,
+        };
+        VolumeAttachment {
+            volume: id.into(),
+            device: "/dev/sdf".into(),
+            export,
+            size_gib: 1,
+            limits: DiskLimits::default(),
+        }
     }
     fn generation(counter: i64) -> Generation {
         Generation { epoch: 1, counter }
@@ -407,6 +540,12 @@ mod tests {
                 }),
                 Do(Step::BringUp(BringUp::Image)),
             ),
+            ("one that found no room tries again", case(Running, Some(Power::NoRoom)).facts(ran), Do(Step::TryAgain)),
+            (
+                "and not without pause",
+                case(Running, Some(Power::NoRoom)).facts(ran).memory(|m| m.tried = Some(S(999))),
+                Wait(S(2)),
+            ),
             // Reboots.
             ("a reboot is asked for", case(Running, on()).facts(ran).wish(|w| w.reboots = 1), Do(Step::Reboot)),
             (
@@ -456,7 +595,7 @@ mod tests {
                 case(Running, on())
                     .facts(ran)
                     .wish(|w| w.volumes = vec![volume("vol-1")])
-                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                    .memory(|m| m.device_pauses = vec![("vol1".into(), S(1003))]),
                 Wait(S(3)),
             ),
             (
@@ -464,8 +603,22 @@ mod tests {
                 case(Running, on())
                     .facts(ran)
                     .wish(|w| w.volumes = vec![volume("vol-1"), volume("vol-2")])
-                    .memory(|m| m.volume_pauses = vec![("vol1".into(), S(1003))]),
+                    .memory(|m| m.device_pauses = vec![("vol1".into(), S(1003))]),
                 Do(Step::Change(Change::Attach(volume("vol-2")))),
+            ),
+            // Interfaces.
+            (
+                "an interface comes",
+                case(Running, on()).facts(ran).wish(|w| w.interfaces = vec![wanted(1, 1)]),
+                Do(Step::ChangeNic(nic::Change::Attach(wanted(1, 1)))),
+            ),
+            (
+                "one that failed waits, and a volume need not",
+                case(Running, on())
+                    .facts(ran)
+                    .wish(|w| (w.interfaces, w.volumes) = (vec![wanted(1, 1)], vec![volume("vol-1")]))
+                    .memory(|m| m.device_pauses = vec![(wanted(1, 1).port.to_string(), S(1003))]),
+                Do(Step::Change(Change::Attach(volume("vol-1")))),
             ),
             // Stopping.
             ("the button is pressed", case(Stopped, on()).facts(ran), Do(Step::PressPower)),
@@ -517,6 +670,65 @@ mod tests {
         assert_eq!(stranger.next(), Rest, "a domain nobody ever asked for is not touched");
     }
 
+    fn hold_of(kind: HoldKind) -> Option<Hold> {
+        Some(Hold { id: "h1".into(), kind })
+    }
+    fn held(f: &mut Facts) {
+        f.held = Some("h1".into());
+    }
+
+    #[test]
+    fn a_guest_is_held_until_it_is_let_go_or_its_hold_lapses() {
+        let asked = |kind, power| case(Running, power).wish(|w| w.hold = hold_of(kind));
+        let since = |at| move |m: &mut Memory| m.held = Some(S(at));
+        let (on, still, off) = (Some(Power::Running), Some(Power::Suspended), Some(Power::Off(Off::Guest)));
+        let paused = |power: &Option<Power>| asked(HoldKind::Paused, power.clone()).facts(ran);
+        let offs = |power: &Option<Power>| asked(HoldKind::Off, power.clone());
+        let lapsed = |f: &mut Facts| f.lapsed = Some("h1".into());
+        let later = hold_of(HoldKind::Unknown);
+        let cases: Vec<(&str, Case, Next)> = vec![
+            ("its processors stop", paused(&on), Do(Step::Hold(hold_of(HoldKind::Paused).unwrap()))),
+            ("it stands still for a while", paused(&still).facts(held).memory(since(990)), Wait(S(50))),
+            ("not for ever", paused(&still).facts(held).memory(since(940)), Do(Step::LetGo)),
+            ("nobody knows since when", paused(&still).facts(held), Do(Step::LetGo)),
+            ("somebody let it go on: that instant is lost", paused(&on).facts(held), Do(Step::LetGo)),
+            ("what lapsed is not taken up again", paused(&on).facts(lapsed), Rest),
+            ("the hold is taken back", case(Running, still.clone()).facts(ran).facts(held), Do(Step::LetGo)),
+            ("somebody else suspended it", case(Running, still.clone()).facts(ran), Rest),
+            ("it cannot hear the button", case(Stopped, still.clone()).facts(ran).facts(held), Do(Step::LetGo)),
+            ("but it can be unplugged", case(Terminated, still.clone()).facts(ran), Do(Step::PullPlug)),
+            ("the button is pressed", offs(&on).facts(ran), Do(Step::PressPower)),
+            ("it is off: that is written", offs(&off), Do(Step::Hold(hold_of(HoldKind::Off).unwrap()))),
+            ("it stays off", offs(&off).facts(held).memory(since(990)), Wait(S(290))),
+            ("not for ever", offs(&off).facts(held).memory(since(600)), Do(Step::LetGo)),
+            ("then it comes back", offs(&off).facts(lapsed), Do(Step::BringUp(BringUp::Image))),
+            ("a hold of a later release", case(Running, on.clone()).facts(ran).wish(|w| w.hold = later), Rest),
+        ];
+        for (claim, case, want) in cases {
+            assert_eq!(case.next(), want, "{claim}");
+        }
+    }
+
+    #[test]
+    fn an_instance_with_its_root_elsewhere_leaves_nothing_where_it_is_stopped() {
+        let elsewhere = |power| {
+            case(Stopped, power)
+                .wish(|w| w.boot.root = Root::Volume { volume: Some("vol-1".into()) })
+                .facts(|f| (f.started, f.console) = (Some(1), Some(String::new())))
+        };
+        let released = |f: &mut Facts| f.released = true;
+        assert_eq!(elsewhere(Some(Power::Off(Off::Guest))).next(), Do(Step::Undefine));
+        assert_eq!(elsewhere(None).next(), Do(Step::Release));
+        assert_eq!(elsewhere(None).facts(released).next(), Rest);
+        assert_eq!(elsewhere(None).facts(released).unlisted().next(), Do(Step::Forget));
+        assert_eq!(elsewhere(None).unlisted().next(), Rest, "what was not released is an orphan");
+        let again = elsewhere(None).facts(released).wish(|w| w.desired = Running);
+        assert_eq!(again.next(), Do(Step::BringUp(BringUp::Image)));
+        let waits = case(Running, None).wish(|w| w.awaits = Some("vol-1 is being made".into()));
+        assert_eq!(waits.next(), Rest, "a volume is missing");
+        assert_eq!(case(Running, Some(Power::Running)).facts(ran).wish(|w| w.awaits = Some("x".into())).next(), Rest);
+    }
+
     #[test]
     fn a_volume_that_shall_go_goes() {
         let mut case = case(Running, Some(Power::Running)).facts(ran);
@@ -524,5 +736,14 @@ mod tests {
             SeenDisk { serial: "vol9".into(), target: "vdf".into(), alias: "ua-vol9".into(), export: "x".into() };
         case.domain.as_mut().unwrap().disks.push(disk.clone());
         assert_eq!(case.next(), Do(Step::Change(Change::Detach(disk))));
+    }
+
+    #[test]
+    fn an_interface_that_shall_go_goes_only_while_the_guest_runs() {
+        let mut running = case(Running, Some(Power::Running)).facts(ran).wish(|w| w.interfaces = vec![wanted(1, 0)]);
+        running.domain.as_mut().unwrap().nics.extend([seen(1), seen(2)]);
+        assert_eq!(running.next(), Do(Step::ChangeNic(nic::Change::Detach(seen(2)))));
+        let orphan = Case { listed: false, ..running };
+        assert_eq!(orphan.next(), Rest);
     }
 }

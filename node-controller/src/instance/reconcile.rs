@@ -11,7 +11,7 @@ use std::{
 };
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler};
-use mallee_tiers::{Blob, Desired, Generation, Instance, InstanceReport, Reports, VpcLink};
+use mallee_tiers::{Blob, Desired, Generation, HoldKind, Instance, InstanceReport, Reports, VpcLink};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
 use super::{
@@ -21,8 +21,9 @@ use super::{
     steps::{Done, Machine, StepError},
 };
 use crate::{
-    hypervisor::{Event, HypervisorError, Seen},
-    volume::{self, Change},
+    hypervisor::{Event, HypervisorError, Power, Seen},
+    nic,
+    volume::{self, Change, Fit},
 };
 
 /// A domain the hypervisor refused this often in a row will not be tried again.
@@ -226,6 +227,9 @@ impl Instances {
         let Some(wish) = look.wish.as_ref().map(|w| &w.body) else { return Ok(()) };
         match step {
             Step::BringUp(step) => {
+                if look.facts.released {
+                    machine.rows.update(id, now_ms, None, |facts| facts.released = false).await?;
+                }
                 let overtaken = self.lock().get(id).map(|l| l.overtaken.clone()).unwrap_or_default();
                 tokio::select! {
                     done = machine.bring_up(*step, wish) => done,
@@ -247,6 +251,7 @@ impl Instances {
                             // A start is as good as every reboot that was asked for before it.
                             reboot_asked: reboots,
                             reboots_done: reboots,
+                            lapsed: facts.lapsed.take(),
                             ..Facts::default()
                         }
                     })
@@ -278,6 +283,7 @@ impl Instances {
                 Ok(())
             }
             Step::Change(change) => self.change(id, change).await,
+            Step::ChangeNic(change) => self.change_nic(wish, change).await,
             Step::Reboot => {
                 self.remember(id, |live, now| live.memory.rebooting = Some((now, false)));
                 match hypervisor.reboot(id).await {
@@ -292,6 +298,10 @@ impl Instances {
                     .update(id, now_ms, Some("asked to reboot".into()), move |facts| facts.reboot_asked = asked)
                     .await?;
                 Ok(())
+            }
+            Step::TryAgain => {
+                self.remember(id, |live, now| live.memory.tried = Some(now));
+                Ok(hypervisor.resume(id).await?)
             }
             Step::Reset => {
                 hypervisor.reset(id).await?;
@@ -335,7 +345,44 @@ impl Instances {
                 self.remember(id, |live, _| live.memory = Memory::default());
                 Ok(())
             }
+            Step::Hold(hold) => {
+                let (its, what) = (hold.id.clone(), format!("held ({:?})", hold.kind).to_lowercase());
+                machine.rows.update(id, now_ms, Some(what), move |facts| facts.held = Some(its.clone())).await?;
+                if hold.kind == HoldKind::Paused {
+                    hypervisor.suspend(id).await?;
+                }
+                self.remember(id, |live, now| live.memory.held = Some(now));
+                Ok(())
+            }
+            Step::LetGo => {
+                let still_wished = wish.hold.as_ref().map(|h| h.id.clone());
+                // Before the guest goes on: what is fixed after that is of another instant.
+                machine
+                    .rows
+                    .update(id, now_ms, Some("not held any more".into()), move |facts| {
+                        if facts.held.is_some() && facts.held == still_wished {
+                            facts.lapsed.clone_from(&facts.held);
+                        }
+                    })
+                    .await?;
+                self.remember(id, |live, _| live.memory.held = None);
+                if look.domain.as_ref().is_some_and(|d| d.power == Power::Suspended) {
+                    hypervisor.resume(id).await?;
+                }
+                machine.rows.update(id, now_ms, None, |facts| facts.held = None).await?;
+                Ok(())
+            }
             Step::Undefine => Ok(hypervisor.undefine(id).await?),
+            Step::Release => {
+                machine.erase(id).await?;
+                machine
+                    .rows
+                    .update(id, now_ms, Some("off, and nothing of it is left here".into()), |facts| {
+                        facts.released = true
+                    })
+                    .await?;
+                Ok(())
+            }
             Step::Erase => {
                 machine.erase(id).await?;
                 machine.rows.update(id, now_ms, Some("gone".into()), |facts| facts.gone = true).await?;
@@ -362,6 +409,29 @@ impl Instances {
                 hypervisor.detach(id, disk).await?;
                 format!("{} detached", volume::volume_of(&disk.serial))
             }
+            Change::Fit(disk, fit) => {
+                return Ok(hypervisor.fit(id, disk, fit.size_gib, fit.limits).await?);
+            }
+        };
+        machine.rows.update(id, machine.clock.now_ms(), Some(what), |_| {}).await?;
+        Ok(())
+    }
+
+    async fn change_nic(&self, wish: &Instance, change: &nic::Change) -> Done {
+        let (machine, id) = (&self.machine, &wish.id);
+        let what = match change {
+            nic::Change::Attach(wanted) => {
+                // What the guest may ask over it is known before it can ask.
+                machine.bring_up(BringUp::Network, wish).await?;
+                let taps = machine.taps(wish).await?;
+                machine.hypervisor.attach_nic(id, &machine.nic(wanted, &taps)).await?;
+                format!("{} attached", wanted.id)
+            }
+            nic::Change::Detach(seen) => {
+                machine.hypervisor.detach_nic(id, seen).await?;
+                machine.rows.release_tap(&seen.tap).await?;
+                format!("the interface at {} is detached", seen.tap)
+            }
         };
         machine.rows.update(id, machine.clock.now_ms(), Some(what), |_| {}).await?;
         Ok(())
@@ -376,8 +446,8 @@ impl Instances {
 
     /// Takes note of how a step went; whether the worker goes on at once.
     async fn account(&self, id: &str, step: &Step, look: &Look, took: Duration, done: Done) -> bool {
-        if let Step::Change(change) = step {
-            self.account_change(id, change, done);
+        if let Some(device) = step.device() {
+            self.account_change(id, step, device, done);
             return true;
         }
         match done {
@@ -436,22 +506,31 @@ impl Instances {
         true
     }
 
-    fn account_change(&self, id: &str, change: &Change, done: Done) {
-        let (serial, now) = (change.serial(), self.now());
+    fn account_change(&self, id: &str, step: &Step, device: String, done: Done) {
+        let now = self.now();
         let mut all = self.lock();
         let Some(live) = all.get_mut(id) else { return };
         match done {
             Ok(()) => {
                 live.failures = 0;
-                report::settle(&mut live.memory, &mut live.trouble, &serial);
+                if let Step::Change(change) = step {
+                    live.memory.fitted.retain(|(fitted, _)| *fitted != device);
+                    match change {
+                        // It came with its size and its limits.
+                        Change::Attach(wanted) => live.memory.fitted.push((device.clone(), Fit::of(wanted))),
+                        Change::Fit(_, fit) => live.memory.fitted.push((device.clone(), *fit)),
+                        Change::Detach(_) => {}
+                    }
+                }
+                report::settle(&mut live.memory, &mut live.trouble, &device);
             }
             Err(e) => {
-                tracing::warn!(instance.id = id, volume.serial = serial, error = %e, "a volume could not be changed");
+                tracing::warn!(instance.id = id, device, error = %e, "a device could not be changed");
                 live.failures += 1;
                 let until = now + pause(live.failures + 2);
-                live.memory.volume_pauses.retain(|(paused, _)| *paused != serial);
-                live.memory.volume_pauses.push((serial.clone(), until));
-                live.trouble.volumes.insert(serial, e.to_string());
+                live.memory.device_pauses.retain(|(paused, _)| *paused != device);
+                live.memory.device_pauses.push((device.clone(), until));
+                live.trouble.devices.insert(device, e.to_string());
             }
         }
     }
@@ -633,7 +712,7 @@ impl Reconciler for Wishes {
 }
 
 fn blobs(instance: &Instance) -> impl Iterator<Item = &Blob> {
-    [Some(&instance.boot.root), instance.boot.kernel.as_ref(), instance.boot.ramdisk.as_ref()].into_iter().flatten()
+    [instance.boot.root.image(), instance.boot.kernel.as_ref(), instance.boot.ramdisk.as_ref()].into_iter().flatten()
 }
 
 /// Keeps the metadata service heard in every VPC that has an instance here, and in no other.

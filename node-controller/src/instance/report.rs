@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use mallee_tiers::{AttachmentReport, Desired, Instance, InstanceReport, Observed};
+use mallee_tiers::{AttachmentReport, Desired, Instance, InstanceReport, InterfaceReport, Observed};
+use uuid::Uuid;
 
 use super::{
-    plan::{Memory, Next, Scene, Step, is_orphan},
+    plan::{self, Memory, Next, Scene, Step, is_orphan},
     row::Facts,
 };
 use crate::{
@@ -18,8 +19,8 @@ use crate::{
 pub struct Trouble {
     pub step: String,
     pub reason: String,
-    /// Volume serial → why its last change failed.
-    pub volumes: BTreeMap<String, String>,
+    /// Device (as in [`Step::device`]) → why its last change failed.
+    pub devices: BTreeMap<String, String>,
 }
 
 /// A step that only writes down what was seen: the report after it says the same, and all of it.
@@ -57,8 +58,13 @@ pub fn report(
         reason: if reason.is_empty() { trouble.reason.clone() } else { reason },
         reboots_done: facts.reboots_done,
         guest_off: observed == Observed::Stopped && guest_off,
+        held: plan::held_as_wished(scene),
+        released: facts.released
+            && scene.domain.is_none()
+            && scene.wish.is_some_and(|w| w.desired == Desired::Stopped && w.boot.root.is_elsewhere()),
         started: facts.started,
         attachments: attachments(scene, trouble),
+        interfaces: Some(interfaces(scene, trouble)),
         last_console: facts.console.clone().filter(|_| matches!(observed, Observed::Stopped | Observed::Gone)),
         took_ms: if observed == Observed::Preparing { took_ms.clone() } else { facts.took_ms.clone() },
         ..InstanceReport::new(id, observed)
@@ -71,7 +77,7 @@ fn guest_is_off(wish: Option<&Instance>, facts: &Facts) -> bool {
 
 fn by_power(domain: Option<&Seen>) -> Observed {
     match domain.map(|d| &d.power) {
-        Some(Power::Running | Power::Paused(_) | Power::Ending) => Observed::Running,
+        Some(Power::Running | Power::Paused(_) | Power::NoRoom | Power::Suspended | Power::Ending) => Observed::Running,
         Some(Power::Off(_)) | None => Observed::Stopped,
     }
 }
@@ -87,6 +93,11 @@ fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
     };
     let paused = match scene.domain.map(|d| &d.power) {
         Some(Power::Paused(why)) => why.clone(),
+        Some(Power::NoRoom) => {
+            "a disk had no room for what the guest wrote: it stands still, and tries again every few seconds".into()
+        }
+        Some(Power::Suspended) if scene.facts.held.is_some() => "held while its volumes are fixed".into(),
+        Some(Power::Suspended) => "suspended by somebody through the hypervisor".into(),
         _ => String::new(),
     };
     match wish.desired {
@@ -98,7 +109,7 @@ fn observed(scene: &Scene<'_>, guest_off: bool) -> (Observed, String) {
         Desired::Running if guest_off => (Observed::Stopped, "the guest powered itself off".into()),
         Desired::Running => match &scene.facts.failed {
             Some(failed) if failed.generation >= wish.generation => (Observed::Failed, failed.reason.clone()),
-            _ => (Observed::Preparing, String::new()),
+            _ => (Observed::Preparing, wish.awaits.clone().unwrap_or_default()),
         },
     }
 }
@@ -112,7 +123,7 @@ fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
     }
     let leaving = scene.wish.is_some_and(|w| w.desired == Desired::Terminated);
     let off = by_power(scene.domain) == Observed::Stopped && !leaving;
-    let why = |serial: &str| trouble.volumes.get(serial).cloned().unwrap_or_default();
+    let why = |serial: &str| trouble.devices.get(serial).cloned().unwrap_or_default();
     let mut all: Vec<AttachmentReport> = wanted
         .iter()
         .map(|w| {
@@ -132,17 +143,47 @@ fn attachments(scene: &Scene<'_>, trouble: &Trouble) -> Vec<AttachmentReport> {
     all
 }
 
-/// Whether a volume's trouble is over, so that it is not told for ever.
-pub fn settle(memory: &mut Memory, trouble: &mut Trouble, serial: &str) {
-    memory.volume_pauses.retain(|(paused, _)| paused != serial);
-    trouble.volumes.remove(serial);
+/// Every interface that is wanted or still there.
+fn interfaces(scene: &Scene<'_>, trouble: &Trouble) -> Vec<InterfaceReport> {
+    let seen = scene.domain.map_or(&[][..], |d| &d.nics);
+    let wanted = scene.wish.map_or(&[][..], |w| &w.interfaces);
+    if scene.facts.gone {
+        return Vec::new();
+    }
+    let off = by_power(scene.domain) == Observed::Stopped;
+    let why = |port: &Uuid| trouble.devices.get(&port.to_string()).cloned().unwrap_or_default();
+    let mut all: Vec<InterfaceReport> = wanted
+        .iter()
+        .map(|w| {
+            // One that is off begins with what it is wanted to have.
+            let attached = off || seen.iter().any(|s| s.port == w.port);
+            InterfaceReport { port: w.port, attached, reason: if attached { String::new() } else { why(&w.port) } }
+        })
+        .collect();
+    for nic in seen {
+        if !all.iter().any(|i| i.port == nic.port) {
+            all.push(InterfaceReport { port: nic.port, attached: false, reason: why(&nic.port) });
+        }
+    }
+    all
+}
+
+/// A device's trouble is over, so that it is not told for ever.
+pub fn settle(memory: &mut Memory, trouble: &mut Trouble, device: &str) {
+    memory.device_pauses.retain(|(paused, _)| paused != device);
+    trouble.devices.remove(device);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::{Off, SeenDisk};
-    use mallee_tiers::{Blob, Boot, DiskFormat, Export, ExportAddress, Generation, Metadata, VolumeAttachment};
+    use crate::{
+        hypervisor::{Off, SeenDisk},
+        nic::tests::{seen as seen_nic, wanted as wanted_nic},
+    };
+    use mallee_tiers::{
+        Blob, Boot, DiskFormat, DiskLimits, Export, ExportAddress, Generation, Metadata, Root, VolumeAttachment,
+    };
     use std::time::Duration;
 
     fn wish(desired: Desired, volumes: &[&str]) -> Instance {
@@ -150,6 +191,7 @@ mod tests {
             attachment: "a".into(),
             name: name.into(),
             address: ExportAddress::Unix("/s".into()),
+            server: None,
         };
         Instance {
             id: "i-1".into(),
@@ -162,15 +204,24 @@ mod tests {
             disk_gib: 1,
             boot: Boot {
                 architecture: "x86_64".into(),
-                root: Blob { digest: String::new(), size: 0, format: DiskFormat::Raw },
+                root: Root::Image(Blob { digest: String::new(), size: 0, format: DiskFormat::Raw }),
                 kernel: None,
                 ramdisk: None,
                 command_line: None,
             },
+            stores: vec![],
+            awaits: None,
+            hold: None,
             interfaces: vec![],
             volumes: volumes
                 .iter()
-                .map(|v| VolumeAttachment { volume: (*v).into(), device: "/dev/sdf".into(), export: export(v) })
+                .map(|v| VolumeAttachment {
+                    volume: (*v).into(),
+                    device: "/dev/sdf".into(),
+                    export: export(v),
+                    size_gib: 1,
+                    limits: DiskLimits::default(),
+                })
                 .collect(),
             metadata: Metadata::default(),
             node: None,
@@ -191,11 +242,16 @@ mod tests {
             alias: "ua".into(),
             export: (*v).into(),
         };
-        let domain = power.map(|power| Seen { name: "i-1".into(), power, disks: disks.iter().map(disk).collect() });
+        let domain = power.map(|power| Seen {
+            name: "i-1".into(),
+            power,
+            disks: disks.iter().map(disk).collect(),
+            nics: Vec::new(),
+        });
         let memory = Memory::default();
         let (now, patience) = (Duration::ZERO, Duration::ZERO);
         let scene = Scene { wish: Some(wish), listed, facts, domain: domain.as_ref(), memory: &memory, now, patience };
-        let trouble = Trouble { volumes: BTreeMap::from([("vol2".into(), "busy".into())]), ..Trouble::default() };
+        let trouble = Trouble { devices: BTreeMap::from([("vol2".into(), "busy".into())]), ..Trouble::default() };
         report("i-1", "n1", &scene, &next, &trouble, &BTreeMap::new())
     }
 
@@ -219,6 +275,29 @@ mod tests {
         assert_eq!(attached(&told(&terminated, true, &facts, None, &[], Next::Rest)), [("vol-1", false, "")]);
         let gone = Facts { gone: true, ..Facts::default() };
         assert_eq!(attached(&told(&terminated, true, &gone, None, &[], Next::Rest)), []);
+    }
+
+    #[test]
+    fn an_interface_is_told_until_the_guest_has_let_go_of_it() {
+        let facts = Facts { ran: true, ..Facts::default() };
+        let wish = Instance { interfaces: vec![wanted_nic(1, 0), wanted_nic(2, 1)], ..wish(Desired::Running, &[]) };
+        let (memory, now) = (Memory::default(), Duration::ZERO);
+        let told = |power, nics| {
+            let domain = Seen { name: "i-1".into(), power, disks: Vec::new(), nics };
+            let scene = Scene {
+                wish: Some(&wish),
+                listed: true,
+                facts: &facts,
+                domain: Some(&domain),
+                memory: &memory,
+                now,
+                patience: now,
+            };
+            let all = report("i-1", "n1", &scene, &Next::Rest, &Trouble::default(), &BTreeMap::new()).interfaces;
+            all.unwrap().iter().map(|i| (i.port.as_bytes()[0], i.attached)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(Power::Running, vec![seen_nic(1), seen_nic(3)]), [(1, true), (2, false), (3, false)]);
+        assert_eq!(told(Power::Off(Off::Guest), vec![]), [(1, true), (2, true)]);
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub struct Facts {
     pub took_ms: BTreeMap<String, u64>,
     /// Nothing of it is left.
     pub gone: bool,
+    /// It is off and has nothing on this node any more, and may be started anywhere.
+    pub released: bool,
+    /// The hold under which its guest stands still.
+    pub held: Option<String>,
+    /// A hold that lasted too long, and is not obeyed any more.
+    pub lapsed: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +137,13 @@ impl Rows {
         let id = id.to_owned();
         self.store
             .write("release taps", move |tx| tx.execute("DELETE FROM tap WHERE instance = ?1", params![id]).map(drop))
+            .await
+    }
+
+    pub async fn release_tap(&self, name: &str) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.store
+            .write("release a tap", move |tx| tx.execute("DELETE FROM tap WHERE name = ?1", params![name]).map(drop))
             .await
     }
 

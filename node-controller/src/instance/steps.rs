@@ -1,7 +1,7 @@
 //! What each step does. A step makes sure of one thing, may be repeated, and may be killed at any line.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_service::{Clock, Faults, IntentBook};
 use mallee_store::Error as StoreError;
-use mallee_tiers::{Blob, DiskFormat, ExportAddress, Instance};
+use mallee_tiers::{Blob, DiskFormat, ExportAddress, Instance, Interface, Root};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -19,9 +19,9 @@ use super::{
     row::{Rows, uuid_of},
 };
 use crate::{
-    hypervisor::{Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic},
+    hypervisor::{Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk},
     image::{Base, ImageCache, ImageError, sync_dir},
-    metadata, volume,
+    metadata, nic, volume,
 };
 
 /// How much of a console is kept, as on EC2.
@@ -131,28 +131,45 @@ impl Machine {
         if boot.architecture != "x86_64" {
             return Err(StepError::Permanent(format!("this node runs x86_64, and the image is {}", boot.architecture)));
         }
-        for blob in [Some(&boot.root), boot.kernel.as_ref(), boot.ramdisk.as_ref()].into_iter().flatten() {
+        for blob in [boot.root.image(), boot.kernel.as_ref(), boot.ramdisk.as_ref()].into_iter().flatten() {
             self.base(blob).await?;
         }
         Ok(())
     }
 
-    /// The overlay is made beside and named when it is whole, so one that has the name is whole.
+    /// The root's overlay, or the instance stores beside a root on a volume.
     async fn disk(&self, wish: &Instance) -> Done {
-        let Some(base) = self.base(&wish.boot.root).await? else { return Ok(()) };
+        if self.hypervisor.simulated() {
+            return Ok(());
+        }
         let folder = self.folder(&wish.id);
-        let root = folder.join("root.qcow2");
-        if root.exists() {
+        std::fs::create_dir_all(&folder).map_err(io_error("creating", &folder))?;
+        if let Some(blob) = wish.boot.root.image() {
+            let Some(base) = self.base(blob).await? else { return Ok(()) };
+            let size = base.virtual_size.max(wish.disk_gib << 30).next_multiple_of(512);
+            self.qcow2(&folder, "root", Some(&base), size).await?;
+        }
+        for (n, store) in wish.stores.iter().enumerate() {
+            self.qcow2(&folder, &store_name(n), None, store.size_gib << 30).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure of a disk. It is made beside and named when it is whole, so one that has the name is whole.
+    async fn qcow2(&self, folder: &Path, name: &str, base: Option<&Base>, size: u64) -> Done {
+        let whole = folder.join(format!("{name}.qcow2"));
+        if whole.exists() {
             return Ok(());
         }
         let _turn = self.disks.acquire().await.map_err(|e| StepError::Transient(e.to_string()))?;
-        std::fs::create_dir_all(&folder).map_err(io_error("creating", &folder))?;
-        let part = folder.join("root.part");
-        let format = if base.format == DiskFormat::Qcow2 { "qcow2" } else { "raw" };
-        let size = base.virtual_size.max(wish.disk_gib << 30).next_multiple_of(512);
-        let made = tokio::process::Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
-            .arg(&base.path)
+        let part = folder.join(format!("{name}.part"));
+        let mut command = tokio::process::Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]);
+        if let Some(base) = base {
+            let format = if base.format == DiskFormat::Qcow2 { "qcow2" } else { "raw" };
+            command.args(["-F", format, "-b"]).arg(&base.path);
+        }
+        let made = command
             .arg(&part)
             .arg(size.to_string())
             .output()
@@ -160,20 +177,16 @@ impl Machine {
             .map_err(|e| StepError::Transient(format!("cannot run qemu-img: {e}")))?;
         if !made.status.success() {
             let said = String::from_utf8_lossy(&made.stderr);
-            return Err(StepError::Transient(format!(
-                "qemu-img create {} on {}: {}",
-                part.display(),
-                base.path.display(),
-                said.trim()
-            )));
+            let on = base.map(|b| format!(" on {}", b.path.display())).unwrap_or_default();
+            return Err(StepError::Transient(format!("qemu-img create {}{on}: {}", part.display(), said.trim())));
         }
         let sync = || -> io::Result<()> {
             std::fs::File::open(&part)?.sync_all()?;
-            std::fs::rename(&part, &root)?;
-            sync_dir(&folder)?;
+            std::fs::rename(&part, &whole)?;
+            sync_dir(folder)?;
             sync_dir(&self.instances)
         };
-        sync().map_err(io_error("naming", &root))
+        sync().map_err(io_error("naming", &whole))
     }
 
     /// The logical ports are the cloud-controller's; the node binds them. Metadata is known here before the guest can ask.
@@ -184,8 +197,21 @@ impl Machine {
                 self.metadata.ensure(&interface.vpc).await.map_err(StepError::Transient)?;
             }
         }
-        self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?;
-        Ok(())
+        self.taps(wish).await.map(drop)
+    }
+
+    /// The tap of each interface of an instance, by the interface's id.
+    pub async fn taps(&self, wish: &Instance) -> Result<BTreeMap<String, String>, StepError> {
+        Ok(self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?)
+    }
+
+    pub fn nic(&self, interface: &Interface, taps: &BTreeMap<String, String>) -> Nic {
+        Nic {
+            mac: interface.mac.clone(),
+            port: interface.port,
+            tap: taps.get(&interface.id).cloned().unwrap_or_default(),
+            bridge: self.bridge.clone(),
+        }
     }
 
     /// QEMU does not start with a disk nobody serves, and what it says then helps nobody: so look first.
@@ -229,14 +255,22 @@ impl Machine {
                 command_line: boot.command_line.clone().unwrap_or_else(|| COMMAND_LINE.into()),
             }),
         };
-        let taps = self.rows.taps(&wish.id, wish.interfaces.iter().map(|i| i.id.clone()).collect()).await?;
-        let mut interfaces: Vec<_> = wish.interfaces.iter().collect();
-        interfaces.sort_by_key(|i| i.device_index);
-        let nics = interfaces
-            .into_iter()
-            .map(|i| Nic { mac: i.mac.clone(), port: i.port, tap: taps.get(&i.id).cloned().unwrap_or_default() })
-            .collect();
+        let taps = self.taps(wish).await?;
+        let nics = nic::by_index(&wish.interfaces).into_iter().map(|i| self.nic(i, &taps)).collect();
         let folder = self.folder(&wish.id);
+        let root = match (&boot.root, volume::root_disk(wish)) {
+            (Root::Image(_), _) => RootDisk::Overlay(folder.join("root.qcow2")),
+            (Root::Volume { .. }, Some(disk)) => RootDisk::Volume(disk),
+            (Root::Volume { volume }, None) => {
+                let which = volume.as_deref().unwrap_or("none is attached");
+                return Err(StepError::Transient(format!("its root volume is not served ({which})")));
+            }
+        };
+        let mut stores = Vec::with_capacity(wish.stores.len());
+        for (n, store) in wish.stores.iter().enumerate() {
+            let target = volume::target(&store.device).map_err(StepError::Permanent)?;
+            stores.push(StoreDisk { file: folder.join(format!("{}.qcow2", store_name(n))), target });
+        }
         let spec = DomainSpec {
             name: wish.id.clone(),
             uuid: uuid_of(&wish.id),
@@ -244,10 +278,10 @@ impl Machine {
             memory_mib: wish.memory_mib,
             accelerator: self.accelerator,
             kernel,
-            root: folder.join("root.qcow2"),
-            bridge: self.bridge.clone(),
+            root,
+            stores,
             nics,
-            volumes: volume::disks(&wish.volumes),
+            volumes: volume::disks(wish),
             console: folder.join("console.log"),
         };
         Ok(self.hypervisor.define(&spec).await?)
@@ -288,6 +322,10 @@ impl Machine {
         }
         Ok(self.rows.release_taps(id).await?)
     }
+}
+
+fn store_name(n: usize) -> String {
+    format!("ephemeral{n}")
 }
 
 fn tail(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {

@@ -62,8 +62,8 @@ impl Book {
         for instance in instances {
             let leaving = instance.desired == Desired::Terminated;
             let guest = Arc::new(Guest::of(instance));
-            for interface in &instance.interfaces {
-                let key = (interface.vpc.id.clone(), interface.address);
+            for (vpc, address) in addresses(instance) {
+                let key = (vpc.to_owned(), address);
                 // An address may have a new owner while the old one is still being removed.
                 if all.get(&key).is_none_or(|(before, _)| *before && !leaving) {
                     all.insert(key, (leaving, guest.clone()));
@@ -78,8 +78,23 @@ impl Book {
     pub fn put(&self, instance: &Instance) {
         let guest = Arc::new(Guest::of(instance));
         let mut guests = self.guests.write().unwrap_or_else(PoisonError::into_inner);
-        for interface in &instance.interfaces {
-            guests.insert((interface.vpc.id.clone(), interface.address), guest.clone());
+        for (vpc, address) in addresses(instance) {
+            guests.insert((vpc.to_owned(), address), guest.clone());
         }
     }
+
+    /// One guest, for a test.
+    #[cfg(test)]
+    pub fn put_guest(&self, vpc: &str, address: Ipv4Addr, guest: Guest) {
+        let mut guests = self.guests.write().unwrap_or_else(PoisonError::into_inner);
+        guests.insert((vpc.to_owned(), address), Arc::new(guest));
+    }
+}
+
+/// Every address an instance may ask from, with the VPC it is in.
+fn addresses(instance: &Instance) -> impl Iterator<Item = (&str, Ipv4Addr)> {
+    instance.interfaces.iter().flat_map(|interface| {
+        let all = std::iter::once(interface.address).chain(interface.secondary.iter().copied());
+        all.map(|address| (interface.vpc.id.as_str(), address))
+    })
 }

@@ -5,10 +5,9 @@ use mallee_ovsdb::Client;
 use mallee_store::{Error as StoreError, Migration, Store, params};
 use mallee_tiers::VpcLink;
 use std::path::PathBuf;
-use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
-use super::MetadataSockets;
+use super::{MetadataSockets, Sockets};
 use crate::host::{Linked, MetadataLink};
 
 pub const MIGRATION: Migration = Migration {
@@ -82,7 +81,7 @@ fn link(number: i64, iface_id: String, mac: String) -> MetadataLink {
 
 #[async_trait::async_trait]
 impl MetadataSockets for Links {
-    async fn open(&self, vpc: &VpcLink, listening: bool) -> Result<Option<TcpListener>, String> {
+    async fn open(&self, vpc: &VpcLink, listening: bool) -> Result<Option<Sockets>, String> {
         let link = self.row(vpc).await.map_err(|e| e.to_string())?;
         let client = self.client().await?;
         let linked = match link.ensure(&self.netns, &client).await {
@@ -95,7 +94,9 @@ impl MetadataSockets for Links {
         if listening && linked == Linked::Kept {
             return Ok(None);
         }
-        link.listen(&self.netns).map(Some).map_err(|e| e.to_string())
+        let metadata = link.listen(&self.netns).map_err(|e| e.to_string())?;
+        let names = link.listen_for_names(&self.netns).map_err(|e| e.to_string())?;
+        Ok(Some(Sockets { metadata, names }))
     }
 
     async fn close(&self, vpc: &str) -> Result<(), String> {

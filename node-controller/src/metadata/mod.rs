@@ -1,4 +1,5 @@
-//! The metadata service at 169.254.169.254: what a guest may know of itself, IMDSv1 and v2.
+//! The metadata service at 169.254.169.254: what a guest may know of itself, IMDSv1 and v2. Beside it, at 169.254.169.253,
+//! names ([`resolver`]).
 //!
 //! Who asks is (VPC, source address), which port security makes trustworthy; never a header. There is one listening socket
 //! per VPC, all in this process. What is served is rendered by the cloud-controller and kept with the wishes in the node's
@@ -7,6 +8,7 @@
 mod answer;
 mod book;
 mod links;
+mod resolver;
 mod server;
 mod token;
 
@@ -17,12 +19,20 @@ pub use token::TokenKey;
 
 use mallee_tiers::VpcLink;
 
-/// Where the service listens: a socket in each VPC.
+/// The sockets of one VPC.
+pub struct Sockets {
+    /// 169.254.169.254:80.
+    pub metadata: tokio::net::TcpListener,
+    /// 169.254.169.253:53.
+    pub names: tokio::net::UdpSocket,
+}
+
+/// Where the service listens: in each VPC.
 #[async_trait::async_trait]
 pub trait MetadataSockets: Send + Sync + 'static {
-    /// Makes sure of the VPC's link, and returns a new socket if there is none yet (`listening` is false), or if the one
-    /// before died with its link.
-    async fn open(&self, vpc: &VpcLink, listening: bool) -> Result<Option<tokio::net::TcpListener>, String>;
+    /// Makes sure of the VPC's link, and returns new sockets if there are none yet (`listening` is false), or if those
+    /// before died with their link.
+    async fn open(&self, vpc: &VpcLink, listening: bool) -> Result<Option<Sockets>, String>;
     /// No instance of the VPC is here any more.
     async fn close(&self, vpc: &str) -> Result<(), String>;
     /// VPCs that have a link, also those of an earlier life of this process.
@@ -34,7 +44,7 @@ pub struct NoSockets;
 
 #[async_trait::async_trait]
 impl MetadataSockets for NoSockets {
-    async fn open(&self, _: &VpcLink, _: bool) -> Result<Option<tokio::net::TcpListener>, String> {
+    async fn open(&self, _: &VpcLink, _: bool) -> Result<Option<Sockets>, String> {
         Ok(None)
     }
     async fn close(&self, _: &str) -> Result<(), String> {

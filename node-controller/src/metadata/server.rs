@@ -22,8 +22,9 @@ use tokio::{
 };
 
 use super::{
-    Book, MetadataSockets, TokenKey,
+    Book, MetadataSockets, Sockets, TokenKey,
     answer::{Answer, Asked, answer},
+    resolver::{self, Upstream},
 };
 
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
@@ -72,8 +73,13 @@ impl Service {
         let fault = format!("metadata {}", vpc.id);
         match self.sockets.open(vpc, listening.contains_key(&vpc.id)).await {
             Ok(None) => {}
-            Ok(Some(listener)) => {
-                let task = tokio::spawn(accept(listener, vpc.id.clone(), self.shared.clone()));
+            Ok(Some(Sockets { metadata, names })) => {
+                let (id, shared) = (vpc.id.clone(), self.shared.clone());
+                let task = tokio::spawn(async move {
+                    let book = shared.book.clone();
+                    let names = resolver::serve(names, id.clone(), book, Upstream::of_the_machine());
+                    tokio::join!(accept(metadata, id, shared), names);
+                });
                 if let Some(before) = listening.insert(vpc.id.clone(), task.abort_handle()) {
                     before.abort();
                 }

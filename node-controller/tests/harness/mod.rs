@@ -16,7 +16,7 @@ use mallee_node_controller::{Config, Parts, Running, hypervisor::Simulated, star
 use mallee_service::{Body, Connection, Handler, Identity, IntentSender, Server, TierHttp, body, pki};
 use mallee_tiers::{
     Blob, Boot, Desired, DiskFormat, Generation, Instance, InstanceReport, Metadata, NodeClient, Observe, Observed,
-    Peer, Role, TierErrorKind,
+    Peer, Role, Root, TierErrorKind,
 };
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -258,11 +258,14 @@ pub fn instance(id: &str) -> Instance {
         disk_gib: 1,
         boot: Boot {
             architecture: "x86_64".into(),
-            root: Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw },
+            root: Root::Image(Blob { digest: "0".repeat(64), size: 1, format: DiskFormat::Raw }),
             kernel: None,
             ramdisk: None,
             command_line: None,
         },
+        stores: vec![],
+        awaits: None,
+        hold: None,
         interfaces: vec![],
         volumes: vec![],
         metadata: Metadata { enabled: true, hop_limit: 1, ..Metadata::default() },

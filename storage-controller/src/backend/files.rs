@@ -1,4 +1,5 @@
-//! Volumes as files: `VOLUMES/vol-…/volume.raw`, a raw sparse file, and above it the layers of [`super::chain`].
+//! Volumes as files: `VOLUMES/vol-…/volume.raw` (or `volume.qcow2`), sparse, and above it the layers of [`super::chain`].
+//! `source.json` beside them says what the volume began with, while some of that was not fetched.
 //!
 //! A volume's file is made under another name, brought to its size, synced and renamed, so a file of the right name is
 //! always whole. It is never truncated and never made again: a volume whose file is missing is a fault, not an empty volume.
@@ -6,17 +7,18 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Error as IoError, ErrorKind},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
+use mallee_tiers::Secret;
 use serde_json::{Value, json};
 
 use super::{
-    Backend, BackendError, Found, Space,
-    chain::{self, Chain, Number},
-    node_name,
+    Backend, BackendError, Beginning, Found, New, SECRET, Space,
+    chain::{self, Chain, Number, Opening},
+    new_layer, node_name,
     qcow2::Qcow2,
 };
 use crate::volume::VolumeId;
@@ -27,7 +29,8 @@ pub struct Files {
 
 const GIB: u64 = 1 << 30;
 /// What is being made and is no volume yet.
-const NEW: &str = "volume.raw.new";
+const NEW: &str = "volume.new";
+const SOURCE: &str = "source.json";
 
 impl Files {
     /// Keeps volumes in `dir`, which only root may look into.
@@ -44,12 +47,12 @@ impl Files {
         self.layer(id, 0)
     }
     fn layer(&self, id: &VolumeId, number: Number) -> PathBuf {
-        self.folder(id).join(chain::file_name(number))
+        let folder = self.folder(id);
+        let name = chain::file_name(&folder, number);
+        folder.join(name)
     }
 
-    /// A new file for the bytes of a volume, at its full size.
-    fn new_file(&self, id: &VolumeId, size: u64) -> Result<File, BackendError> {
-        let folder = self.folder(id);
+    fn has_room(&self, size: u64) -> Result<(), BackendError> {
         let space = self.space()?;
         if size > space.free {
             let dir = self.dir.display();
@@ -60,20 +63,21 @@ impl Files {
                 space.total / GIB
             )));
         }
-        fs::create_dir_all(&folder).map_err(failed("making", &folder))?;
-        let new = folder.join(NEW);
-        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-        let made = made.map_err(failed("making", &new))?;
-        made.set_len(size).map_err(failed("sizing", &new))?;
-        Ok(made)
+        Ok(())
     }
 
-    fn name_new_file(&self, id: &VolumeId) -> Result<(), BackendError> {
-        let folder = self.folder(id);
-        let new = folder.join(NEW);
-        fs::rename(&new, self.file(id)).map_err(failed("renaming", &new))?;
-        sync_dir(&folder)?;
-        sync_dir(&self.dir)
+    /// Makes a file whole under another name, and then names it.
+    fn make(
+        &self,
+        folder: &Path,
+        name: &str,
+        write: impl FnOnce(&Path) -> std::io::Result<File>,
+    ) -> Result<(), BackendError> {
+        let (new, path) = (folder.join(NEW), folder.join(name));
+        let file = write(&new).map_err(failed("writing", &new))?;
+        file.sync_all().map_err(failed("syncing", &new))?;
+        fs::rename(&new, &path).map_err(failed("renaming", &new))?;
+        sync_dir(folder)
     }
 
     /// One layer as QEMU opens it, without the one below it.
@@ -89,9 +93,25 @@ impl Files {
         let name = node_name(number);
         let protocol = json!({ "driver": "file", "filename": file, "cache": cache, "discard": "unmap" });
         // The format of the bottom one is said too: QEMU takes it from the header above it, and "file" is none.
-        let format = if number == 0 { "raw" } else { "qcow2" };
-        Ok(json!({ "driver": format, "file": protocol, "cache": cache, "discard": "unmap", "node-name": name }))
+        let format = format_of(&file);
+        let mut layer =
+            json!({ "driver": format, "file": protocol, "cache": cache, "discard": "unmap", "node-name": name });
+        if format == "qcow2" {
+            layer["backing"] = Value::Null;
+            if self.qcow2(&file)?.encrypted {
+                layer["encrypt"] = json!({ "format": "luks", "key-secret": SECRET });
+            }
+        }
+        Ok(layer)
     }
+
+    fn qcow2(&self, file: &Path) -> Result<Qcow2, BackendError> {
+        Qcow2::open(file, None).map_err(failed("reading", file))
+    }
+}
+
+fn format_of(file: &Path) -> &'static str {
+    chain::format(file.file_name().and_then(|n| n.to_str()).unwrap_or_default())
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(IoError) -> BackendError {
@@ -110,26 +130,62 @@ fn sync_dir(dir: &Path) -> Result<(), BackendError> {
 }
 
 impl Backend for Files {
-    fn create(&self, id: &VolumeId, size: u64) -> Result<(), BackendError> {
+    fn create(&self, id: &VolumeId, size: u64, new: &New) -> Result<(), BackendError> {
         if self.file(id).exists() {
             return Ok(());
         }
-        let made = self.new_file(id, size)?;
-        made.sync_all().map_err(failed("syncing", &self.folder(id)))?;
-        self.name_new_file(id)
-    }
-
-    fn begin_restore(&self, id: &VolumeId, size: u64) -> Result<File, BackendError> {
-        self.new_file(id, size)
-    }
-
-    fn end_restore(&self, id: &VolumeId) -> Result<(), BackendError> {
-        if self.file(id).exists() {
-            return Ok(());
+        self.has_room(size)?;
+        let folder = self.folder(id);
+        fs::create_dir_all(&folder).map_err(failed("making", &folder))?;
+        let passphrase = new.passphrase.as_ref();
+        if let Some(beginning) = &new.beginning {
+            let text = serde_json::to_vec(beginning).map_err(|e| BackendError::Io(e.to_string()))?;
+            self.make(&folder, SOURCE, |path| {
+                let file = File::create(path)?;
+                file.write_all_at(&text, 0).map(|()| file)
+            })?;
+            // The guest writes above it from the beginning: so what it changes is known, and what is fetched is not that.
+            let name = chain::file_name(&folder, 1);
+            let below = (chain::QCOW2, "qcow2");
+            self.make(&folder, &name, |path| new_layer::write(path, size, Some(below), passphrase))?;
         }
-        let new = self.folder(id).join(NEW);
-        File::open(&new).and_then(|f| f.sync_all()).map_err(failed("syncing", &new))?;
-        self.name_new_file(id)
+        if new.beginning.is_some() || passphrase.is_some() {
+            self.make(&folder, chain::QCOW2, |path| new_layer::write(path, size, None, passphrase))?;
+        } else {
+            self.make(&folder, chain::RAW, |path| {
+                let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+                file.set_len(size).map(|()| file)
+            })?;
+        }
+        sync_dir(&self.dir)
+    }
+
+    fn beginning(&self, id: &VolumeId) -> Result<Option<Beginning>, BackendError> {
+        let path = self.folder(id).join(SOURCE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("reading", &path)(e)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|e| BackendError::Io(format!("{}: {e}", path.display())))
+    }
+
+    fn set_filled(&self, id: &VolumeId) -> Result<(), BackendError> {
+        let folder = self.folder(id);
+        match fs::remove_file(folder.join(SOURCE)) {
+            Ok(()) => sync_dir(&folder),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(failed("removing", &folder.join(SOURCE))(e)),
+        }
+    }
+
+    fn is_encrypted(&self, id: &VolumeId) -> Result<bool, BackendError> {
+        let file = self.file(id);
+        Ok(format_of(&file) == "qcow2" && self.qcow2(&file)?.encrypted)
+    }
+
+    fn bottom(&self, id: &VolumeId) -> String {
+        chain::file_name(&self.folder(id), 0)
     }
 
     fn remove(&self, id: &VolumeId) -> Result<(), BackendError> {
@@ -177,46 +233,35 @@ impl Backend for Files {
         Ok(layers.first().map_or(0, |(number, _)| *number))
     }
 
-    fn put_layer_above(&self, id: &VolumeId, under: Number) -> Result<Number, BackendError> {
+    fn put_layer_above(
+        &self,
+        id: &VolumeId,
+        under: Number,
+        passphrase: Option<&Secret>,
+    ) -> Result<Number, BackendError> {
         let (number, size) = (under + 1, self.size(id, under)?);
         let (folder, path) = (self.folder(id), self.layer(id, number));
         if path.exists() {
             // An attempt that was interrupted made it, and the volume may have grown since.
             if self.size(id, number)? != size {
-                qemu_img(&["resize", "-q", "-f", "qcow2", &path.display().to_string(), &size.to_string()])?;
+                self.grow_layer(&path, size)?;
             }
             return Ok(number);
         }
-        let new = folder.join(format!("{}.new", chain::file_name(number)));
-        let _ = fs::remove_file(&new);
-        let (name, format) = (chain::file_name(under), if under == 0 { "raw" } else { "qcow2" });
-        let (new_text, size) = (new.display().to_string(), size.to_string());
-        // -u: the file below is open elsewhere, and is what we say it is.
-        qemu_img(&[
-            "create",
-            "-q",
-            "-u",
-            "-f",
-            "qcow2",
-            "-o",
-            "lazy_refcounts=off",
-            "-b",
-            &name,
-            "-F",
-            format,
-            &new_text,
-            &size,
-        ])?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed("protecting", &new))?;
-        File::open(&new).and_then(|f| f.sync_all()).map_err(failed("syncing", &new))?;
-        fs::rename(&new, &path).map_err(failed("renaming", &new))?;
-        sync_dir(&folder)?;
+        if passphrase.is_none() && self.is_encrypted(id)? {
+            return Err(BackendError::Io(format!("{id} is encrypted, and its key is not known")));
+        }
+        let below = chain::file_name(&folder, under);
+        let below = (below.as_str(), chain::format(&below));
+        self.make(&folder, &chain::file_name(&folder, number), |path| {
+            new_layer::write(path, size, Some(below), passphrase)
+        })?;
         Ok(number)
     }
 
-    fn chain(&self, id: &VolumeId, top: Number) -> Result<Chain, BackendError> {
+    fn chain(&self, id: &VolumeId, top: Number, opening: &Opening) -> Result<Chain, BackendError> {
         let folder = self.folder(id);
-        Chain::open(&folder, top).map_err(failed("reading", &folder))
+        Chain::open(&folder, top, opening).map_err(failed("reading", &folder))
     }
 
     fn numbers(&self, id: &VolumeId) -> Result<Vec<Number>, BackendError> {
@@ -241,9 +286,9 @@ impl Backend for Files {
                 "-f",
                 "qcow2",
                 "-b",
-                chain::BASE,
+                &self.bottom(id),
                 "-F",
-                "raw",
+                format_of(&self.file(id)),
                 &above.display().to_string(),
             ])?;
             File::open(&above).and_then(|f| f.sync_all()).map_err(failed("syncing", &above))?;
@@ -274,15 +319,11 @@ impl Backend for Files {
         if self.size(id, top)? >= size {
             return Ok(());
         }
-        if top > 0 {
-            return qemu_img(&["resize", "-q", "-f", "qcow2", &path.display().to_string(), &size.to_string()]);
-        }
-        let file = OpenOptions::new().write(true).open(&path).map_err(failed("opening", &path))?;
-        file.set_len(size).and_then(|()| file.sync_all()).map_err(failed("growing", &path))
+        self.grow_layer(&path, size)
     }
 
-    fn blockdev(&self, id: &VolumeId) -> Result<Value, BackendError> {
-        let mut described: Option<Value> = None;
+    fn blockdev(&self, id: &VolumeId, source: Option<Value>) -> Result<Value, BackendError> {
+        let mut described = source;
         for number in self.numbers(id)?.into_iter().rev() {
             let mut layer = self.open_options(id, number)?;
             if let Some(below) = described.take() {
@@ -294,9 +335,7 @@ impl Backend for Files {
     }
 
     fn layer_blockdev(&self, id: &VolumeId, number: Number) -> Result<Value, BackendError> {
-        let mut layer = self.open_options(id, number)?;
-        layer["backing"] = Value::Null;
-        Ok(layer)
+        self.open_options(id, number)
     }
 }
 
@@ -304,10 +343,23 @@ impl Files {
     /// Bytes a guest sees of a layer.
     fn size(&self, id: &VolumeId, number: Number) -> Result<u64, BackendError> {
         let path = self.layer(id, number);
-        if number == 0 {
+        if format_of(&path) == "raw" {
             return fs::metadata(&path).map(|m| m.len()).map_err(failed("reading", &path));
         }
-        Qcow2::open(&path).map(|layer| layer.size).map_err(failed("reading", &path))
+        self.qcow2(&path).map(|layer| layer.size)
+    }
+
+    fn grow_layer(&self, path: &Path, size: u64) -> Result<(), BackendError> {
+        if format_of(path) == "raw" {
+            let file = OpenOptions::new().write(true).open(path).map_err(failed("opening", path))?;
+            return file.set_len(size).and_then(|()| file.sync_all()).map_err(failed("growing", path));
+        }
+        let entries = self.qcow2(path)?.entries();
+        if new_layer::grow(path, entries, size).map_err(failed("growing", path))? {
+            return Ok(());
+        }
+        // Of an earlier release.
+        qemu_img(&["resize", "-q", "-f", "qcow2", &path.display().to_string(), &size.to_string()])
     }
 }
 
@@ -336,9 +388,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("v")).unwrap();
         let id = VolumeId::parse("vol-1").unwrap();
-        files.create(&id, 1 << 20).unwrap();
+        files.create(&id, 1 << 20, &New::default()).unwrap();
         fs::write(files.file(&id), b"mine").unwrap();
-        files.create(&id, 1 << 20).unwrap();
+        files.create(&id, 1 << 20, &New::default()).unwrap();
         assert_eq!(fs::read(files.file(&id)).unwrap(), b"mine");
         files.remove(&id).unwrap();
         files.remove(&id).unwrap();
@@ -351,9 +403,9 @@ mod tests {
         let files = Files::open(dir.path().join("v")).unwrap();
         let id = VolumeId::parse("vol-1").unwrap();
         fs::create_dir_all(files.folder(&id)).unwrap();
-        fs::write(files.folder(&id).join("volume.raw.new"), b"half").unwrap();
+        fs::write(files.folder(&id).join("volume.new"), b"half").unwrap();
         assert_eq!(files.find(&id).unwrap(), None);
-        files.create(&id, 1 << 20).unwrap();
+        files.create(&id, 1 << 20, &New::default()).unwrap();
         let found = files.find(&id).unwrap().unwrap();
         assert_eq!((found.size, found.allocated), (1 << 20, 0));
         assert_eq!(fs::read_dir(files.folder(&id)).unwrap().count(), 1);
@@ -364,7 +416,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("v")).unwrap();
         let id = VolumeId::parse("vol-1").unwrap();
-        let refused = files.create(&id, 1 << 60).unwrap_err();
+        let refused = files.create(&id, 1 << 60, &New::default()).unwrap_err();
         assert!(matches!(&refused, BackendError::NoRoom(why) if why.contains("GiB are free in")), "{refused}");
         assert_eq!(files.list().unwrap(), Vec::<String>::new());
     }
@@ -379,12 +431,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("v")).unwrap();
         let id = VolumeId::parse("vol-1").unwrap();
-        files.create(&id, 1 << 30).unwrap();
+        files.create(&id, 1 << 30, &New::default()).unwrap();
         let base = files.file(&id);
         Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 1 0 1M"]).arg(&base).output().unwrap();
-        assert_eq!((files.put_layer_above(&id, 0).unwrap(), files.put_layer_above(&id, 0).unwrap()), (1, 1));
+        assert_eq!(
+            (files.put_layer_above(&id, 0, None).unwrap(), files.put_layer_above(&id, 0, None).unwrap()),
+            (1, 1)
+        );
         io(&files.layer(&id, 1), "write -P 2 512k 512k");
-        assert_eq!(files.put_layer_above(&id, 1).unwrap(), 2);
+        assert_eq!(files.put_layer_above(&id, 1, None).unwrap(), 2);
         io(&files.layer(&id, 2), "write -P 3 10M 4k");
         let first = |chain: &Chain, at: u64| {
             let mut byte = [0u8];
@@ -392,23 +447,23 @@ mod tests {
             byte[0]
         };
         let block = 512 << 10;
-        let one = files.chain(&id, 1).unwrap();
+        let one = files.chain(&id, 1, &Opening::default()).unwrap();
         assert_eq!((first(&one, 0), first(&one, block), first(&one, 10 << 20)), (1, 2, 0));
         assert_eq!(one.blocks(Some(0), block).unwrap(), [1]);
         assert_eq!(one.blocks(None, block).unwrap(), [0, 1]);
-        assert_eq!(files.chain(&id, 2).unwrap().blocks(Some(1), block).unwrap(), [20]);
+        assert_eq!(files.chain(&id, 2, &Opening::default()).unwrap().blocks(Some(1), block).unwrap(), [20]);
         files.merge(&id, 1).unwrap();
         files.merge(&id, 1).unwrap();
         files.remove_merged(&id).unwrap();
         assert_eq!(files.numbers(&id).unwrap(), [2, 0]);
         assert!(!files.layer(&id, 1).exists());
-        let now = files.chain(&id, 2).unwrap();
+        let now = files.chain(&id, 2, &Opening::default()).unwrap();
         assert_eq!((first(&now, 0), first(&now, block), first(&now, 10 << 20)), (1, 2, 3));
         assert_eq!(now.blocks(Some(1), block).unwrap(), [20], "what changed since layer 1 is still known");
         files.grow(&id, 2 << 30).unwrap();
         assert_eq!(files.find(&id).unwrap().unwrap().size, 2 << 30);
-        assert_eq!(files.put_layer_above(&id, 2).unwrap(), 3);
+        assert_eq!(files.put_layer_above(&id, 2, None).unwrap(), 3);
         files.merge(&id, 2).unwrap();
-        assert_eq!(files.chain(&id, 3).unwrap().size(), 2 << 30);
+        assert_eq!(files.chain(&id, 3, &Opening::default()).unwrap().size(), 2 << 30);
     }
 }

@@ -1,7 +1,6 @@
 //! Reads the qcow2 files of a chain: which clusters a layer has of its own, and what is in them.
 //!
-//! Only what `qemu-img create` and `qemu-storage-daemon` make here is read: no compression, no encryption, no data file of
-//! its own, no extended entries. Anything else is refused by name. The format is in QEMU's `docs/interop/qcow2.rst`.
+//! Only what is made here is read: no compression, no encryption but LUKS, no data file of its own, no extended entries. Anything else is refused by name. The format is in QEMU's `docs/interop/qcow2.rst`.
 //!
 //! A layer is read only while nothing writes to it: it is frozen, and QEMU wrote its tables out when it froze it.
 
@@ -10,6 +9,13 @@ use std::{
     io::{Error, ErrorKind, Result},
     os::unix::fs::FileExt,
     path::Path,
+};
+
+use mallee_tiers::Secret;
+
+use super::{
+    luks::SectorCipher,
+    new_layer::{ENCRYPTION, LUKS, SIZE_AT},
 };
 
 const MAGIC: u32 = 0x5146_49fb;
@@ -21,6 +27,9 @@ const ALL_ZERO: u64 = 1;
 const HARMLESS: u64 = 1;
 /// A longer name is none of ours.
 const BACKING_MAX: u32 = 1023;
+/// The header and what extends it lie in the first cluster, which has at least so much.
+const HEADER_MAX: usize = 512;
+const SECTOR: u64 = 512;
 
 /// One open qcow2 file.
 #[derive(Debug)]
@@ -31,6 +40,9 @@ pub struct Qcow2 {
     pub cluster: u64,
     /// The file below it, as the header names it.
     pub backing: Option<String>,
+    pub encrypted: bool,
+    /// None: nothing that is encrypted can be read.
+    cipher: Option<SectorCipher>,
     l1: Vec<u64>,
 }
 
@@ -56,21 +68,27 @@ fn wrong(path: &Path, what: &str) -> Error {
 }
 
 impl Qcow2 {
-    pub fn open(path: &Path) -> Result<Self> {
+    /// Without the passphrase of an encrypted one, its tables can be read and its contents cannot.
+    pub fn open(path: &Path, passphrase: Option<&Secret>) -> Result<Self> {
         let file = File::open(path)?;
-        let mut header = [0u8; 104];
+        let mut header = [0u8; HEADER_MAX];
         file.read_exact_at(&mut header, 0)?;
         if be32(&header, 0) != MAGIC || be32(&header, 4) != 3 {
             return Err(wrong(path, "not a qcow2 file of version 3"));
         }
-        if be32(&header, 32) != 0 || be64(&header, 72) & !HARMLESS != 0 {
-            return Err(wrong(path, "it is encrypted, corrupt, or uses features that are not read here"));
+        let encrypted = be32(&header, 32) == LUKS;
+        if (be32(&header, 32) != 0 && !encrypted) || be64(&header, 72) & !HARMLESS != 0 {
+            return Err(wrong(path, "it is corrupt, or uses features that are not read here"));
         }
+        let cipher = match passphrase.filter(|_| encrypted) {
+            Some(passphrase) => Some(open_cipher(&file, &header, passphrase).map_err(|e| wrong(path, &e.to_string()))?),
+            None => None,
+        };
         let bits = be32(&header, 20);
         if !(9..=21).contains(&bits) {
             return Err(wrong(path, "its cluster size is out of range"));
         }
-        let (cluster, size) = (1u64 << bits, be64(&header, 24));
+        let (cluster, size) = (1u64 << bits, be64(&header, SIZE_AT as usize));
         let entries = u64::from(be32(&header, 36));
         if entries < size.div_ceil(cluster * cluster / 8) || entries > 32 << 20 {
             return Err(wrong(path, "its first table does not fit its size"));
@@ -88,7 +106,12 @@ impl Qcow2 {
         let mut table = vec![0; entries as usize * 8];
         file.read_exact_at(&mut table, be64(&header, 40))?;
         let l1 = table.chunks_exact(8).map(|entry| be64(entry, 0)).collect();
-        Ok(Self { file, size, cluster, backing, l1 })
+        Ok(Self { file, size, cluster, backing, encrypted, cipher, l1 })
+    }
+
+    /// Of its first table.
+    pub fn entries(&self) -> u64 {
+        self.l1.len() as u64
     }
 
     /// The clusters of this layer from the one that holds `offset` on, to the end of their table: at most the clusters of
@@ -165,11 +188,45 @@ impl Qcow2 {
             match self.cluster_of(entry)? {
                 Cluster::Below => below(at, part)?,
                 Cluster::Zero => part.fill(0),
-                Cluster::At(host) => read_or_zero(&self.file, part, host + within)?,
+                Cluster::At(host) => self.read_host(part, host + within)?,
             }
         }
         Ok(())
     }
+
+    /// Reads what lies at `offset` of the file, deciphered.
+    fn read_host(&self, part: &mut [u8], offset: u64) -> Result<()> {
+        if !self.encrypted {
+            return read_or_zero(&self.file, part, offset);
+        }
+        let cipher =
+            self.cipher.as_ref().ok_or_else(|| Error::other("a layer is encrypted, and its key is not known"))?;
+        let before = offset % SECTOR;
+        let begin = offset - before;
+        let length = (before + part.len() as u64).next_multiple_of(SECTOR);
+        let mut sectors = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        read_or_zero(&self.file, &mut sectors, begin)?;
+        cipher.decrypt(begin, &mut sectors)?;
+        let before = before as usize;
+        part.copy_from_slice(&sectors[before..before + part.len()]);
+        Ok(())
+    }
+}
+
+/// Finds the LUKS header that the file's header speaks of, and opens it.
+fn open_cipher(file: &File, header: &[u8], passphrase: &Secret) -> Result<SectorCipher> {
+    let mut at = be32(header, 100) as usize;
+    while at + 8 <= header.len() && be32(header, at) != 0 {
+        let (kind, length) = (be32(header, at), be32(header, at + 4) as usize);
+        if kind == ENCRYPTION && length >= 16 {
+            let (place, length) = (be64(header, at + 8), be64(header, at + 16));
+            let mut luks = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(super::luks::HEADER)];
+            file.read_exact_at(&mut luks, place)?;
+            return SectorCipher::open(&luks, passphrase);
+        }
+        at = at.saturating_add(8).saturating_add(length.next_multiple_of(8));
+    }
+    Err(Error::new(ErrorKind::InvalidData, "it is encrypted and does not say how"))
 }
 
 /// Reads; what lies beyond the end of the file is zero.
@@ -209,7 +266,7 @@ mod tests {
             .args(["-c", "write -P 1 512M 64k", "-c", "write -P 2 1000M 4k", "-c", "write -z 64k 64k"])
             .arg(&path)
             .stdout(std::process::Stdio::null()));
-        let layer = Qcow2::open(&path).unwrap();
+        let layer = Qcow2::open(&path, None).unwrap();
         assert_eq!((layer.size, layer.cluster, layer.backing.as_deref()), (1 << 30, 65_536, Some("volume.raw")));
         let mut own = Vec::new();
         layer.own_clusters(|at| own.push(at)).unwrap();
@@ -234,6 +291,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         std::fs::write(&path, [0u8; 4096]).unwrap();
-        assert!(Qcow2::open(&path).unwrap_err().to_string().contains("not a qcow2 file"));
+        assert!(Qcow2::open(&path, None).unwrap_err().to_string().contains("not a qcow2 file"));
     }
 }

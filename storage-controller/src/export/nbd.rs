@@ -1,14 +1,19 @@
-//! Exports by NBD: one `qemu-storage-daemon` per exported volume, on a unix socket.
+//! Exports by NBD: one `qemu-storage-daemon` per exported volume, on a unix socket or, for another machine, by TLS.
 //!
 //! The daemon is a process of its own: it outlives the storage-controller and is found again by it. One that is killed is
 //! started again at once with the same socket and the same export name, because the guest's QEMU waits for exactly these
 //! (libvirt's `<reconnect>`). The export's name is random per attachment, so an instance that had the volume before
 //! cannot come back to it. The daemon's command line names the attachment, so that a new store can tell whose it is.
+//!
+//! The passphrase of an encrypted volume is on no command line and on no disk: a daemon reads it from a named pipe when it
+//! starts, and whoever keeps the daemon writes it there.
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
+    fs::{self, OpenOptions},
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,13 +21,17 @@ use std::{
 
 use mallee_engines::{Plan, Ready, Stop, process};
 use mallee_service::Poke;
+use mallee_tiers::{ExportAddress, Secret};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Qmp, QmpError};
+use super::{
+    Beyond, Place, PlaceError, Qmp, QmpError,
+    daemon::{self, At},
+};
 use crate::{backend::BackendError, volume::VolumeId};
 
-const PROGRAM: &str = "qemu-storage-daemon";
 /// A daemon that lived so long did not die of its own start.
 const HEALTHY_LIFE: Duration = Duration::from_secs(1);
 const SLOWEST_RESTART: Duration = Duration::from_secs(10);
@@ -36,6 +45,7 @@ pub struct Served {
     pub attachment: String,
     /// Random per attachment.
     pub name: String,
+    pub place: Place,
 }
 
 /// How an export's daemon is.
@@ -49,12 +59,24 @@ pub enum Phase {
     Down(String),
 }
 
-/// How QEMU is to open a volume, found out anew for every start: a snapshot changes it. Blocks.
-pub type Describe = Arc<dyn Fn() -> Result<Value, BackendError> + Send + Sync>;
+/// How QEMU is to open a volume.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    pub blockdev: Value,
+    /// Of an encrypted one.
+    pub passphrase: Option<Secret>,
+}
+
+/// Found out anew for every start: a snapshot changes it. Blocks.
+pub type Describe = Arc<dyn Fn() -> Result<Opened, BackendError> + Send + Sync>;
 
 /// The daemons of all exports.
 pub struct Exports {
     sockets: PathBuf,
+    /// None: no other machine is served.
+    beyond: Option<Beyond>,
+    /// What daemons show to other machines.
+    credentials: PathBuf,
     /// Who each daemon is.
     records: PathBuf,
     logs: PathBuf,
@@ -78,18 +100,27 @@ pub struct Running {
 }
 
 impl Exports {
-    pub fn open(sockets: PathBuf, state: &Path, changed: Poke) -> std::io::Result<Self> {
-        let (records, logs) = (state.join("exports"), state.join("log"));
+    pub fn open(sockets: PathBuf, state: &Path, beyond: Option<Beyond>, changed: Poke) -> std::io::Result<Self> {
+        let (records, logs, credentials) = (state.join("exports"), state.join("log"), state.join("nbd-tls"));
         for dir in [&sockets, &records, &logs] {
             fs::create_dir_all(dir)?;
         }
         // Whoever may connect to a socket may read and write the volume, if it knows the name.
         fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700))?;
-        Ok(Self { sockets, records, logs, changed, kept: Mutex::default() })
+        Ok(Self { sockets, beyond, credentials, records, logs, changed, kept: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tier's certificate is what daemons show.
+    pub fn show_certificate(&self, tls: &Path) -> Result<(), PlaceError> {
+        super::place::credentials(tls, &self.credentials)
+    }
+
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
     }
 
     pub fn socket(&self, volume: &VolumeId) -> PathBuf {
@@ -100,6 +131,11 @@ impl Exports {
         self.sockets.join(format!("{volume}.qmp"))
     }
 
+    /// Where a daemon reads the volume's passphrase.
+    fn pipe(&self, volume: &VolumeId) -> PathBuf {
+        self.sockets.join(format!("{volume}.key"))
+    }
+
     /// Talks to the daemon of a volume.
     pub async fn tell(&self, volume: &VolumeId) -> Result<Qmp, QmpError> {
         Qmp::connect(&self.monitor(volume)).await
@@ -107,7 +143,10 @@ impl Exports {
 
     fn plan(&self, served: &Served, command: Vec<String>) -> Plan {
         let name = format!("{}-{}", served.volume, served.name);
-        let ready = Ready::Unix { socket: self.socket(&served.volume) };
+        let ready = match self.tcp(served) {
+            Some(tcp) => Ready::Tcp { address: tcp },
+            None => Ready::Unix { socket: self.socket(&served.volume) },
+        };
         let mut plan = Plan::new(&name, &self.records, &self.logs, command, ready);
         plan.stop = Stop { control: None, patience: PATIENCE };
         // Guests wait for it: the kernel should end something else.
@@ -115,28 +154,54 @@ impl Exports {
         plan
     }
 
-    fn command(&self, served: &Served, blockdev: &Value) -> Vec<String> {
-        // No limit to connections: QEMU comes back while its old connection is still half open.
-        let server = json!({ "addr": { "type": "unix", "path": self.socket(&served.volume) }, "max-connections": 0 });
-        let export = json!({
-            "type": "nbd", "id": "volume", "node-name": blockdev["node-name"], "name": served.name,
-            "description": served.attachment, "writable": true,
-        });
-        let monitor = format!("socket,id=qmp,server=on,wait=off,path={}", self.monitor(&served.volume).display());
-        let words = [
-            PROGRAM,
-            "--chardev",
-            &monitor,
-            "--monitor",
-            "chardev=qmp",
-            "--blockdev",
-            &blockdev.to_string(),
-            "--nbd-server",
-            &server.to_string(),
-            "--export",
-            &export.to_string(),
-        ];
-        words.map(str::to_owned).to_vec()
+    fn tcp(&self, served: &Served) -> Option<SocketAddr> {
+        match (&served.place, &self.beyond) {
+            (Place::Tls { port, .. }, Some(beyond)) => Some(beyond.at(*port)),
+            _ => None,
+        }
+    }
+
+    /// Where an export is reached; none when it is served for another machine, and this one has no address any more.
+    pub fn address(&self, served: &Served) -> Option<ExportAddress> {
+        match &served.place {
+            Place::Unix => Some(ExportAddress::Unix(self.socket(&served.volume).display().to_string())),
+            Place::Tls { .. } => Some(ExportAddress::Tcp(self.tcp(served)?.to_string())),
+        }
+    }
+
+    /// A place for an export to this node; None: it is not known yet. `taken`: the ports of other exports.
+    pub fn place(&self, node: Option<&str>, taken: &[u16]) -> Result<Place, PlaceError> {
+        match &self.beyond {
+            Some(beyond) if node.is_none() || node != beyond.local_node.as_deref() => {
+                Ok(Place::Tls { port: beyond.free_port(taken)?, node: node.map(str::to_owned) })
+            }
+            _ => Ok(Place::Unix),
+        }
+    }
+
+    fn command(&self, served: &Served, opened: &Opened) -> Vec<String> {
+        let volume = &served.volume;
+        let (socket, monitor, pipe) = (self.socket(volume), self.monitor(volume), self.pipe(volume));
+        let credentials = &self.credentials;
+        let at = At { socket: &socket, monitor: &monitor, pipe: &pipe, credentials, tcp: self.tcp(served) };
+        daemon::command(served, opened, &at)
+    }
+
+    fn make_pipe(&self, volume: &VolumeId, opened: &Opened) -> Result<(), String> {
+        let pipe = self.pipe(volume);
+        let _ = fs::remove_file(&pipe);
+        if opened.passphrase.is_none() {
+            return Ok(());
+        }
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| format!("making {}: {e}", pipe.display()))
+    }
+
+    /// Writes the passphrase, if somebody reads just now. The pipe holds it whole, so nobody is waited for.
+    fn feed(&self, volume: &VolumeId, passphrase: &Secret) {
+        let pipe = OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(self.pipe(volume));
+        if let Ok(mut pipe) = pipe {
+            let _ = pipe.write_all(passphrase.0.as_bytes());
+        }
     }
 
     /// Sees to it that the export is served from now on, and says how it is.
@@ -167,6 +232,7 @@ impl Exports {
         }
         let _ = fs::remove_file(self.socket(volume));
         let _ = fs::remove_file(self.monitor(volume));
+        let _ = fs::remove_file(self.pipe(volume));
         let prefix = format!("{volume}-");
         for dir in [&self.records, &self.logs] {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -224,28 +290,11 @@ impl Exports {
             .into_iter()
             .flatten()
             .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter_map(|pid| self.read_command(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)).collect()
-    }
-
-    fn read_command(&self, cmdline: &[u8]) -> Option<Running> {
-        let text = std::str::from_utf8(cmdline).ok()?;
-        let words: Vec<String> = text.trim_end_matches('\0').split('\0').map(str::to_owned).collect();
-        if words.first().is_none_or(|w| w != PROGRAM) {
-            return None;
-        }
-        let after = |option: &str| -> Option<Value> {
-            let at = words.iter().position(|w| w == option)?;
-            serde_json::from_str(words.get(at + 1)?).ok()
+        let read = |pid| {
+            let (served, command) = daemon::read(&fs::read(format!("/proc/{pid}/cmdline")).ok()?, &self.sockets)?;
+            Some(Running { served, command })
         };
-        let (server, export) = (after("--nbd-server")?, after("--export")?);
-        let socket = Path::new(server["addr"]["path"].as_str()?);
-        let name = socket.file_name()?.to_str()?.strip_suffix(".sock")?;
-        if socket.parent()? != self.sockets {
-            return None;
-        }
-        let text = |key: &str| export[key].as_str().map(str::to_owned);
-        let served = Served { volume: VolumeId::parse(name)?, attachment: text("description")?, name: text("name")? };
-        Some(Running { served, command: words })
+        pids.filter_map(read).collect()
     }
 }
 
@@ -269,19 +318,19 @@ async fn keep(
         let began = Instant::now();
         let found = exports.find(&served);
         let adopted = found.is_some();
-        let outcome = match found {
-            Some((plan, process)) => Ok((plan, Ok(process))),
-            None => {
-                // Asked now, not when the export was made: the volume may have another layer on top since.
-                let describe = describe.clone();
-                let described = tokio::task::spawn_blocking(move || describe()).await;
-                let described = described.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string()));
-                described.map(|blockdev| {
-                    let plan = exports.plan(&served, exports.command(&served, &blockdev));
-                    let started = process::start(&plan);
-                    (plan, started)
-                })
-            }
+        // Asked now, not when the export was made: the volume may have another layer on top since.
+        let describe = describe.clone();
+        let described = tokio::task::spawn_blocking(move || describe()).await;
+        let described = described.map_err(|e| e.to_string()).and_then(|d| d.map_err(|e| e.to_string()));
+        let passphrase = described.as_ref().ok().and_then(|opened| opened.passphrase.clone());
+        let outcome = match (found, described) {
+            (Some((plan, process)), _) => Ok((plan, Ok(process))),
+            (None, Err(why)) => Err(why),
+            (None, Ok(opened)) => exports.make_pipe(&served.volume, &opened).map(|()| {
+                let plan = exports.plan(&served, exports.command(&served, &opened));
+                let started = process::start(&plan);
+                (plan, started)
+            }),
         };
         let plan = match &outcome {
             Ok((plan, _)) => plan.clone(),
@@ -296,6 +345,9 @@ async fn keep(
                 tracing::info!(export = plan.name, pid, adopted, "export daemon");
                 let becoming_ready = async {
                     while plan.ready.probe(pid).await.is_err() {
+                        if let Some(passphrase) = &passphrase {
+                            exports.feed(&served.volume, passphrase);
+                        }
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     tell.send_replace(Phase::Ready { pid });
@@ -327,23 +379,5 @@ async fn keep(
             () = tokio::time::sleep(pause) => {}
             () = told_to_end(&mut ending) => return Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_daemon_is_known_by_its_own_command_line_and_another_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let exports = Exports::open(dir.path().join("s"), dir.path(), Poke::default()).unwrap();
-        let served =
-            Served { volume: VolumeId::parse("vol-1a").unwrap(), attachment: "vattach-7".into(), name: "n".into() };
-        let command = exports.command(&served, &json!({ "driver": "null-co", "node-name": "layer-0" }));
-        let line = command.join("\0") + "\0";
-        assert_eq!(exports.read_command(line.as_bytes()).unwrap().served, served);
-        assert_eq!(exports.read_command(line.replace("/s/", "/t/").as_bytes()), None);
-        assert_eq!(exports.read_command(line.replace(PROGRAM, "qemu-nbd").as_bytes()), None);
     }
 }

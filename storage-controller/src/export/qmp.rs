@@ -26,6 +26,17 @@ pub enum QmpError {
 
 /// What a merge is called.
 pub const MERGE_JOB: &str = "merge";
+/// What the job is called that fetches the rest of a volume's source.
+pub const FILL_JOB: &str = "fill";
+
+/// How a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    None,
+    Runs,
+    /// It ended well, and is forgotten.
+    Done,
+}
 
 /// One conversation with one daemon. A daemon talks to one at a time.
 pub struct Qmp {
@@ -117,19 +128,28 @@ impl Qmp {
     /// Waits until a job ended, if there is one of this name; forgets it; says how it ended.
     pub async fn finish_job(&mut self, id: &str) -> Result<bool, QmpError> {
         loop {
-            let jobs = self.execute("query-jobs", json!({})).await?;
-            let Some(job) = jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == id)) else {
-                return Ok(false);
-            };
-            if job["status"] == "concluded" {
-                let error = job["error"].as_str().map(str::to_owned);
-                self.execute("job-dismiss", json!({ "id": id })).await?;
-                return match error {
-                    None => Ok(true),
-                    Some(detail) => Err(QmpError::Refused { command: format!("job {id}"), detail }),
-                };
+            match self.look_at_job(id).await? {
+                Job::None => return Ok(false),
+                Job::Done => return Ok(true),
+                Job::Runs => tokio::time::sleep(LOOK).await,
             }
-            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Looks at a job; one that ended is forgotten, and one that failed is an error.
+    pub async fn look_at_job(&mut self, id: &str) -> Result<Job, QmpError> {
+        let jobs = self.execute("query-jobs", json!({})).await?;
+        let Some(job) = jobs.as_array().and_then(|all| all.iter().find(|j| j["id"] == id)) else {
+            return Ok(Job::None);
+        };
+        if job["status"] != "concluded" {
+            return Ok(Job::Runs);
+        }
+        let error = job["error"].as_str().map(str::to_owned);
+        self.execute("job-dismiss", json!({ "id": id })).await?;
+        match error {
+            None => Ok(Job::Done),
+            Some(detail) => Err(QmpError::Refused { command: format!("job {id}"), detail }),
         }
     }
 }

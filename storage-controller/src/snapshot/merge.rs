@@ -10,7 +10,7 @@ use serde_json::json;
 use super::row::{OfVolume, State};
 use crate::{
     Storage,
-    backend::{Number, chain, node_name},
+    backend::{Number, node_name},
     export::MERGE_JOB,
     volume::{State as VolumeState, Trouble, VolumeId},
 };
@@ -43,14 +43,19 @@ fn upper(of: &OfVolume, layers: &[Number]) -> Option<Number> {
 impl Storage {
     /// Begins a merge, if there is something to merge and none is under way.
     pub(super) async fn begin_merge(self: &Arc<Self>, id: &VolumeId) -> Result<(), Trouble> {
-        let (volume, _) = self.rows(id.as_str()).await?;
+        let (volume, export) = self.rows(id.as_str()).await?;
         if volume.is_none_or(|v| v.state != VolumeState::Ready) {
             return Ok(());
         }
         let of = self.snapshots_of(id).await?;
         let asked = id.clone();
-        let looked = self.backend(move |b| Ok((b.numbers(&asked)?, b.has_merged(&asked)?))).await;
-        let Ok((layers, has_merged)) = looked else { return Ok(()) };
+        let looked = self.backend(move |b| {
+            // Nothing goes into a bottom layer that is still being fetched; and nobody but a daemon, which knows the key,
+            // can bring together what is encrypted.
+            let busy = b.beginning(&asked)?.is_some() || (export.is_none() && b.is_encrypted(&asked)?);
+            Ok((!busy).then_some((b.numbers(&asked)?, b.has_merged(&asked)?)))
+        });
+        let Ok(Some((layers, has_merged))) = looked.await else { return Ok(()) };
         let upper = upper(&of, &layers);
         if upper.is_none() && !has_merged {
             return Ok(());
@@ -73,6 +78,7 @@ impl Storage {
         }
         match (export, upper) {
             (Some(_), upper) => self.merge_served(id, upper).await?,
+            (None, Some(_)) if self.is_encrypted(id).await? => return Ok(()),
             (None, Some(upper)) => {
                 let merged = id.clone();
                 self.backend(move |b| b.merge(&merged, upper)).await?;
@@ -85,6 +91,11 @@ impl Storage {
         Ok(())
     }
 
+    async fn is_encrypted(&self, id: &VolumeId) -> Result<bool, Trouble> {
+        let asked = id.clone();
+        self.backend(move |b| b.is_encrypted(&asked)).await
+    }
+
     /// The daemon does it, while it serves.
     async fn merge_served(&self, id: &VolumeId, upper: Option<Number>) -> Result<(), Trouble> {
         let mut daemon = self.exports.tell(id).await?;
@@ -92,20 +103,22 @@ impl Storage {
         let (asked, again) = (id.clone(), id.clone());
         let layers = self.backend(move |b| b.numbers(&asked)).await?;
         if let Some(upper) = upper.filter(|upper| layers.contains(upper)) {
-            let device = daemon.active_node().await?;
+            let (device, asked) = (daemon.active_node().await?, id.clone());
+            let bottom = self.backend(move |b| Ok(b.bottom(&asked))).await?;
             if device == node_name(upper) {
                 return Err(Trouble::Other(format!("layer {upper} of {id} is written to")));
             }
             let job = json!({
                 "job-id": MERGE_JOB, "device": device, "top-node": node_name(upper), "base-node": node_name(0),
-                "backing-file": chain::BASE, "auto-dismiss": false,
+                "backing-file": bottom, "auto-dismiss": false,
             });
             daemon.execute("block-commit", job).await?;
             daemon.finish_job(MERGE_JOB).await?;
         }
         // Those that came while the daemon ran belong to us; those it was started with went with the job.
         let layers = self.backend(move |b| b.numbers(&again)).await?;
-        for layer in daemon.layers().await?.into_iter().filter(|n| !layers.contains(n)) {
+        // The highest first, which holds those below it; some of them go with it.
+        while let Some(layer) = daemon.layers().await?.into_iter().filter(|n| !layers.contains(n)).max() {
             daemon.execute("blockdev-del", json!({ "node-name": node_name(layer) })).await?;
         }
         Ok(())

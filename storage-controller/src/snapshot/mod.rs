@@ -10,7 +10,9 @@
 //! - *Uploading* sends the blocks that lie in the layers above those of the snapshot before: see `upload`.
 //! - *Merging* brings the layers of snapshots that are safe in walrus into the bottom one, so that a volume that rests has
 //!   two layers, and the upper one is exactly what changed since its last snapshot: see `merge`.
+//! - A *copy* under another key freezes nothing: see `copy`.
 
+mod copy;
 mod merge;
 mod row;
 mod upload;
@@ -29,7 +31,7 @@ pub(crate) use upload::DOCUMENT_MAX;
 
 use crate::{
     Storage,
-    backend::{Number, node_name},
+    backend::{Number, Opening, node_name},
     volume::{GIB, Trouble, VolumeId},
 };
 
@@ -175,6 +177,9 @@ impl Storage {
         if wish.accepted {
             return self.insert_snapshot(wish, Row { accepted: true, ..Row::new(State::Uploaded) }).await;
         }
+        if wish.source.is_some() {
+            return self.insert_snapshot(wish, Row::new(State::Frozen)).await;
+        }
         let Some(id) = VolumeId::parse(&wish.volume) else {
             return self.insert_snapshot(wish, Row::failed("its volume has no id of a volume")).await;
         };
@@ -209,11 +214,12 @@ impl Storage {
         let Some((id, row)) = VolumeId::parse(&wish.volume).zip(row) else { return Ok(()) };
         let _alone = self.alone(&id)?;
         let (volume, export) = self.rows(id.as_str()).await?;
-        if volume.is_none_or(|v| v.state != crate::volume::State::Ready) {
+        if volume.as_ref().is_none_or(|v| v.state != crate::volume::State::Ready) {
             return self.fail_snapshot(&wish.id, "its volume went away before it was frozen").await;
         }
         let (frozen, under) = (id.clone(), row.layer);
-        let above = self.backend(move |b| b.put_layer_above(&frozen, under)).await?;
+        let passphrase = self.keys.passphrase(volume.and_then(|v| v.key).as_deref()).await?;
+        let above = self.backend(move |b| b.put_layer_above(&frozen, under, passphrase.as_ref())).await?;
         if export.is_some() {
             let mut daemon = self.exports.tell(&id).await?;
             daemon.let_merge_end().await?;
@@ -230,7 +236,7 @@ impl Storage {
         }
         let size = {
             let id = id.clone();
-            self.backend(move |b| Ok(b.chain(&id, under)?.size())).await?
+            self.backend(move |b| Ok(b.chain(&id, under, &Opening::default())?.size())).await?
         };
         tracing::info!(snapshot.id = wish.id, volume.id = %id, layer = under, "frozen");
         self.set_frozen(&wish.id, size).await
@@ -332,14 +338,9 @@ mod tests {
             (Unknown,   true,   0,       false,    Some((Frozen, 0, false)),   None),
         ];
         for (desired, listed, attempt, accepted, row, expected) in table {
-            let body = Snapshot {
-                id: "snap-1".into(),
-                generation: Generation::default(),
-                desired: *desired,
-                volume: "vol-1".into(),
-                attempt: *attempt,
-                accepted: *accepted,
-            };
+            let (desired, attempt, accepted) = (*desired, *attempt, *accepted);
+            let body =
+                Snapshot { desired, attempt, accepted, ..Snapshot::new("snap-1", Generation::default(), "vol-1") };
             let row = row.map(|(state, attempt, accepted)| Row { attempt, accepted, ..Row::new(state) });
             let got = next(row.as_ref(), &Listed { body, listed: *listed });
             assert_eq!(got, *expected, "{desired:?}, listed {listed}, {row:?}");

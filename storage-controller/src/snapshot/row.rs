@@ -147,6 +147,13 @@ impl Storage {
         write.await.map_err(Trouble::from)
     }
 
+    /// Of a copy, which was never frozen.
+    pub(super) async fn set_size(&self, id: &str, size: u64) -> Result<(), Trouble> {
+        let (id, sql) = (id.to_owned(), "UPDATE snapshot SET size = ?2 WHERE id = ?1");
+        let write = self.store.write("size of a copy", move |tx| tx.execute(sql, params![id, size]).map(|_| ()));
+        write.await.map_err(Trouble::from)
+    }
+
     pub(super) async fn set_uploaded(&self, id: &str, manifest: String, sent: u64) -> Result<(), Trouble> {
         let (id, now) = (id.to_owned(), self.clock.now_ms());
         let sql = "UPDATE snapshot SET state = 'uploaded', manifest = ?2, sent = sent + ?3, changed = ?4

@@ -2,6 +2,11 @@
 
 #![allow(dead_code)]
 
+mod cloud;
+
+#[allow(unused_imports)]
+pub use cloud::key as key_of;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -10,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_service::{Identity, IntentSender, TierHttp, pki};
+use mallee_service::{Identity, IntentSender, Server, TierHttp, pki, tiers::TierOnly};
 use mallee_storage_controller::{Config, Place, start};
 use mallee_tiers::*;
 use uuid::Uuid;
@@ -20,6 +25,7 @@ pub const ZONE: &str = "mallee-1a";
 pub struct Zone {
     pub runtime: Option<tokio::runtime::Runtime>,
     pub dir: tempfile::TempDir,
+    pub ca: pki::Ca,
     pub config: Config,
     pub client: StorageClient,
     pub store: Uuid,
@@ -29,6 +35,7 @@ pub struct Zone {
     pub snapshots: Mutex<BTreeMap<String, Snapshot>>,
     pub snapshot_sender: IntentSender,
     pub walrus: Option<tokio::runtime::Runtime>,
+    pub cloud: Option<tokio::runtime::Runtime>,
     pub walrus_address: String,
     /// The real binary instead of a runtime in this process, at this address.
     pub process: Option<(std::process::Child, String)>,
@@ -61,9 +68,11 @@ impl Zone {
         std::fs::write(state.join("storage.toml"), text).unwrap();
         let config: Config = mallee_service::config::load(&state.join("storage.toml")).unwrap();
         let client = client(dir.path(), "127.0.0.1:1");
+        issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &dir.path().join("walrus/tls"));
         let mut zone = Self {
             runtime: None,
             dir,
+            ca,
             config,
             client,
             store: Uuid::new_v4(),
@@ -73,10 +82,11 @@ impl Zone {
             snapshots: Mutex::default(),
             snapshot_sender: IntentSender::default(),
             walrus: None,
+            cloud: None,
             walrus_address: "127.0.0.1:0".into(),
             process: None,
         };
-        issue(&ca, &key, &Peer::new(Role::Walrus, "", "walrus"), &zone.dir.path().join("walrus/tls"));
+        zone.start_cloud();
         zone.start_walrus();
         zone.choose_store();
         zone.start();
@@ -97,8 +107,19 @@ impl Zone {
             return;
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (config, handle) = (self.config.clone(), runtime.handle().clone());
-        let running = std::thread::spawn(move || handle.block_on(start(config))).join().unwrap().unwrap();
+        let begun = Instant::now();
+        let running = loop {
+            let (config, handle) = (self.config.clone(), runtime.handle().clone());
+            match std::thread::spawn(move || handle.block_on(start(config))).join().unwrap() {
+                // The thread that writes the store of the life before lets go of it a moment after that.
+                Err(mallee_storage_controller::Error::Store(mallee_store::Error::Locked { .. }))
+                    if begun.elapsed() < Duration::from_secs(10) =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                outcome => break outcome.unwrap(),
+            }
+        };
         self.client = client(self.dir.path(), &running.address);
         self.runtime = Some(runtime);
     }
@@ -110,8 +131,9 @@ impl Zone {
         let address = format!("127.0.0.1:{port}");
         let path = self.config.daemon.state.join("storage.toml");
         let text = std::fs::read_to_string(&path).unwrap().replace("127.0.0.1:0", &address);
+        let cloud = format!("cloud_controller = {:?}\n", self.config.daemon.cloud_controller);
         let walrus = format!("[walrus]\naddress = {:?}\nname = \"walrus\"\n", self.walrus_address);
-        std::fs::write(&path, text + &walrus).unwrap();
+        std::fs::write(&path, text + &cloud + &walrus).unwrap();
         self.process = Some((self.spawn(), address.clone()));
         self.client = client(self.dir.path(), &address);
     }
@@ -123,6 +145,30 @@ impl Zone {
             .env("MALLEE_LOG", "off")
             .spawn()
             .unwrap()
+    }
+
+    /// The test, as a cloud-controller that is asked something.
+    pub fn start_cloud(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let identity = Identity::load(&self.dir.path().join("cloud")).unwrap();
+        let address = self.config.daemon.cloud_controller.parse().unwrap_or(([127, 0, 0, 1], 0).into());
+        let handle = runtime.handle().clone();
+        let run = move || {
+            handle.block_on(async move {
+                let server = Server::bind(&[address], Some(&identity)).await.unwrap();
+                let bound = server.addresses()[0].to_string();
+                server.serve(Arc::new(TierOnly(Arc::new(CloudServer(Arc::new(cloud::Played))))));
+                bound
+            })
+        };
+        self.config.daemon.cloud_controller = std::thread::spawn(run).join().unwrap();
+        self.cloud = Some(runtime);
+    }
+
+    pub fn kill_cloud(&mut self) {
+        if let Some(runtime) = self.cloud.take() {
+            std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
+        }
     }
 
     /// walrus runs beside it, at the same address every time.
@@ -171,16 +217,27 @@ impl Zone {
 
     /// Writes a wish and sends the whole list.
     pub async fn want(&self, id: &str, desired: VolumeDesired, size_gib: u64, export_for: Option<&str>) {
-        let volume = Volume {
-            id: id.into(),
-            generation: self.next(),
-            desired,
-            size_gib,
-            export_for: export_for.map(Into::into),
-            source: None,
-        };
-        self.rows.lock().unwrap().insert(id.into(), volume);
+        self.want_volume(id, size_gib, export_for, |v| v.desired = desired).await;
+    }
+
+    /// Writes a wish that is like the one before, but for what is said; and sends the whole list.
+    pub async fn want_volume(
+        &self,
+        id: &str,
+        size_gib: u64,
+        export_for: Option<&str>,
+        change: impl FnOnce(&mut Volume),
+    ) {
+        self.wish(id, size_gib, export_for, change);
         self.send().await.unwrap();
+    }
+
+    pub fn wish(&self, id: &str, size_gib: u64, export_for: Option<&str>, change: impl FnOnce(&mut Volume)) {
+        let generation = self.next();
+        let mut rows = self.rows.lock().unwrap();
+        let volume = rows.entry(id.into()).or_insert_with(|| Volume::new(id, generation, size_gib));
+        (volume.generation, volume.size_gib, volume.export_for) = (generation, size_gib, export_for.map(Into::into));
+        change(volume);
     }
 
     /// Sends the list until it is taken: a process needs a moment to answer.
@@ -199,14 +256,7 @@ impl Zone {
 
     /// Writes a wish for a snapshot and sends the whole list.
     pub async fn want_snapshot(&self, id: &str, volume: &str, change: impl FnOnce(&mut Snapshot)) {
-        let mut snapshot = Snapshot {
-            id: id.into(),
-            generation: self.next(),
-            desired: SnapshotDesired::Present,
-            volume: volume.into(),
-            attempt: 0,
-            accepted: false,
-        };
+        let mut snapshot = Snapshot::new(id, self.next(), volume);
         change(&mut snapshot);
         self.snapshots.lock().unwrap().insert(id.into(), snapshot);
         // The tier may be down just now: the cloud-controller sends it again too.
@@ -250,15 +300,63 @@ impl Zone {
         self.want_snapshot(id, volume, |s| s.accepted = true).await;
     }
 
-    /// A volume restored from a snapshot; the path of its bytes.
+    /// A volume of a snapshot; the path of a copy of its bytes, as they are read through its export.
     pub async fn restored(&self, id: &str, size_gib: u64, manifest: &str) -> PathBuf {
+        self.restored_with(id, size_gib, manifest, |_| {}).await
+    }
+
+    pub async fn restored_with(
+        &self,
+        id: &str,
+        size_gib: u64,
+        manifest: &str,
+        change: impl FnOnce(&mut Volume),
+    ) -> PathBuf {
         let source = Some(VolumeSource { snapshot: "snap".into(), manifest: manifest.into() });
-        let (desired, export_for) = (VolumeDesired::Present, None);
-        let volume = Volume { id: id.into(), generation: self.next(), desired, size_gib, export_for, source };
-        self.rows.lock().unwrap().insert(id.into(), volume);
-        self.send().await.unwrap();
-        self.until(id, "restored", |r| r.observed == VolumeObserved::Ready).await;
-        self.folder(id).join("volume.raw")
+        self.want_volume(id, size_gib, Some("vattach-read"), |v| {
+            v.source = source;
+            change(v);
+        })
+        .await;
+        let export = self.until_served(id, "vattach-read").await;
+        let path = self.copied(&export);
+        self.until(id, "fetched whole", |r| !r.needs_source).await;
+        path
+    }
+
+    /// A file with what an export holds.
+    pub fn copied(&self, export: &Export) -> PathBuf {
+        let path = self.dir.path().join(&export.name);
+        let arguments = ["convert", "-f", "raw", "-O", "raw", &url(export)];
+        let out = Command::new("qemu-img").args(arguments).arg(&path).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        path
+    }
+
+    /// The same, beginning again when the export went away meanwhile.
+    pub async fn copied_when_it_can(&self, export: &Export) -> PathBuf {
+        let path = self.dir.path().join(&export.name);
+        let image = format!(
+            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export={},file.reconnect-delay=60,file.open-timeout=60",
+            url(export).split_once("socket=").unwrap().1,
+            export.name
+        );
+        let arguments = ["convert", "--image-opts", "-O", "raw", &image];
+        let mut child = Command::new("qemu-img").args(arguments).arg(&path).spawn().unwrap();
+        let begun = Instant::now();
+        loop {
+            match child.try_wait().unwrap() {
+                Some(status) => {
+                    assert!(status.success());
+                    return path;
+                }
+                None if begun.elapsed() > Duration::from_secs(60) => {
+                    child.kill().unwrap();
+                    panic!("{} cannot be read", export.name);
+                }
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
     }
 
     /// The layers a volume has as files.
@@ -272,7 +370,10 @@ impl Zone {
     pub async fn until_layers(&self, id: &str, expected: &[&str]) {
         let begun = Instant::now();
         while self.layers(id) != expected {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}, {:?}", self.layers(id), self.faults().await);
+            if begun.elapsed() > Duration::from_secs(30) {
+                let why = self.client.why(&WhyAsked { id: id.into() }).await.unwrap();
+                panic!("{:?}, {:?}, {why:?}", self.layers(id), self.faults().await);
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -307,6 +408,17 @@ impl Zone {
         self.config.volumes().join(id)
     }
 
+    /// Those of one volume are killed.
+    pub fn kill_daemons(&self, id: &str) {
+        for pid in self.daemons() {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&format!("/{id}.sock")) {
+                // It may have ended by itself just now.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+
     /// Pids of the daemons on this zone's sockets.
     pub fn daemons(&self) -> Vec<i32> {
         let sockets = self.config.sockets().unwrap().display().to_string();
@@ -327,6 +439,7 @@ impl Drop for Zone {
     fn drop(&mut self) {
         self.kill();
         self.kill_walrus();
+        self.kill_cloud();
         for pid in self.daemons() {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }

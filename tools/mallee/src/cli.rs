@@ -8,7 +8,7 @@ use mallee_tiers::Role;
 
 use crate::error::Result;
 use crate::state::State;
-use crate::{account, down, env, image, join, logs, node, status, supervise, up, why, zone};
+use crate::{account, down, env, image, join, logs, net, node, status, supervise, up, why, zone};
 
 /// Your own EC2 and S3, on your own machines.
 ///
@@ -79,21 +79,28 @@ Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defin
   mallee account list"
     )]
     Account(Account),
-    /// Nodes: list, and tokens for machines that shall join
+    /// Nodes: list, tokens for machines that shall join, drain, remove
     #[command(
         subcommand,
         after_help = "Examples:
   mallee node list
-  mallee node token rack-7 --zone mallee-1a"
+  mallee node token rack-7 --zone mallee-1a
+  mallee node drain rack-7
+  mallee node remove rack-7"
     )]
     Node(Node),
-    /// Zones: let one take this cloud-controller's lists although its store is a new one
-    #[command(subcommand, after_help = "Example: mallee zone adopt mallee-1a")]
+    /// Zones: add one; let one take this cloud-controller's lists although its store is a new one
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  mallee zone add mallee-1b
+  mallee zone adopt mallee-1a"
+    )]
     Zone(Zone),
     /// Make this machine part of a cloud, with a token from `mallee node token`
     #[command(after_help = "Examples:
   mallee join mallee1.eyJhZGRyZXNz...
-  ssh cloud mallee node token n2 --zone mallee-1a | mallee join - --southbound ssl:10.0.0.1:6642 --uplink eth1")]
+  ssh cloud mallee node token n2 --zone mallee-1a | mallee join - --tunnel eth0:10.0.0.102/24")]
     Join(join::Choices),
     /// Tell what was asked, decided and observed of something, and why it is so
     #[command(after_help = "Examples:
@@ -104,6 +111,15 @@ Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defin
         #[arg(long)]
         json: bool,
     },
+    /// The network: show it, follow a packet through it
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  mallee net show
+  mallee net show vpc-0123456789abcdef0 --dot | dot -Tsvg > vpc.svg
+  mallee net trace i-0123456789abcdef0 10.0.1.7 tcp 443"
+    )]
+    Net(Net),
     /// Images: build, bundle, upload, register; or all of it with add
     #[command(
         subcommand,
@@ -164,10 +180,58 @@ enum Node {
         #[arg(long, default_value_t = 1)]
         hours: u64,
     },
+    /// Give a node nothing new; what runs there goes on
+    #[command(after_help = "Example: mallee node drain rack-7")]
+    Drain { name: String },
+    /// Give a drained node new instances again
+    #[command(after_help = "Example: mallee node serve rack-7")]
+    Serve { name: String },
+    /// Take a node out of the cloud for good; drained, with nothing on it, and ended
+    #[command(after_help = "Examples:
+  mallee node drain rack-7               and on rack-7, when nothing is on it any more: mallee down --all
+  mallee node remove rack-7
+  mallee node remove rack-7 --lost       the machine will never come back: what was on it begins anew on others, with new disks")]
+    Remove {
+        name: String,
+        /// The machine does not answer and never will
+        #[arg(long)]
+        lost: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Net {
+    /// Draw VPCs as trees: subnets, interfaces, route tables, network ACLs, security groups
+    #[command(after_help = "Examples:
+  mallee net show
+  mallee net show vpc-0123456789abcdef0 --dot | dot -Tsvg > vpc.svg")]
+    Show {
+        /// Only this VPC
+        vpc: Option<String>,
+        /// A graph, in the language of Graphviz
+        #[arg(long)]
+        dot: bool,
+        #[arg(long, conflicts_with = "dot")]
+        json: bool,
+    },
+    /// Tell where, and by which rule, a new connection's first packet would pass or die
+    #[command(after_help = "Examples:
+  mallee net trace i-0123456789abcdef0 i-0123456789abcdef1 tcp 443
+  mallee net trace eni-0123456789abcdef0 8.8.8.8 udp 53
+  mallee net trace i-0123456789abcdef0 10.0.1.7 icmp --ovn
+The exit code is 3 when it would die.")]
+    Trace(net::Packet),
 }
 
 #[derive(Subcommand)]
 enum Zone {
+    /// Another availability zone; its controllers are to join from other machines
+    #[command(after_help = "Examples:
+  mallee zone add mallee-1b
+Then, for the machine that shall run the zone's controllers:
+  mallee node token mallee-1b --zone mallee-1b --role cluster-controller
+  mallee node token mallee-1b --zone mallee-1b --role storage-controller")]
+    Add { zone: String },
     /// Let the zone's controllers obey this cloud-controller; only when its store is the right one
     #[command(after_help = "Example: mallee zone adopt mallee-1a
 When `mallee status` says that a zone belongs to another store: put the old store back, or say this.")]
@@ -214,7 +278,7 @@ pub async fn run() -> ExitCode {
     }
 }
 
-/// The exit code of `mallee status` when it worked and something else does not.
+/// The exit code of `mallee status` when it worked and something else does not, and of `mallee net trace` when a packet dies.
 const NOT_WELL: u8 = 3;
 
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
@@ -222,6 +286,10 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     if let Command::Status { json } = cli.command {
         let well = status::run(state, json).await?;
         return Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) });
+    }
+    if let Command::Net(Net::Trace(packet)) = &cli.command {
+        let arrives = net::trace(state, packet).await?;
+        return Ok(if arrives { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) });
     }
     act(state, cli.command).await.map(|()| ExitCode::SUCCESS)
 }
@@ -236,8 +304,21 @@ async fn act(state: &State, command: Command) -> Result<()> {
         Command::Account(Account::List) => account::list(state).await,
         Command::Node(Node::List) => node::list(state).await,
         Command::Node(Node::Token { name, zone, role, hours }) => node::token(state, &name, &zone, role, hours).await,
+        Command::Node(Node::Drain { name }) => node::drain(state, &name).await,
+        Command::Node(Node::Serve { name }) => node::serve(state, &name).await,
+        Command::Node(Node::Remove { name, lost }) => node::remove(state, &name, lost).await,
+        Command::Zone(Zone::Add { zone }) => zone::add(state, &zone).await,
         Command::Zone(Zone::Adopt { zone }) => zone::adopt(state, &zone).await,
         Command::Join(choices) => join::run(state, &choices).await,
+        Command::Net(Net::Show { vpc, dot, json }) => {
+            let told = match (dot, json) {
+                (true, _) => net::As::Dot,
+                (_, true) => net::As::Json,
+                _ => net::As::Tree,
+            };
+            net::show(state, vpc, told).await
+        }
+        Command::Net(Net::Trace(packet)) => net::trace(state, &packet).await.map(drop),
         Command::Why { id, json } => why::run(state, &id, json).await,
         Command::Image(Image::Build(choices)) => image::build::run(&choices).await,
         Command::Image(Image::Bundle(choices)) => image::bundle::run(state, &choices).await,

@@ -29,6 +29,15 @@ pub fn render(state: &State, machine: &Machine, tier: &Tier, own: &str) -> Resul
         Role::Walrus if !machine.region.is_empty() => {
             table.insert("region".to_owned(), machine.region.clone().into());
         }
+        Role::StorageController => {
+            // Machines beside this one have volumes, too, once it has an address for them.
+            if let Some(public) = tier.listen.iter().find(|address| !address.ip().is_loopback()) {
+                let mut nbd = Table::new();
+                nbd.insert("address".to_owned(), public.ip().to_string().into());
+                nbd.insert("local_node".to_owned(), machine.node.clone().into());
+                table.insert("nbd".to_owned(), nbd.into());
+            }
+        }
         Role::NodeController => {
             if let Some(engines) = &machine.engines {
                 table.insert("engines".to_owned(), value_of(engines)?);
@@ -74,6 +83,9 @@ fn cloud_controller(table: &mut Table, state: &State, machine: &Machine, tier: &
     if engines.central.is_some() {
         let socket = mallee_engines::Layout::new(state.engines())?.northbound_socket();
         network.insert("northbound".to_owned(), value_of(&socket)?);
+    }
+    if let Some(address) = engines.central.as_ref().and_then(|central| central.southbound) {
+        network.insert("southbound".to_owned(), format!("ssl:{address}").into());
     }
     if let Some(link) = &engines.namespace {
         let outside = Outside::of(link)?;

@@ -12,7 +12,7 @@ use crate::output::out;
 use crate::progress::step;
 use crate::state::State;
 use crate::supervise::{Ask, ask};
-use crate::{internet, needs, tier, up};
+use crate::{guard, internet, needs, tier, up};
 
 const EXPORT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -129,8 +129,11 @@ async fn remove_all(state: &State, machine: &Machine) -> Result<()> {
             _ => format!("ended {}", remains.guests.join(", ")),
         })?;
     }
-    if let (Some(link), Some(before)) = (machine.link(), &machine.internet) {
-        internet::close(link, before).await?;
+    if let Some(link) = machine.link() {
+        guard::remove(link).await?;
+        if let Some(before) = &machine.internet {
+            internet::close(link, before).await?;
+        }
     }
     let begun = step("volume exports");
     let ended = end_exports(state).await;

@@ -57,7 +57,8 @@ fn rules(link: &NamespaceConfig) -> String {
     )
 }
 
-async fn nft(script: &str) -> Result<()> {
+/// Runs a script of nftables.
+pub async fn nft(script: &str) -> Result<()> {
     let failed = |detail: &dyn std::fmt::Display| Error::refused(format!("nft: {detail}"));
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])

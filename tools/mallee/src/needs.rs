@@ -22,6 +22,7 @@ const NODE: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nsenter", "util-linux"),
+    ("nft", "nftables"),
 ];
 const CENTRAL: &[(&str, &str)] = &[("ovn-northd", "ovn-central"), ("ovsdb-server", "openvswitch-common")];
 

@@ -65,8 +65,12 @@ impl State {
     pub fn tier(&self, tier: &str) -> PathBuf {
         self.root.join(tier)
     }
+    /// The folder of a tier's certificate.
+    pub fn tls(&self, tier: &str) -> PathBuf {
+        self.tier(tier).join("tls")
+    }
     pub fn certificate(&self, tier: &str) -> PathBuf {
-        self.tier(tier).join("tls/cert.pem")
+        self.tls(tier).join("cert.pem")
     }
     pub fn token(&self, tier: &str) -> PathBuf {
         self.root.join("tokens").join(tier)

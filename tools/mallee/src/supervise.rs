@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Tier, Wanted};
 use crate::state::{State, make_private};
-use crate::{admin, internet, tier};
+use crate::{admin, guard, internet, tier};
 
 /// While a tier waits for its join token; the cloud-controller is up within that.
 const RETRY: Duration = Duration::from_millis(100);
@@ -69,14 +69,21 @@ pub async fn run(state: State) -> Result<()> {
         Some(config) => Some(Engines::prepare(config.clone()).await?),
         None => None,
     };
-    if let (Some(link), Some(_)) = (machine.link(), &machine.internet) {
-        internet::open(link).await?;
+    if let Some(link) = machine.link() {
+        guard::close(link).await?;
+        if machine.internet.is_some() {
+            internet::open(link).await?;
+        }
     }
     let watched = match &engines {
         Some(engines) => Some(engines.supervise(Vec::new())?),
         None => None,
     };
-    if let Some(engines) = engines {
+    if let (Some(engines), Some(watched)) = (engines, &watched) {
+        if let Some(vswitchd) = watched.watch("ovs-vswitchd") {
+            let engines = engines.clone();
+            tokio::spawn(async move { engines.keep_tunnel(vswitchd).await });
+        }
         tokio::spawn(configure(engines));
     }
     let socket = state.supervisor_socket();

@@ -17,7 +17,8 @@ use crate::output::out;
 use crate::progress::{Step, step};
 use crate::state::State;
 use crate::supervise::{Ask, ask};
-use crate::{account, admin, config_files, internet, needs, tier};
+use crate::tunnel::{self, Tunnel};
+use crate::{account, admin, config_files, guard, internet, join, needs, tier};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -46,12 +47,15 @@ pub struct Choices {
     /// The elastic IPs, inside the link's network [default: 172.29.0.128/25]
     #[arg(long, value_name = "NETWORK")]
     pub elastic: Option<Ipv4Net>,
-    /// First of five ports: cloud-controller, cluster-, node-, storage-controller, walrus [default: 8773]
+    /// First of six ports: cloud-controller, cluster-, node-, storage-controller, walrus, OVN [default: 8773]
     #[arg(long, value_name = "PORT")]
     pub port_base: Option<u16>,
-    /// An address of this machine that other machines reach it by; every tier serves there, too
+    /// An address of this machine that other machines reach it by; every tier serves there, too, and OVN's southbound database
     #[arg(long, value_name = "ADDRESS")]
     pub public: Option<IpAddr>,
+    /// With --public: a second address on a link of this machine, for the tunnels to other machines
+    #[arg(long, value_name = tunnel::FORM)]
+    pub tunnel: Option<Tunnel>,
     /// Let guests reach beyond this machine (`--internet no` stops it): forwards, and hides them behind this machine's address
     #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "yes", value_name = "yes|no")]
     pub internet: Option<Answer>,
@@ -78,6 +82,9 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     needs::packages(true, true)?;
     let _only_one = state.lock()?;
     let old = Machine::load(state)?;
+    if let Some(joined) = old.as_ref().filter(|old| old.region.is_empty()) {
+        return join::resume(state, joined).await;
+    }
     let machine = choose(state, old.as_ref(), choices)?;
     let roles: Vec<Role> = machine.tiers.iter().map(|tier| tier.role).collect();
     needs::tiers(&machine.programs, &roles)?;
@@ -95,6 +102,9 @@ pub async fn run(state: &State, choices: &Choices) -> Result<()> {
     ports_are_free(state, &machine)?;
     // Only now, when nothing was in the way, is the choice kept.
     machine.save(state)?;
+    if let Some(link) = machine.link() {
+        guard::close(link).await?;
+    }
     set_internet(old.as_ref(), &machine).await?;
     let restart = write_configs(state, &machine)?;
 
@@ -166,9 +176,6 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
         )));
     }
     let region = choices.name.clone().or(old.map(|old| old.region.clone())).unwrap_or_else(|| "mallee-1".to_owned());
-    if region.is_empty() {
-        return Err(Error::refused("this machine joined a cloud: `mallee join` starts what runs here"));
-    }
     let mut zones = old.map(|old| old.zones.clone()).unwrap_or_default();
     let zone = choices.zone.clone().or_else(|| zones.first().cloned()).unwrap_or_else(|| format!("{region}a"));
     if zones.first().is_some_and(|first| *first != zone) {
@@ -178,11 +185,7 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
         zones.push(zone.clone());
     }
     for (what, name) in [("cloud", &region), ("zone", &zone)] {
-        if !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') || name.len() > 32 {
-            return Err(Error::refused(format!(
-                "{name:?} is no name for a {what}: lower-case letters, digits and '-'"
-            )));
-        }
+        check_name(what, name)?;
     }
     let node =
         choices.node.clone().or(old.map(|old| old.node.clone())).unwrap_or_else(|| {
@@ -198,6 +201,7 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
     }
     let engines = choose_engines(state, old.and_then(|old| old.engines.clone()), choices, &node)?;
     let tiers = choose_tiers(old, choices, &zone, &node, &engines)?;
+    let engines = serve_others(state, engines, choices, &tiers)?;
     let internet = match (choices.internet, old.and_then(|old| old.internet.clone())) {
         (Some(Answer::No), _) => None,
         (_, Some(before)) => Some(before),
@@ -217,6 +221,14 @@ fn choose(state: &State, old: Option<&Machine>, choices: &Choices) -> Result<Mac
         tiers,
         wanted: Wanted::Everything,
     })
+}
+
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if plain && (1..=32).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{name:?} is no name for a {what}: lower-case letters, digits and '-'")))
 }
 
 fn choose_engines(state: &State, old: Option<EnginesConfig>, choices: &Choices, node: &str) -> Result<EnginesConfig> {
@@ -263,6 +275,28 @@ fn choose_engines(state: &State, old: Option<EnginesConfig>, choices: &Choices, 
     Ok(engines)
 }
 
+/// Where other machines may join, tunnels have an address and OVN's southbound database a port.
+fn serve_others(state: &State, mut engines: EnginesConfig, choices: &Choices, tiers: &[Tier]) -> Result<EnginesConfig> {
+    if let (Some(Tunnel(tunnel)), Some(node)) = (&choices.tunnel, &mut engines.node) {
+        node.tunnel = Some(tunnel.clone());
+    }
+    // The first address of every tier is what others are told.
+    let announced = tiers.iter().find_map(|tier| tier.listen.first()).filter(|first| !first.ip().is_loopback());
+    let Some(announced) = announced else { return Ok(engines) };
+    if engines.node.as_ref().is_some_and(|node| node.tunnel.is_none()) {
+        return Err(Error::refused(format!(
+            "guests here reach those of other machines through tunnels, which need an address of their own: say --tunnel {}",
+            tunnel::FORM
+        )));
+    }
+    if let Some(central) = &mut engines.central {
+        central.southbound = Some(SocketAddr::new(announced.ip(), announced.port() + 5));
+        central.tls = Some(state.tls(Role::CloudController.as_str()));
+    }
+    engines.check()?;
+    Ok(engines)
+}
+
 /// Users reach the two public fronts from guests and from this machine; the other tiers are for this machine only, unless
 /// other machines shall join.
 fn choose_tiers(
@@ -278,8 +312,8 @@ fn choose_tiers(
         (None, Some(address)) => address.port(),
         (None, None) => 8773,
     };
-    if base == 0 || base > u16::MAX - 4 {
-        return Err(Error::refused(format!("{base} leaves no room for five ports")));
+    if base == 0 || base > u16::MAX - 5 {
+        return Err(Error::refused(format!("{base} leaves no room for six ports")));
     }
     let public: Vec<IpAddr> = match (choices.public, old_listen(Role::ClusterController)) {
         (Some(address), _) => vec![address],
@@ -365,10 +399,11 @@ pub async fn start_supervisor(state: &State, machine: &Machine, old: Option<&Mac
         word = "started anew";
     }
     if engines_changed && let Some(config) = &machine.engines {
-        // Whether it sees /dev/kvm was settled when it was started. Its guests live on.
+        // Whether libvirtd sees /dev/kvm was settled when it was started. Its guests live on.
         let engines = Engines::look(config.clone()).await?;
-        for libvirtd in engines.plans().iter().filter(|plan| plan.name == "libvirtd") {
-            process::stop(libvirtd).await?;
+        let outdated = |plan: &&Plan| plan.name == "libvirtd" || process::is_outdated(plan);
+        for engine in engines.plans().iter().filter(outdated) {
+            process::stop(engine).await?;
         }
     }
     let mut started = process::start(&plan)?;
@@ -510,11 +545,16 @@ mod tests {
 
     #[test]
     fn other_machines_are_told_the_public_address() {
-        let choices =
-            Choices { node: Some("n1".to_owned()), public: Some("192.0.2.7".parse().unwrap()), ..Choices::default() };
+        let public = Some("192.0.2.7".parse().unwrap());
+        let alone = Choices { node: Some("n1".to_owned()), public, ..Choices::default() };
+        let refused = choose(&state(), None, &alone).unwrap_err().to_string();
+        assert!(refused.contains("--tunnel"), "{refused}");
+        let choices = Choices { tunnel: Some("eth0:192.0.2.107/24".parse().unwrap()), ..alone };
         let machine = choose(&state(), None, &choices).unwrap();
         assert_eq!(machine.cloud_controller, "192.0.2.7:8773");
+        let central = machine.engines.as_ref().and_then(|engines| engines.central.clone()).unwrap();
+        assert_eq!(central.southbound, Some("192.0.2.7:8778".parse().unwrap()));
         let again = choose(&state(), Some(&machine), &Choices::default()).unwrap();
-        assert_eq!(again.tiers, machine.tiers);
+        assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&machine).unwrap());
     }
 }

@@ -8,6 +8,7 @@ use super::row::{self, EVERYBODY, Image};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
+        block_device::{self, Mapping},
         unless_dry_run,
         unsupported::{self, Unsupported},
     },
@@ -32,7 +33,7 @@ struct DescribeImageAttribute {
 #[serde(rename_all = "camelCase")]
 struct DescribedAttribute {
     image_id: Option<ImageId>,
-    block_device_mapping: Option<[(); 0]>,
+    block_device_mapping: Option<Vec<block_device::Shown>>,
     boot_mode: Option<Value>,
     description: Option<Value>,
     imds_support: Option<Value>,
@@ -73,7 +74,9 @@ fn attribute(tx: &mut Tx<'_>, image: &Image, name: &str) -> Outcome<DescribedAtt
     let mut shown = DescribedAttribute::default();
     let value = |value: Option<String>| Some(Value { value });
     match name {
-        "blockDeviceMapping" => shown.block_device_mapping = Some([]),
+        "blockDeviceMapping" => {
+            shown.block_device_mapping = Some(image.mappings.iter().map(Into::into).collect());
+        }
         "bootMode" => shown.boot_mode = value(Some("legacy-bios".into())),
         "description" => shown.description = value(image.description.clone()),
         "imdsSupport" => shown.imds_support = value(image.tokens_required.then(|| "v2.0".into())),
@@ -241,6 +244,11 @@ async fn modify(call: &Call, input: ModifyImageAttribute) -> Outcome<()> {
             let id = image.id.as_str();
             match &change {
                 Change::Permissions { add, remove } => {
+                    if !add.is_empty() && image.mappings.iter().filter_map(Mapping::volume).any(|v| v.encrypted) {
+                        let message =
+                            "An image with encrypted snapshots is of its account's own key, and cannot be shared";
+                        return Err(AwsError::invalid_parameter_value(message).into());
+                    }
                     for who in add {
                         row::permit(tx, id, who)?;
                     }

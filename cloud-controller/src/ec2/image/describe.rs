@@ -1,6 +1,6 @@
 //! Images as EC2 shows them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use mallee_aws::{
     answer::timestamp,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Outcome, actions,
     ec2::{
+        block_device,
         listing::{self, Wanted},
         tag::{self, Tag},
     },
@@ -73,7 +74,7 @@ struct ImageInfo {
     description: Option<String>,
     root_device_type: &'static str,
     root_device_name: String,
-    block_device_mapping: [(); 0],
+    block_device_mapping: Vec<block_device::Shown>,
     virtualization_type: &'static str,
     tag_set: Vec<Tag>,
     hypervisor: &'static str,
@@ -81,6 +82,7 @@ struct ImageInfo {
     usage_operation: &'static str,
     boot_mode: &'static str,
     imds_support: Option<&'static str>,
+    source_instance_id: Option<String>,
     /// Who may launch it; only filtered by.
     #[serde(skip)]
     permitted: Vec<String>,
@@ -94,7 +96,10 @@ struct StateReason {
 
 /// A failed one says why; a pending one how far it is; an unsigned one that it is.
 fn state_reason(image: &Image) -> Option<StateReason> {
+    let on_snapshot = image.root_volume().is_some();
     let (code, message) = match image.state {
+        State::Failed if on_snapshot => ("Server.InternalError", image.reason.clone()),
+        State::Pending if on_snapshot => ("pending", image.reason.clone()),
         State::Failed => ("Client.InvalidManifest", image.reason.clone()),
         State::Pending if image.reason.is_empty() => ("pending", format!("importing, {} %", image.progress)),
         State::Pending => ("pending", image.reason.clone()),
@@ -115,6 +120,9 @@ fn info(image: Image, permitted: Vec<String>, tag_set: Vec<Tag>) -> ImageInfo {
             State::Deregistered => "deregistered",
         },
         state_reason: state_reason(&image),
+        root_device_type: image.root_device_type(),
+        block_device_mapping: image.mappings.iter().map(Into::into).collect(),
+        source_instance_id: image.source_instance.clone(),
         image_id: image.id,
         image_location: image.location,
         image_owner_id: image.account,
@@ -128,9 +136,7 @@ fn info(image: Image, permitted: Vec<String>, tag_set: Vec<Tag>) -> ImageInfo {
         ena_support: false,
         name: image.name,
         description: image.description,
-        root_device_type: "instance-store",
         root_device_name: image.root_device,
-        block_device_mapping: [],
         virtualization_type: "hvm",
         tag_set,
         hypervisor: "xen",
@@ -148,14 +154,27 @@ impl Tagged for ImageInfo {
     }
 }
 
+fn flag(value: bool) -> Cow<'static, str> {
+    if value { "true".into() } else { "false".into() }
+}
+
+fn of_volumes<'i>(
+    image: &'i ImageInfo,
+    value: impl Fn(&'i block_device::EbsShown) -> Option<Cow<'i, str>>,
+) -> Vec<Cow<'i, str>> {
+    image.block_device_mapping.iter().filter_map(|m| m.ebs.as_ref()).filter_map(value).collect()
+}
+
 const ATTRIBUTES: &[Attribute<ImageInfo>] = &[
     ("architecture", |i| vec![(&i.architecture).into()]),
-    ("block-device-mapping.delete-on-termination", |_| vec![]),
-    ("block-device-mapping.device-name", |_| vec![]),
-    ("block-device-mapping.encrypted", |_| vec![]),
-    ("block-device-mapping.snapshot-id", |_| vec![]),
-    ("block-device-mapping.volume-size", |_| vec![]),
-    ("block-device-mapping.volume-type", |_| vec![]),
+    ("block-device-mapping.delete-on-termination", |i| of_volumes(i, |v| Some(flag(v.delete_on_termination)))),
+    ("block-device-mapping.device-name", |i| {
+        i.block_device_mapping.iter().map(|m| m.device_name.as_str().into()).collect()
+    }),
+    ("block-device-mapping.encrypted", |i| of_volumes(i, |v| Some(flag(v.encrypted)))),
+    ("block-device-mapping.snapshot-id", |i| of_volumes(i, |v| v.snapshot_id.as_deref().map(Into::into))),
+    ("block-device-mapping.volume-size", |i| of_volumes(i, |v| Some(v.volume_size.to_string().into()))),
+    ("block-device-mapping.volume-type", |i| of_volumes(i, |v| Some(v.volume_type.as_str().into()))),
     ("boot-mode", |i| vec![i.boot_mode.into()]),
     ("creation-date", |i| vec![(&i.creation_date).into()]),
     ("description", |i| i.description.as_deref().map(Into::into).into_iter().collect()),
@@ -177,7 +196,7 @@ const ATTRIBUTES: &[Attribute<ImageInfo>] = &[
     ("ramdisk-id", |i| i.ramdisk_id.as_deref().map(Into::into).into_iter().collect()),
     ("root-device-name", |i| vec![(&i.root_device_name).into()]),
     ("root-device-type", |i| vec![i.root_device_type.into()]),
-    ("source-instance-id", |_| vec![]),
+    ("source-instance-id", |i| i.source_instance_id.as_deref().map(Into::into).into_iter().collect()),
     ("sriov-net-support", |_| vec![]),
     ("state", |i| vec![i.image_state.into()]),
     ("state-reason-code", |i| i.state_reason.as_ref().map(|r| r.code.into()).into_iter().collect()),

@@ -122,9 +122,19 @@ pub async fn has_blob(walrus: &TierHttp, digest: &str) -> Result<bool, NotRead> 
 /// Stores a file as a blob under its digest; walrus checks that it has it.
 pub async fn put_blob(walrus: &TierHttp, digest: &str, size: u64, file: tokio::fs::File) -> Result<(), NotRead> {
     let stream = tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024);
+    put(walrus, digest, size, body::stream(stream)).await
+}
+
+/// Stores bytes as a blob under their digest.
+pub async fn put_bytes(walrus: &TierHttp, digest: &str, bytes: Vec<u8>) -> Result<(), NotRead> {
+    let size = bytes.len() as u64;
+    put(walrus, digest, size, body::full(bytes)).await
+}
+
+async fn put(walrus: &TierHttp, digest: &str, size: u64, body: mallee_service::Body) -> Result<(), NotRead> {
     let request = Request::put("/")
         .header(http::header::CONTENT_LENGTH, size)
-        .body(body::stream(stream))
+        .body(body)
         .map_err(|e| NotRead::Later(e.to_string()))?;
     let response =
         walrus.send(request, &mallee_tiers::blob_path(digest)).await.map_err(|e| NotRead::Later(e.message))?;
@@ -138,7 +148,7 @@ pub async fn put_blob(walrus: &TierHttp, digest: &str, size: u64, file: tokio::f
         .await
         .map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned())
         .unwrap_or_default();
-    Err(NotRead::Later(format!("walrus answered {status} when the plain image was stored: {said}")))
+    Err(NotRead::Later(format!("walrus answered {status} when blob {digest} was stored: {said}")))
 }
 
 /// Gone afterwards, whether it was there or not.

@@ -72,13 +72,15 @@ impl Reconciler for Imports {
                 Ok::<_, StoreError>((row::in_state(tx, State::Pending)?, row::in_state(tx, State::Deregistered)?))
             })
             .await;
-        let (pending, deregistered) = match rows {
+        let (mut pending, deregistered) = match rows {
             Ok(rows) => rows,
             Err(e) => {
                 report.error(e);
                 return report;
             }
         };
+        // One on a snapshot has nothing to import.
+        pending.retain(|image| image.root_volume().is_none());
         if pending.is_empty() && deregistered.is_empty() {
             return report;
         }

@@ -1,4 +1,4 @@
-//! RegisterImage and DeregisterImage.
+//! RegisterImage, of a bundle or on a snapshot, and DeregisterImage.
 
 use mallee_aws::{
     AwsError,
@@ -14,6 +14,8 @@ use super::{
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
+        block_device::{self, Asked},
+        snapshot::{self, together},
         tag::{self, TagSpecification},
         unique_is, unless_dry_run,
         unsupported::{self, Unsupported},
@@ -40,8 +42,9 @@ struct RegisterImage {
     boot_mode: Option<String>,
     #[serde(default)]
     tag_specification: Vec<TagSpecification>,
+    #[serde(default)]
+    block_device_mapping: Vec<Asked>,
     billing_product: Option<Unsupported>,
-    block_device_mapping: Option<Unsupported>,
     sriov_net_support: Option<Unsupported>,
     tpm_support: Option<Unsupported>,
     uefi_data: Option<Unsupported>,
@@ -57,7 +60,6 @@ struct RegisteredImage {
 async fn register(call: &Call, input: RegisterImage) -> Outcome<RegisteredImage> {
     unsupported::refuse(&[
         ("BillingProduct", input.billing_product),
-        ("BlockDeviceMapping", input.block_device_mapping),
         ("SriovNetSupport", input.sriov_net_support),
         ("TpmSupport", input.tpm_support),
         ("UefiData", input.uefi_data),
@@ -80,31 +82,32 @@ async fn register(call: &Call, input: RegisterImage) -> Outcome<RegisteredImage>
         )
         .into());
     }
-    let location = input
-        .image_location
-        .clone()
-        .filter(|l| !l.is_empty())
-        .ok_or_else(|| AwsError::missing_parameter("ImageLocation"))?;
-    let name = name(input.name.as_deref(), &location)?;
     let tags = tag::specified(&input.tag_specification, &["image", "snapshot"])?.remove("image").unwrap_or_default();
-    let manifest = read_manifest(call, &location).await?;
-    let image = new_image(call, &input, manifest, name, location)?;
-    let dry_run = input.dry_run;
+    let image = match input.image_location.clone().filter(|l| !l.is_empty()) {
+        Some(location) => {
+            let name = name(input.name.as_deref(), &location)?;
+            let manifest = read_manifest(call, &location).await?;
+            new_image(call, &input, manifest, name, location)?
+        }
+        None if input.block_device_mapping.is_empty() => {
+            return Err(AwsError::missing_parameter("ImageLocation or BlockDeviceMapping").into());
+        }
+        None => on_snapshot(call, &input)?,
+    };
+    let (dry_run, asked, of_bundle) = (input.dry_run, input.block_device_mapping, input.image_location.is_some());
     let id = call
         .cloud
         .store
         .write("register an image", move |tx| {
+            let mut image = image.clone();
+            let account = image.account.clone();
+            image.mappings =
+                block_device::over(&[], &image.root_device, &asked, |id| snapshot::source(tx, &account, id))?;
+            check_root(&image, of_bundle)?;
             for companion in [&image.kernel, &image.ramdisk].into_iter().flatten() {
                 super::get(tx, &image.account, &companion.parse()?)?;
             }
-            row::insert(tx, &image).map_err(|e| {
-                unique_is(e, || {
-                    Refusal::new(
-                        "InvalidAMIName.Duplicate",
-                        format!("AMI name {} is already in use by another image of this account", image.name),
-                    )
-                })
-            })?;
+            row::insert(tx, &image).map_err(|e| unique_is(e, || super::name_taken(&image)))?;
             tag::put(tx, &image.account, image.id.as_str(), &tags)?;
             unless_dry_run(dry_run)?;
             Ok::<_, Refusal>(image.id.clone())
@@ -114,9 +117,32 @@ async fn register(call: &Call, input: RegisterImage) -> Outcome<RegisteredImage>
     Ok(RegisteredImage { image_id: id })
 }
 
+/// Without a bundle the root is a snapshot, and one with a bundle cannot have another root.
+fn check_root(image: &Image, of_bundle: bool) -> Outcome<()> {
+    let (root, device) = (image.root_volume(), &image.root_device);
+    match root {
+        Some(_) if of_bundle => {
+            let message =
+                format!("The root of a bundle's image is an instance store: nothing can be mapped to {device}");
+            Err(Refusal::new("InvalidBlockDeviceMapping", message))
+        }
+        None if !of_bundle => {
+            let message = format!("No snapshot is mapped to the root device {device}");
+            Err(Refusal::new("InvalidBlockDeviceMapping", message))
+        }
+        Some(volume) if volume.snapshot.is_none() => {
+            Err(Refusal::new("InvalidBlockDeviceMapping", format!("The root device {device} needs a snapshot")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// AWS' rule for names; an image without one is named by its location, as the older API did.
 fn name(asked: Option<&str>, location: &str) -> Outcome<String> {
-    let Some(name) = asked.filter(|n| !n.is_empty()) else { return Ok(location.to_owned()) };
+    asked.filter(|n| !n.is_empty()).map_or_else(|| Ok(location.to_owned()), checked_name)
+}
+
+pub(super) fn checked_name(name: &str) -> Outcome<String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
     if !(3..=128).contains(&name.chars().count()) || !name.chars().all(fits) {
         return Err(Refusal::new(
@@ -143,14 +169,47 @@ async fn read_manifest(call: &Call, location: &str) -> Outcome<Manifest> {
     manifest::parse(&bytes).map_err(|reason| Refusal::new("InvalidManifest", reason))
 }
 
-fn new_image(call: &Call, input: &RegisterImage, manifest: Manifest, name: String, location: String) -> Outcome<Image> {
-    let architecture = input.architecture.clone().unwrap_or_else(|| manifest.architecture.clone());
-    if !matches!(architecture.as_str(), "x86_64" | "i386") {
-        return Err(AwsError::invalid_parameter_value(format!(
-            "Architecture '{architecture}' is not run by this cloud: it can be x86_64 or i386"
-        ))
-        .into());
+fn checked_architecture(architecture: String) -> Outcome<String> {
+    if matches!(architecture.as_str(), "x86_64" | "i386") {
+        return Ok(architecture);
     }
+    Err(AwsError::invalid_parameter_value(format!(
+        "Architecture '{architecture}' is not run by this cloud: it can be x86_64 or i386"
+    ))
+    .into())
+}
+
+/// What is on a snapshot is there: it is available at once.
+fn on_snapshot(call: &Call, input: &RegisterImage) -> Outcome<Image> {
+    let name = input.name.as_deref().filter(|n| !n.is_empty()).ok_or_else(|| AwsError::missing_parameter("Name"))?;
+    let name = checked_name(name)?;
+    Ok(Image {
+        id: ImageId::Machine(MachineImageId::from_random(rand::random())),
+        account: call.account().to_owned(),
+        location: format!("{}/{name}", call.account()),
+        name,
+        kind: Kind::Machine,
+        architecture: checked_architecture(input.architecture.clone().unwrap_or_else(|| "x86_64".into()))?,
+        description: input.description.clone().filter(|d| !d.is_empty()),
+        kernel: input.kernel_id.as_ref().map(ToString::to_string),
+        ramdisk: input.ramdisk_id.as_ref().map(ToString::to_string),
+        root_device: input.root_device_name.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "/dev/sda1".into()),
+        tokens_required: input.imds_support.is_some(),
+        state: State::Available,
+        reason: String::new(),
+        progress: 100,
+        proof: Proof::Unknown,
+        digest: None,
+        size: 0,
+        created: call.now,
+        mappings: Vec::new(),
+        source_instance: None,
+    })
+}
+
+fn new_image(call: &Call, input: &RegisterImage, manifest: Manifest, name: String, location: String) -> Outcome<Image> {
+    let architecture =
+        checked_architecture(input.architecture.clone().unwrap_or_else(|| manifest.architecture.clone()))?;
     let random = rand::random();
     let id = match manifest.kind {
         Kind::Machine => ImageId::Machine(MachineImageId::from_random(random)),
@@ -179,6 +238,8 @@ fn new_image(call: &Call, input: &RegisterImage, manifest: Manifest, name: Strin
         digest: None,
         size: manifest.size,
         created: call.now,
+        mappings: Vec::new(),
+        source_instance: None,
     })
 }
 
@@ -190,7 +251,7 @@ struct DeregisterImage {
     delete_associated_snapshots: Option<Unsupported>,
 }
 
-/// What runs of it runs on; its bytes go when nothing needs them any more.
+/// What runs of it runs on; its bytes go when nothing needs them any more. Its snapshots stay.
 async fn deregister(call: &Call, input: DeregisterImage) -> Outcome<()> {
     unsupported::refuse(&[("DeleteAssociatedSnapshots", input.delete_associated_snapshots)])?;
     let account = call.account().to_owned();
@@ -198,6 +259,7 @@ async fn deregister(call: &Call, input: DeregisterImage) -> Outcome<()> {
         .store
         .write("deregister an image", move |tx| {
             let image = super::own(tx, &account, &input.image_id)?;
+            together::give_up(tx, image.id.as_str())?;
             row::set_deregistered(tx, image.id.as_str())?;
             unless_dry_run(input.dry_run)
         })

@@ -7,7 +7,11 @@ use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::{Blob, DiskFormat};
 use serde::{Deserialize, Serialize};
 
-use crate::ec2::{Id, instance::unword};
+use crate::ec2::{
+    Id,
+    block_device::{self, Mapping, VolumeOf},
+    instance::unword,
+};
 
 pub use crate::ec2::instance::word;
 
@@ -42,6 +46,14 @@ CREATE TABLE image_launch_permission (
     PRIMARY KEY (image, who)
 );
 CREATE INDEX image_permitted ON image_launch_permission (who);
+";
+
+/// Images on snapshots: their devices in JSON, and which snapshots must stay for them.
+pub const SNAPSHOT_TABLES: &str = "
+ALTER TABLE image ADD COLUMN mappings TEXT;
+ALTER TABLE image ADD COLUMN source_instance TEXT;
+CREATE TABLE image_snapshot (image TEXT NOT NULL, snapshot TEXT NOT NULL, PRIMARY KEY (image, snapshot));
+CREATE INDEX image_snapshot_of ON image_snapshot (snapshot);
 ";
 
 /// What an image is for.
@@ -84,7 +96,7 @@ pub struct Image {
     pub id: ImageId,
     pub account: String,
     pub name: String,
-    /// `bucket/key` of its manifest.
+    /// `bucket/key` of its manifest; `account/name` of one on a snapshot.
     pub location: String,
     pub kind: Kind,
     pub architecture: String,
@@ -105,9 +117,27 @@ pub struct Image {
     /// Bytes of the plain image.
     pub size: u64,
     pub created: i64,
+    /// The disks of its instances, beside a root that is an instance store.
+    pub mappings: Vec<Mapping>,
+    /// What CreateImage made it of.
+    pub source_instance: Option<String>,
 }
 
 impl Image {
+    /// The root of its instances, when that is a volume.
+    pub fn root_volume(&self) -> Option<&VolumeOf> {
+        block_device::root(&self.mappings, &self.root_device)
+    }
+
+    pub fn root_device_type(&self) -> &'static str {
+        if self.root_volume().is_some() { "ebs" } else { "instance-store" }
+    }
+
+    /// The snapshots that must stay for it.
+    pub fn snapshots(&self) -> impl Iterator<Item = &str> {
+        self.mappings.iter().filter_map(|m| Some(m.volume()?.snapshot.as_ref()?.id.as_str()))
+    }
+
     /// The plain bytes, once they are there. A bundle holds a raw disk, whatever it looks like: it is never probed.
     pub fn blob(&self) -> Option<Blob> {
         let digest = self.digest.clone()?;
@@ -116,9 +146,12 @@ impl Image {
 }
 
 const COLUMNS: &str = "i.id, i.account, i.name, i.location, i.kind, i.architecture, i.description, i.kernel, i.ramdisk, \
-     i.root_device, i.tokens_required, i.state, i.reason, i.progress, i.proof, i.digest, i.size, i.created";
+     i.root_device, i.tokens_required, i.state, i.reason, i.progress, i.proof, i.digest, i.size, i.created, \
+     i.mappings, i.source_instance";
 
 fn read(row: &Row<'_>) -> Result<Image, StoreError> {
+    let mappings: Option<String> = row.get(18)?;
+    let unreadable = |e: serde_json::Error| StoreError::Other { what: "read an image", detail: e.to_string() };
     Ok(Image {
         id: row.get::<Id<_>>(0)?.0,
         account: row.get(1)?,
@@ -138,16 +171,20 @@ fn read(row: &Row<'_>) -> Result<Image, StoreError> {
         digest: row.get(15)?,
         size: row.get(16)?,
         created: row.get(17)?,
+        mappings: mappings.map(|m| serde_json::from_str(&m)).transpose().map_err(unreadable)?.unwrap_or_default(),
+        source_instance: row.get(19)?,
     })
 }
 
 /// A registered image keeps its name to itself within its account; `name_key` is what makes it so.
 pub fn insert(tx: &mut Tx<'_>, image: &Image) -> Result<(), StoreError> {
     let name_key = format!("{} {}", image.account, image.name);
+    let mappings = serde_json::to_string(&image.mappings).unwrap_or_default();
     tx.execute(
         "INSERT INTO image (id, account, name, name_key, location, kind, architecture, description, kernel, ramdisk, root_device,
-             tokens_required, state, reason, progress, proof, digest, size, created)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+             tokens_required, state, reason, progress, proof, digest, size, created,
+             mappings, source_instance)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
         params![
             image.id.as_str(),
             image.account,
@@ -168,9 +205,33 @@ pub fn insert(tx: &mut Tx<'_>, image: &Image) -> Result<(), StoreError> {
             image.digest,
             image.size,
             image.created,
+            mappings,
+            image.source_instance,
         ],
-    )
-    .map(|_| ())
+    )?;
+    for snapshot in image.snapshots() {
+        tx.execute(
+            "INSERT INTO image_snapshot (image, snapshot) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            params![image.id.as_str(), snapshot],
+        )?;
+    }
+    Ok(())
+}
+
+/// An image that is registered needs this snapshot.
+pub fn on_snapshot(tx: &mut Tx<'_>, snapshot: &str) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT image FROM image_snapshot WHERE snapshot = ?1 ORDER BY image LIMIT 1";
+    Ok(tx.query(sql, params![snapshot], |row| row.get(0))?.into_iter().next())
+}
+
+/// Its snapshots are complete.
+pub fn set_made(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE image SET state = 'available', reason = '', progress = 100 WHERE id = ?1 AND state = 'pending'";
+    tx.execute(sql, params![id]).map(|_| ())
+}
+
+fn drop_snapshots(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM image_snapshot WHERE image = ?1", params![id]).map(|_| ())
 }
 
 /// The images an account may see: its own, and those it or everybody may launch.
@@ -212,9 +273,10 @@ pub fn in_state(tx: &mut Tx<'_>, state: State) -> Result<Vec<Image>, StoreError>
     )
 }
 
-/// Every image that has bytes, by id: what lists of instances are rendered with.
-pub fn with_bytes(tx: &mut Tx<'_>) -> Result<BTreeMap<String, Image>, StoreError> {
-    let images = tx.query(&format!("SELECT {COLUMNS} FROM image i WHERE i.digest IS NOT NULL"), params![], read)?;
+/// Every image that an instance may have been made of, by id: what lists of instances are rendered with.
+pub fn launchable(tx: &mut Tx<'_>) -> Result<BTreeMap<String, Image>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM image i WHERE i.state IN ('available', 'deregistered')");
+    let images = tx.query(&sql, params![], read)?;
     Ok(images.into_iter().map(|image| (image.id.to_string(), image)).collect())
 }
 
@@ -245,13 +307,14 @@ pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreEr
     tx.execute(
         "UPDATE image SET state = 'failed', reason = ?2 WHERE id = ?1 AND state = 'pending'",
         params![id, reason],
-    )
-    .map(|_| ())
+    )?;
+    drop_snapshots(tx, id)
 }
 
 /// Nobody sees it any more, and its name is free.
 pub fn set_deregistered(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     tx.execute("UPDATE image SET state = 'deregistered', name_key = NULL WHERE id = ?1", params![id])?;
+    drop_snapshots(tx, id)?;
     tx.execute("DELETE FROM image_launch_permission WHERE image = ?1", params![id]).map(|_| ())
 }
 

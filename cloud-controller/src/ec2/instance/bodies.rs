@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mallee_aws::id::InstanceId;
 use mallee_store::Tx;
-use mallee_tiers::VolumeAttachment;
 
 use super::{
     row::{self, Instance},
     wanted::{self, Blocks, Parts},
 };
 use crate::{
-    Outcome,
+    Cloud, Outcome,
     ec2::{
         image::{self, Image},
-        interface::{self, InterfaceRow},
-        subnet, tag, volume, vpc,
+        interface::{self, InterfaceRow, Phase},
+        subnet, tag,
+        volume::{self, Attachment, Volume},
+        vpc,
     },
 };
 
@@ -26,11 +27,11 @@ const FEW: usize = 24;
 pub type Body = Result<mallee_tiers::Instance, String>;
 
 /// The bodies of these instances of a zone, by id. One that ended meanwhile is left out.
-pub fn render(tx: &mut Tx<'_>, region: &str, zone: &str, ids: &BTreeSet<String>) -> Outcome<Vec<(String, Body)>> {
+pub fn render(tx: &mut Tx<'_>, cloud: &Cloud, zone: &str, ids: &BTreeSet<String>) -> Outcome<Vec<(String, Body)>> {
     let mut world = if ids.len() <= FEW { World::of_few(tx, ids)? } else { World::of_zone(tx, zone, ids)? };
     let mut bodies = Vec::with_capacity(world.instances.len());
     for instance in std::mem::take(&mut world.instances) {
-        bodies.push((instance.id.to_string(), world.body(tx, region, &instance)?));
+        bodies.push((instance.id.to_string(), world.body(tx, cloud, &instance)?));
     }
     Ok(bodies)
 }
@@ -41,9 +42,11 @@ struct World {
     images: BTreeMap<String, Image>,
     interfaces: BTreeMap<InstanceId, Vec<InterfaceRow>>,
     user_data: BTreeMap<String, String>,
-    volumes: BTreeMap<String, Vec<VolumeAttachment>>,
+    volumes: BTreeMap<String, Vec<(Attachment, Volume)>>,
     subnets: BTreeMap<String, String>,
     vpcs: BTreeMap<String, Vec<String>>,
+    subnets_ipv6: BTreeMap<String, String>,
+    vpcs_ipv6: BTreeMap<String, String>,
 }
 
 impl World {
@@ -61,9 +64,8 @@ impl World {
             world.interfaces.insert(instance.id.clone(), interface::of_instance(tx, &instance.id)?);
             world.user_data.extend(row::user_data(tx, id)?.map(|data| (id.clone(), data)));
             for attachment in volume::attachments_at(tx, id)? {
-                let attached =
-                    volume::any(tx, attachment.volume.as_str())?.and_then(|v| wanted::attached(&attachment, &v));
-                world.volumes.entry(id.clone()).or_default().extend(attached);
+                let volume = volume::any(tx, attachment.volume.as_str())?;
+                world.volumes.entry(id.clone()).or_default().extend(volume.map(|v| (attachment, v)));
             }
             world.instances.push(instance);
         }
@@ -74,33 +76,34 @@ impl World {
         let mut world = Self::without_instances(tx)?;
         world.instances = row::wanted_in(tx, zone)?;
         world.instances.retain(|i| ids.contains(i.id.as_str()));
-        world.images = image::with_bytes(tx)?;
+        world.images = image::launchable(tx)?;
         world.interfaces = interface::of_instances(tx, None)?;
         world.user_data = row::user_data_in(tx, zone)?.into_iter().collect();
         let volumes: BTreeMap<_, _> = volume::in_zone(tx, zone)?.into_iter().map(|v| (v.id.clone(), v)).collect();
         for attachment in volume::attachments_in(tx, zone)? {
-            let attached = volumes.get(&attachment.volume).and_then(|v| wanted::attached(&attachment, v));
-            world.volumes.entry(attachment.instance.to_string()).or_default().extend(attached);
+            let Some(volume) = volumes.get(&attachment.volume) else { continue };
+            let its = world.volumes.entry(attachment.instance.to_string()).or_default();
+            its.push((attachment, volume.clone()));
         }
         Ok(world)
     }
 
     fn without_instances(tx: &mut Tx<'_>) -> Outcome<Self> {
+        let (subnets, vpcs) = (subnet::all(tx, None)?, vpc::all(tx, None)?);
         Ok(Self {
             instances: Vec::new(),
             images: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             user_data: BTreeMap::new(),
             volumes: BTreeMap::new(),
-            subnets: subnet::all(tx, None)?.into_iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
-            vpcs: vpc::all(tx, None)?
-                .into_iter()
-                .map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect()))
-                .collect(),
+            subnets: subnets.iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
+            vpcs: vpcs.iter().map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect())).collect(),
+            subnets_ipv6: subnets.into_iter().filter_map(|s| Some((s.id.to_string(), s.ipv6?.1.to_string()))).collect(),
+            vpcs_ipv6: vpcs.into_iter().filter_map(|v| Some((v.id.to_string(), v.ipv6?.1.to_string()))).collect(),
         })
     }
 
-    fn body(&mut self, tx: &mut Tx<'_>, region: &str, instance: &Instance) -> Outcome<Body> {
+    fn body(&mut self, tx: &mut Tx<'_>, cloud: &Cloud, instance: &Instance) -> Outcome<Body> {
         let id = instance.id.as_str();
         let tags = if instance.options.metadata.tags { tag::of(tx, id)? } else { Vec::new() };
         let image = |id: &String| self.images.get(id).ok_or_else(|| format!("image {id} is not known any more"));
@@ -115,19 +118,27 @@ impl World {
             Ok(found) => found,
             Err(missing) => return Ok(Err(missing)),
         };
-        let interfaces = self.interfaces.get(&instance.id).map_or(&[][..], Vec::as_slice);
+        // What the guest shall let go of is in its body no more.
+        let mut interfaces = self.interfaces.remove(&instance.id).unwrap_or_default();
+        interfaces.retain(|i| i.phase != Phase::Detaching);
         let parts = Parts {
-            region,
+            region: cloud.region(),
+            identity: &cloud.identity_key,
             image: root,
             kernel,
             ramdisk,
-            interfaces,
+            interfaces: &interfaces,
             blocks: Blocks {
                 subnets: interfaces
                     .iter()
                     .filter_map(|i| Some((i.subnet.to_string(), self.subnets.get(i.subnet.as_str())?.clone())))
                     .collect(),
                 vpc: self.vpcs.get(&instance.vpc).cloned().unwrap_or_default(),
+                subnets_ipv6: interfaces
+                    .iter()
+                    .filter_map(|i| Some((i.subnet.to_string(), self.subnets_ipv6.get(i.subnet.as_str())?.clone())))
+                    .collect(),
+                vpc_ipv6: self.vpcs_ipv6.get(&instance.vpc).cloned(),
             },
             user_data: self.user_data.remove(id),
             volumes: self.volumes.remove(id).unwrap_or_default(),

@@ -201,6 +201,7 @@ pub struct InstanceInfo {
     subnet_id: Option<String>,
     vpc_id: Option<String>,
     private_ip_address: Option<String>,
+    ipv6_address: Option<String>,
     ip_address: Option<String>,
     source_dest_check: Option<bool>,
     group_set: Vec<GroupIdentifier>,
@@ -276,7 +277,7 @@ struct InterfaceInfo {
     attachment: InterfaceAttachment,
     association: Option<Association>,
     private_ip_addresses_set: Vec<PrivateAddress>,
-    ipv6_addresses_set: [(); 0],
+    ipv6_addresses_set: Vec<interface::Ipv6Address>,
     interface_type: &'static str,
 }
 
@@ -399,12 +400,13 @@ pub fn info(found: Found) -> InstanceInfo {
         subnet_id: (!ended).then(|| i.subnet.clone()),
         vpc_id: (!ended).then(|| i.vpc.clone()),
         private_ip_address: first.map(|f| f.address.to_string()),
+        ipv6_address: first.and_then(|f| f.ipv6.first()).map(ToString::to_string),
         ip_address: public,
         source_dest_check: first.map(|f| f.source_dest_check),
         group_set: first.map(|f| f.groups.clone()).unwrap_or_default(),
         state_reason: i.state_reason(),
         architecture: i.architecture.clone(),
-        root_device_type: "instance-store",
+        root_device_type: i.root_device_type(),
         root_device_name: i.options.root_device.clone(),
         block_device_mapping: attachments.iter().map(block_device).collect(),
         virtualization_type: "hvm",
@@ -460,6 +462,7 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
         ip_owner_id: if i.elastic.is_some() { i.account.clone() } else { "amazon".into() },
     });
     let (address, name) = (i.address.to_string(), interface::private_dns_name(region, i.address));
+    let (attachment_status, owner) = (i.attachment_status(), i.account.clone());
     InterfaceInfo {
         network_interface_id: i.id.to_string(),
         subnet_id: i.subnet.to_string(),
@@ -473,21 +476,32 @@ fn interface_info(region: &str, i: InterfaceRow) -> InterfaceInfo {
         attachment: InterfaceAttachment {
             attachment_id: i.attachment.map(|a| a.to_string()),
             device_index: i.device_index,
-            status: "attached",
+            status: attachment_status,
             attach_time: timestamp(i.attached),
             delete_on_termination: i.delete_on_termination,
             network_card_index: 0,
         },
-        private_ip_addresses_set: vec![PrivateAddress {
+        private_ip_addresses_set: std::iter::once(PrivateAddress {
             private_ip_address: address.clone(),
             private_dns_name: name.clone(),
             primary: true,
             association: association.clone(),
-        }],
+        })
+        .chain(i.secondary.iter().map(|secondary| PrivateAddress {
+            private_ip_address: secondary.address.to_string(),
+            private_dns_name: interface::private_dns_name(region, secondary.address),
+            primary: false,
+            association: secondary.elastic.as_ref().map(|elastic| Association {
+                public_ip: elastic.public_ip.to_string(),
+                public_dns_name: elastic.public_ip.to_string(),
+                ip_owner_id: owner.clone(),
+            }),
+        }))
+        .collect(),
         association,
         private_ip_address: address,
         private_dns_name: name,
-        ipv6_addresses_set: [],
+        ipv6_addresses_set: interface::Ipv6Address::all(&i.ipv6),
         interface_type: "interface",
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Outcome, Refusal, actions,
-    ec2::{interface, unless_dry_run},
+    ec2::{interface, unless_dry_run, volume},
     service::Call,
     zone::event::{self, Kind},
 };
@@ -168,14 +168,33 @@ async fn start(call: &Call, input: StartInstances) -> Outcome<Changes> {
     change(call, "start instances", input.instance_id, input.dry_run, move |tx, instance| match instance.state() {
         state::RUNNING | state::PENDING => Ok(()),
         state::STOPPED => {
+            must_have_root(tx, instance)?;
             event::note(tx, instance.id.as_str(), now, Kind::Asked, "start")?;
             interface::give_public(tx, &network, &instance.id)?;
+            if instance.options.root_on_volume && instance.node.is_none() {
+                volume::serve_anew(tx, &instance.id, now)?;
+            }
             row::start(tx, instance, now)?;
             Ok(())
         }
         _ => Err(wrong_state(instance, "started")),
     })
     .await
+}
+
+/// A root volume that was taken off is missed here, and not by a guest that does not boot.
+fn must_have_root(tx: &mut Tx<'_>, instance: &Instance) -> Outcome<()> {
+    let device = &instance.options.root_device;
+    if !instance.options.root_on_volume
+        || volume::attachments_at(tx, instance.id.as_str())?.iter().any(|a| a.device == *device && a.is_coming())
+    {
+        return Ok(());
+    }
+    Err(AwsError::invalid_parameter_value(format!(
+        "Invalid value '{}' for instanceId. Instance does not have a volume attached at root ({device})",
+        instance.id
+    ))
+    .into())
 }
 
 #[derive(Deserialize)]

@@ -20,8 +20,12 @@ use mallee_aws::id::InstanceId;
 use mallee_store::{Error as StoreError, Tx};
 
 pub use bodies::{Body, render};
-pub use report::{Consequences, take as take_report};
-pub use row::{Instance, TABLES, any, boots_from, count, ended_before, listed_in, touch, unword, word};
+pub use report::{Consequences, give_up, take as take_report};
+pub use row::{
+    Hold, Instance, Options, TABLES, any, boots_from, count, ended_before, listed_in, nodes_in, set_options, touch,
+    unword, word,
+};
+pub use state::{RUNNING, STOPPED};
 
 use crate::{Outcome, Refusal};
 

@@ -24,6 +24,8 @@ pub struct Consequences {
     pub instances: bool,
     pub volumes: bool,
     pub network: bool,
+    /// Snapshots that are being taken of it may go on.
+    pub images: bool,
 }
 
 /// What has to be wanted now, because the guest or its node did something nobody asked for.
@@ -52,7 +54,25 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
         row::put_console(tx, &report.id, console, now)?;
     }
     note(tx, &instance, report, now)?;
+    if let Some(hold) = &instance.options.hold {
+        let back = report.observed == Observed::Running && report.held.is_none();
+        let ended = hold.over && back && report.generation >= instance.generation;
+        let confirmed = report.held.as_ref() == Some(&hold.id);
+        if ended || confirmed != hold.confirmed {
+            let hold = (!ended).then(|| row::Hold { confirmed, ..hold.clone() });
+            row::set_options(tx, &report.id, &row::Options { hold, ..instance.options.clone() })?;
+        }
+        consequences.images = true;
+    }
+    let unplaced = report.observed == Observed::Stopped && report.node.is_none();
+    if unplaced && instance.options.root_on_volume && report.generation >= instance.generation {
+        row::leave_node(tx, &report.id)?;
+    }
+    if report.node.is_some() && report.node != instance.node {
+        consequences.volumes |= volume::touch_at(tx, &report.id)?;
+    }
     consequences.volumes |= volume::node_reported(tx, report, now)?;
+    consequences.network |= interface::phase::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {
         let text = match (desired, cause) {
             (Desired::Terminated, Cause::Guest) => {
@@ -79,6 +99,18 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
         tracing::info!(instance.id = report.id, from = before.name, observed = ?report.observed, "instance changed state");
     }
     Ok(consequences)
+}
+
+/// One that never came up, and never will, is ended; one that has run is stopped, because its disks are worth keeping.
+pub fn give_up(tx: &mut Tx<'_>, id: &str, why: &str, now: i64) -> Outcome<bool> {
+    let Some(instance) = row::any(tx, id)?.filter(|i| i.desired == Desired::Running && i.started.is_none()) else {
+        return Ok(false);
+    };
+    let desired = if instance.starts > 0 { Desired::Stopped } else { Desired::Terminated };
+    event::note(tx, id, now, Kind::Decided, &format!("it cannot be brought up: {why}"))?;
+    row::set_reason(tx, id, why)?;
+    end_or_stop(tx, &instance, desired, Cause::Failure, false, now)?;
+    Ok(true)
 }
 
 /// Writes that it shall stop or end, with all that hangs on that.
@@ -154,6 +186,9 @@ mod tests {
             protect_stop: false,
             ebs_optimized: false,
             metadata: row::MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false },
+            root_on_volume: false,
+            ephemeral: None,
+            hold: None,
         };
         Instance {
             id: "i-0123456789abcdef0".parse().unwrap(),

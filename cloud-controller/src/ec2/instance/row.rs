@@ -1,8 +1,10 @@
 //! An instance's row: what was asked, what is wanted, what was observed. Its SQL is here and nowhere else.
 
+use std::collections::BTreeMap;
+
 use mallee_aws::id::{InstanceId, ReservationId};
 use mallee_store::{Error as StoreError, Row, Tx, params};
-use mallee_tiers::{Desired, Generation, Observed};
+use mallee_tiers::{Desired, Generation, HoldKind, Observed};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -97,6 +99,27 @@ pub struct Options {
     pub protect_stop: bool,
     pub ebs_optimized: bool,
     pub metadata: MetadataOptions,
+    /// Its root is a volume: whichever is attached as `root_device`.
+    #[serde(default)]
+    pub root_on_volume: bool,
+    /// The device of its instance store, where it has one beside a root on a volume.
+    #[serde(default)]
+    pub ephemeral: Option<String>,
+    /// Its guest stands still, or did until just now, while its volumes are fixed.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+}
+
+/// Why a guest stands still: see [`crate::ec2::image::create`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub id: String,
+    pub kind: HoldKind,
+    /// The last report said that the guest stands still under it.
+    #[serde(default)]
+    pub confirmed: bool,
+    /// It is over, and the guest has not been seen running since.
+    pub over: bool,
 }
 
 /// An instance as its row is.
@@ -146,6 +169,10 @@ pub struct Instance {
 impl Instance {
     pub fn instance_type(&self) -> Option<&'static InstanceType> {
         InstanceType::named(&self.instance_type)
+    }
+
+    pub fn root_device_type(&self) -> &'static str {
+        if self.options.root_on_volume { "ebs" } else { "instance-store" }
     }
 
     /// Its row is only shown any more: nothing of it is or will be.
@@ -318,6 +345,11 @@ pub fn want(
     touch(tx, instance.id.as_str())
 }
 
+/// It cannot be what it was asked to be; why.
+pub fn set_reason(tx: &mut Tx<'_>, instance: &str, reason: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE instance SET reason = ?2 WHERE id = ?1", params![instance, reason]).map(|_| ())
+}
+
 /// One more reboot is asked for.
 pub fn reboot(tx: &mut Tx<'_>, instance: &Instance) -> Result<(), StoreError> {
     tx.execute("UPDATE instance SET reboots = reboots + 1 WHERE id = ?1", params![instance.id.as_str()])?;
@@ -331,6 +363,18 @@ pub fn start(tx: &mut Tx<'_>, instance: &Instance, now: i64) -> Result<(), Store
         params![instance.id.as_str(), now],
     )?;
     want(tx, instance, Desired::Running, Cause::User, false, now)
+}
+
+/// The nodes that the instances of a zone were seen on last.
+pub fn nodes_in(tx: &mut Tx<'_>, zone: &str) -> Result<BTreeMap<String, String>, StoreError> {
+    let sql = "SELECT id, node FROM instance WHERE zone = ?1 AND gone IS NULL AND node IS NOT NULL";
+    let all = tx.query(sql, params![zone], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(all.into_iter().collect())
+}
+
+/// It is off and on no node: it may be started on any.
+pub fn leave_node(tx: &mut Tx<'_>, instance: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE instance SET node = NULL WHERE id = ?1", params![instance]).map(|_| ())
 }
 
 /// Most options concern this tier only; the caller touches the instance for those that the node acts on, because a newer
@@ -399,7 +443,7 @@ pub fn set_observed(
     };
     tx.execute(
         "UPDATE instance SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, node = COALESCE(?5, node), step = ?6,
-             reason = ?7, reboots_done = ?8, started = COALESCE(?9, started), took = CASE WHEN ?10 = '' THEN took ELSE ?10 END,
+             reason = CASE WHEN cause = 'failure' AND desired = 'terminated' AND ?7 = '' THEN reason ELSE ?7 END, reboots_done = ?8, started = COALESCE(?9, started), took = CASE WHEN ?10 = '' THEN took ELSE ?10 END,
              gone = COALESCE(gone, ?11)
          WHERE id = ?1",
         params![

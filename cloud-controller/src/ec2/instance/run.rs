@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mallee_aws::{
     AwsError,
-    id::{ImageId, InstanceId, MachineImageId, ReservationId},
+    id::{ImageId, InstanceId, MachineImageId, ReservationId, SnapshotId},
 };
 use mallee_store::Tx;
 use mallee_tiers::{Desired, Generation};
@@ -17,14 +17,16 @@ use super::{
 use crate::{
     Outcome, Refusal, actions, config,
     ec2::{
-        client_token,
+        block_device::{self, Disk, Mapping},
+        client_token, encryption,
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
-        interface::{self, InterfaceRow},
-        key_pair, security_group,
+        interface::{self, InterfaceRow, Phase, attach},
+        key_pair, security_group, snapshot,
         subnet::{self, Place, SubnetRow},
         tag::{self, Tag},
         unless_dry_run,
+        volume::launch::Launch,
     },
     service::Call,
     zone::generation::{self, List},
@@ -75,8 +77,11 @@ struct Plan {
     ids: Vec<InstanceId>,
     reservation: ReservationId,
     client_token: Option<String>,
+    block_devices: Vec<block_device::Asked>,
+    encryption: encryption::Asked,
     instance_tags: Vec<Tag>,
     interface_tags: Vec<Tag>,
+    volume_tags: Vec<Tag>,
     limit: u64,
     network: config::Network,
     now: i64,
@@ -107,6 +112,7 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
         })
         .await?;
     call.cloud.pokes.network.poke();
+    call.cloud.pokes.volumes.poke();
     call.cloud.pokes.instances.poke();
     let (reservation, found) = found;
     let infos = found.into_iter().map(|f| (reservation.clone(), describe::info(f)));
@@ -184,6 +190,9 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         client_token: input.client_token.filter(|t| !t.is_empty()),
         instance_tags: tags.remove("instance").unwrap_or_default(),
         interface_tags: tags.remove("network-interface").unwrap_or_default(),
+        volume_tags: tags.remove("volume").unwrap_or_default(),
+        block_devices: input.block_device_mapping,
+        encryption: encryption::Asked::of(call, None, None)?,
         limit,
         network: call.cloud.config.network.clone(),
         now: call.now,
@@ -214,6 +223,7 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
     };
     let kernel = companion(tx, &plan.kernel, &image.kernel, Kind::Kernel)?;
     let ramdisk = companion(tx, &plan.ramdisk, &image.ramdisk, Kind::Ramdisk)?;
+    let (mappings, disk_key) = mappings(tx, plan, &image)?;
     let key = plan.key_name.as_ref().map(|name| key_pair::named(tx, &plan.account, name)).transpose()?;
     // An interface that is there already says where the instance is.
     let place = match plan.interfaces.first().and_then(|first| first.existing.as_ref()) {
@@ -236,6 +246,12 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
             protect_termination: plan.protect_termination,
             protect_stop: plan.protect_stop,
             ebs_optimized: plan.ebs_optimized,
+            root_on_volume: image.root_volume().is_some(),
+            ephemeral: mappings
+                .iter()
+                .find(|m| m.disk == Disk::InstanceStore(0) && image.root_volume().is_some())
+                .map(|m| m.device.clone()),
+            hold: None,
             metadata: plan.metadata.over(if image.tokens_required { V2_METADATA } else { DEFAULT_METADATA })?,
         },
         generation: generation::next(tx, &subnet.zone, List::Instances)?,
@@ -243,6 +259,8 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         kernel,
         ramdisk,
         subnet,
+        mappings,
+        disk_key,
     };
     let count = usize::try_from(room).unwrap_or(usize::MAX).min(plan.ids.len());
     plan.ids
@@ -253,12 +271,33 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
         .collect()
 }
 
+/// The disks of each instance, beside a root that is an instance store; and the key of those that are encrypted.
+fn mappings(tx: &mut Tx<'_>, plan: &Plan, image: &Image) -> Outcome<(Vec<Mapping>, Option<String>)> {
+    let root_device = &image.root_device;
+    let source = |id: &SnapshotId| snapshot::source(tx, &plan.account, id);
+    let mut mappings = block_device::over(&image.mappings, root_device, &plan.block_devices, source)?;
+    if image.root_volume().is_none() && block_device::root(&mappings, root_device).is_some() {
+        let message =
+            format!("The root {root_device} of image {} is an instance store, and cannot be a volume", image.id);
+        return Err(Refusal::new("InvalidBlockDeviceMapping", message));
+    }
+    block_device::check_count(&mappings, root_device)?;
+    if plan.encryption.is_default(tx)? {
+        mappings.iter_mut().filter_map(Mapping::volume_mut).for_each(|v| v.encrypted = true);
+    }
+    let any = mappings.iter().filter_map(Mapping::volume).any(|v| v.encrypted);
+    let disk_key = if any { plan.encryption.key(tx, true)? } else { None };
+    Ok((mappings, disk_key))
+}
+
 /// What all instances of a launch share.
 struct Template {
     image: Image,
     kernel: Option<String>,
     ramdisk: Option<String>,
     subnet: SubnetRow,
+    mappings: Vec<Mapping>,
+    disk_key: Option<String>,
     options: Options,
     generation: Generation,
 }
@@ -309,13 +348,22 @@ fn launch_one(tx: &mut Tx<'_>, plan: &Plan, template: &Template, launch_index: i
     if !plan.instance_tags.is_empty() {
         tag::put(tx, &plan.account, id.as_str(), &plan.instance_tags)?;
     }
-    Ok(Found {
-        region: plan.region.clone(),
-        instance,
-        interfaces: made,
-        attachments: Vec::new(),
-        tags: plan.instance_tags.clone(),
-    })
+    let zone = &instance.zone;
+    let volumes = Launch {
+        account: &plan.account,
+        zone,
+        instance: id,
+        tags: &plan.volume_tags,
+        disk_key: template.disk_key.as_deref(),
+        now: plan.now,
+    };
+    let mut attachments = Vec::new();
+    for mapping in &template.mappings {
+        if let Some(wanted) = mapping.volume() {
+            attachments.push(volumes.make(tx, &mapping.device, wanted)?);
+        }
+    }
+    Ok(Found { region: plan.region.clone(), instance, interfaces: made, attachments, tags: plan.instance_tags.clone() })
 }
 
 /// One interface of one instance: a new one, or one that is there already.
@@ -329,7 +377,8 @@ fn give_interface(
     let zone = &template.subnet.zone;
     if let Some(existing) = &asked.existing {
         let row = interface::address::own(tx, &plan.account, existing)?;
-        interface::attach::put(tx, &row, id, zone, asked.device_index, asked.delete_on_termination, plan.now)?;
+        let at = attach::At { instance: id, zone, device_index: asked.device_index, phase: Phase::Attaching };
+        attach::put(tx, &row, &at, asked.delete_on_termination, plan.now)?;
         return interface::get(tx, &plan.account, existing);
     }
     let own = asked
@@ -350,6 +399,7 @@ fn give_interface(
         attached: Some((id, asked.device_index)),
         address: asked.address,
         secondary: asked.secondary.clone(),
+        ipv6: asked.ipv6.clone(),
         groups: &groups,
         description: &asked.description,
         delete_on_termination: asked.delete_on_termination,

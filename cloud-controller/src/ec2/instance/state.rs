@@ -99,6 +99,11 @@ pub fn transition_reason(state: State, cause: Cause, asked_at: i64) -> String {
 
 impl Instance {
     pub fn state(&self) -> State {
+        // For its user it runs all the while, as at AWS.
+        let held = self.options.hold.is_some() && self.desired == Desired::Running && self.started.is_some();
+        if held && !matches!(self.observed, Some(Observed::Failed | Observed::Gone)) {
+            return RUNNING;
+        }
         state(self.desired, self.observed, self.started.is_some())
     }
 

@@ -86,7 +86,10 @@ async fn refusals_have_aws_codes_and_leave_nothing_behind() {
         ("LaunchTemplate.LaunchTemplateId=lt-1", "Unsupported"),
         ("IamInstanceProfile.Name=x", "Unsupported"),
         ("NetworkInterface.1.NetworkInterfaceId=eni-00000000000000000", "InvalidNetworkInterfaceID.NotFound"),
-        ("BlockDeviceMapping.1.DeviceName=/dev/sdb&BlockDeviceMapping.1.Ebs.VolumeSize=1", "Unsupported"),
+        (
+            "BlockDeviceMapping.1.DeviceName=/dev/sdb&BlockDeviceMapping.1.Ebs.SnapshotId=snap-00000000000000000",
+            "InvalidSnapshot.NotFound",
+        ),
         ("BlockDeviceMapping.1.DeviceName=/dev/sdb", "InvalidBlockDeviceMapping"),
         ("TagSpecification.1.ResourceType=vpc&TagSpecification.1.Tag.1.Key=a", "InvalidParameterValue"),
         ("DryRun=true", "DryRunOperation"),

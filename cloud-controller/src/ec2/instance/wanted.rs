@@ -3,14 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use mallee_tiers::{Boot, VolumeAttachment};
+use mallee_tiers::{Boot, Desired, Hold, InstanceStore, Root, VolumeAttachment};
 
 use super::row::Instance;
-use crate::ec2::{
-    image::Image,
-    interface::{self, InterfaceRow},
-    tag::Tag,
-    volume::{Attachment, Phase, Volume},
+use crate::{
+    ec2::{
+        image::Image,
+        interface::{self, InterfaceRow},
+        tag::Tag,
+        volume::{Attachment, Phase, Volume},
+    },
+    identity_document::IdentityKey,
 };
 
 /// What the guest is told of its networks.
@@ -20,11 +23,15 @@ pub struct Blocks {
     pub subnets: BTreeMap<String, String>,
     /// The VPC's, the first one first.
     pub vpc: Vec<String>,
+    /// By subnet.
+    pub subnets_ipv6: BTreeMap<String, String>,
+    pub vpc_ipv6: Option<String>,
 }
 
 /// Everything an instance's body is made of, besides its own row.
 pub struct Parts<'a> {
     pub region: &'a str,
+    pub identity: &'a IdentityKey,
     pub image: &'a Image,
     pub kernel: Option<&'a Image>,
     pub ramdisk: Option<&'a Image>,
@@ -32,7 +39,8 @@ pub struct Parts<'a> {
     pub interfaces: &'a [InterfaceRow],
     pub blocks: Blocks,
     pub user_data: Option<String>,
-    pub volumes: Vec<VolumeAttachment>,
+    /// On their way to it, at it, or on their way off.
+    pub volumes: Vec<(Attachment, Volume)>,
     /// Shown in the metadata when the instance's options say so.
     pub tags: Vec<Tag>,
 }
@@ -49,18 +57,24 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
         reboots: i.reboots,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
-        disk_gib: size.disk_gib,
+        disk_gib: if i.options.root_on_volume && i.options.ephemeral.is_none() { 0 } else { size.disk_gib },
         boot: Boot {
             architecture: i.architecture.clone(),
-            root: blob(parts.image)?,
+            root: match i.options.root_on_volume {
+                true => Root::Volume { volume: root_volume(i, parts).map(|(a, _)| a.volume.to_string()) },
+                false => Root::Image(blob(parts.image)?),
+            },
             kernel: parts.kernel.map(blob).transpose()?,
             ramdisk: parts.ramdisk.map(blob).transpose()?,
             command_line: None,
         },
+        stores: store(i, size.disk_gib).into_iter().collect(),
+        awaits: awaits(i, parts),
+        hold: i.options.hold.as_ref().filter(|h| !h.over).map(|h| Hold { id: h.id.clone(), kind: h.kind }),
         interfaces: parts.interfaces.iter().map(InterfaceRow::wanted).collect(),
-        volumes: parts.volumes.clone(),
+        volumes: parts.volumes.iter().filter_map(|(a, v)| attached(a, v)).collect(),
         metadata: mallee_tiers::Metadata {
-            tree: tree(i, parts),
+            tree: tree(i, parts)?,
             user_data: parts.user_data.clone(),
             enabled: i.options.metadata.enabled,
             tokens_required: i.options.metadata.tokens_required,
@@ -70,27 +84,63 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
     })
 }
 
+/// What is attached as its root.
+fn root_volume<'p>(i: &Instance, parts: &'p Parts<'_>) -> Option<&'p (Attachment, Volume)> {
+    parts.volumes.iter().find(|(a, _)| i.options.root_on_volume && a.device == i.options.root_device)
+}
+
+fn store(i: &Instance, size_gib: u64) -> Option<InstanceStore> {
+    i.options.ephemeral.clone().filter(|_| i.options.root_on_volume).map(|device| InstanceStore { device, size_gib })
+}
+
+/// A guest begins with all its volumes: they are waited for.
+fn awaits(i: &Instance, parts: &Parts<'_>) -> Option<String> {
+    if i.started.is_some() || i.desired != Desired::Running {
+        return None;
+    }
+    let coming = |(a, v): &&(Attachment, Volume)| a.phase == Phase::Attaching && attached(a, v).is_none();
+    if let Some((a, v)) = parts.volumes.iter().find(coming) {
+        let reason = if v.reason.is_empty() { String::new() } else { format!(": {}", v.reason) };
+        return Some(format!("volume {} is not served yet{reason}", a.volume));
+    }
+    let lacks_root = i.options.root_on_volume && root_volume(i, parts).is_none();
+    lacks_root.then(|| format!("no volume is attached as its root ({})", i.options.root_device))
+}
+
 /// The volume in the body: from when its export is served until the node is asked to let go.
 pub fn attached(attachment: &Attachment, volume: &Volume) -> Option<VolumeAttachment> {
     if !matches!(attachment.phase, Phase::Attaching | Phase::Attached) {
         return None;
     }
     let export = volume.export.clone().filter(|e| e.attachment == attachment.id)?;
-    Some(VolumeAttachment { volume: attachment.volume.to_string(), device: attachment.device.clone(), export })
+    Some(VolumeAttachment {
+        volume: attachment.volume.to_string(),
+        device: attachment.device.clone(),
+        export,
+        size_gib: volume.size_gib,
+        limits: volume.limits(),
+    })
 }
 
 /// After "Instance metadata categories" of the EC2 user guide.
-fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
+fn tree(i: &Instance, parts: &Parts<'_>) -> Result<BTreeMap<String, String>, String> {
     let mut tree = BTreeMap::new();
     let mut meta = |key: &str, value: &str| {
         tree.insert(format!("meta-data/{key}"), value.to_owned());
     };
-    let root_device = parts.image.root_device.as_str();
+    let root_device = i.options.root_device.as_str();
     meta("ami-id", &i.image);
     meta("ami-launch-index", &i.launch_index.to_string());
     meta("ami-manifest-path", &parts.image.location);
     meta("block-device-mapping/ami", root_device.trim_start_matches("/dev/"));
     meta("block-device-mapping/root", root_device);
+    let others = parts.volumes.iter().filter(|(a, _)| a.device != root_device);
+    for (n, (attachment, _)) in (1..).zip(others) {
+        meta(&format!("block-device-mapping/ebs{n}"), attachment.device.trim_start_matches("/dev/"));
+    }
+    if let Some(device) = &i.options.ephemeral {
+        meta("block-device-mapping/ephemeral0", device.trim_start_matches("/dev/"));
+    }
     meta("instance-action", "none");
     meta("instance-id", i.id.as_str());
     meta("instance-life-cycle", "on-demand");
@@ -122,6 +172,9 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
         meta("local-hostname", &name);
         meta("local-ipv4", &first.address.to_string());
         meta("mac", &first.mac);
+        if let Some(ipv6) = first.ipv6.first() {
+            meta("ipv6", &ipv6.to_string());
+        }
         meta("security-groups", &lines(first.groups.iter().map(|g| g.group_name.clone())));
         if let Some(public) = first.public_ip() {
             meta("public-ipv4", &public.to_string());
@@ -143,6 +196,15 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
         its("vpc-id", interface.vpc.as_str());
         its("vpc-ipv4-cidr-block", parts.blocks.vpc.first().map_or("", String::as_str));
         its("vpc-ipv4-cidr-blocks", &parts.blocks.vpc.join("\n"));
+        if !interface.ipv6.is_empty() {
+            its("ipv6s", &lines(interface.ipv6.iter().map(|a| a.to_string())));
+        }
+        if let Some(block) = parts.blocks.subnets_ipv6.get(interface.subnet.as_str()) {
+            its("subnet-ipv6-cidr-blocks", block);
+        }
+        if let Some(block) = &parts.blocks.vpc_ipv6 {
+            its("vpc-ipv6-cidr-blocks", block);
+        }
         if let Some(public) = interface.public_ip() {
             its("public-hostname", &public.to_string());
             let others = interface.secondary.iter().filter_map(|s| s.elastic.as_ref()).map(|e| e.public_ip.to_string());
@@ -153,8 +215,18 @@ fn tree(i: &Instance, parts: &Parts<'_>) -> BTreeMap<String, String> {
             its(&format!("ipv4-associations/{}", elastic.public_ip), &elastic.private_ip.to_string());
         }
     }
-    tree.insert("dynamic/instance-identity/document".into(), identity_document(i, parts));
-    tree
+    let document = identity_document(i, parts);
+    let signed = parts.identity.sign(&document).map_err(|e| format!("its identity document cannot be signed: {e}"))?;
+    for (name, value) in [
+        ("document", document),
+        ("signature", signed.signature),
+        // AWS signs this one with DSA; the same tools verify both.
+        ("pkcs7", signed.pkcs7.clone()),
+        ("rsa2048", signed.pkcs7),
+    ] {
+        tree.insert(format!("dynamic/instance-identity/{name}"), value);
+    }
+    Ok(tree)
 }
 
 fn lines(values: impl Iterator<Item = String>) -> String {

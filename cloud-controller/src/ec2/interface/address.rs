@@ -80,7 +80,7 @@ pub fn secondary(primary: Ipv4Addr, mut addresses: Vec<Ipv4Addr>) -> Vec<Seconda
 }
 
 /// What hangs on an interface's addresses is told.
-fn changed(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
+pub fn changed(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
     row.instance.as_ref().map_or(Ok(()), |instance| network::touch(tx, instance))
 }
 

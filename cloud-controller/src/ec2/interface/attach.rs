@@ -1,15 +1,15 @@
-//! Attaching interfaces to instances and taking them away, while the instance is stopped. The instance's zone is told the
-//! whole list of its interfaces; its node makes them when the instance starts.
+//! Attaching interfaces to instances and taking them away, whether they run or not. The instance's zone is told the whole list
+//! of its interfaces; its node gives a running guest what is new, and takes from it what is gone ([`super::phase`]).
 
 use mallee_aws::{
     AwsError,
     id::{InstanceId, InterfaceAttachmentId, NetworkInterfaceId},
 };
 use mallee_store::{Tx, params};
-use mallee_tiers::{Desired, Observed};
+use mallee_tiers::{Desired, INTERFACES_AT_AN_INSTANCE, Observed};
 use serde::{Deserialize, Serialize};
 
-use super::{InterfaceRow, address::own, drop_automatic, of_account, of_instance, unattach};
+use super::{InterfaceRow, Phase, address::own, drop_automatic, of_account, of_instance, phase, unattach};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
@@ -19,15 +19,13 @@ use crate::{
     },
     network,
     service::Call,
+    zone::event::{self, Kind},
 };
 
 actions![
     AttachNetworkInterface => attach,
     DetachNetworkInterface => detach,
 ];
-
-/// Most interfaces of one instance.
-pub const MOST: usize = 8;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -62,9 +60,12 @@ async fn attach(call: &Call, input: AttachNetworkInterface) -> Outcome<Attached>
         .store
         .write("attach a network interface", move |tx| {
             let row = own(tx, &account, &input.network_interface_id)?;
-            let zone = zone_of(tx, &account, &input.instance_id)?;
-            let id = put(tx, &row, &input.instance_id, &zone, input.device_index, false, now)?;
+            let instance = attachable(tx, &account, &input.instance_id)?;
+            let phase = if is_off(&instance) { Phase::Attached } else { Phase::Attaching };
+            let at = At { instance: &instance.id, zone: &instance.zone, device_index: input.device_index, phase };
+            let id = put(tx, &row, &at, false, now)?;
             network::touch(tx, &input.instance_id)?;
+            event::note(tx, instance.id.as_str(), now, Kind::Asked, &format!("attach {}", row.id))?;
             unless_dry_run(input.dry_run)?;
             Ok::<_, Refusal>(id)
         })
@@ -74,38 +75,38 @@ async fn attach(call: &Call, input: AttachNetworkInterface) -> Outcome<Attached>
     Ok(Attached { attachment_id, network_card_index: 0 })
 }
 
-/// The zone of an instance that may be given an interface: one that is not ending.
-fn zone_of(tx: &mut Tx<'_>, account: &str, id: &InstanceId) -> Outcome<String> {
+/// An instance that may be given an interface: one that is not ending.
+fn attachable(tx: &mut Tx<'_>, account: &str, id: &InstanceId) -> Outcome<Instance> {
     let instance = instance::get(tx, account, id)?;
     if instance.is_ended() || instance.desired == Desired::Terminated {
         let message = format!("The instance '{id}' is not in a valid state for this operation.");
         return Err(Refusal::new("IncorrectInstanceState", message));
     }
-    must_be_stopped(&instance)?;
-    Ok(instance.zone)
+    Ok(instance)
 }
 
-/// Nodes give an instance its interfaces when it starts, and do not change those of a running one.
-fn must_be_stopped(instance: &Instance) -> Outcome<()> {
-    let is_stopped = instance.desired == Desired::Stopped && instance.observed == Some(Observed::Stopped);
-    if is_stopped {
-        return Ok(());
-    }
-    let message =
-        format!("This cloud attaches and detaches interfaces of stopped instances only: stop '{}' first", instance.id);
-    Err(AwsError::unsupported(message).into())
+/// No guest has to be asked: the node gives it its interfaces when it starts.
+fn is_off(instance: &Instance) -> bool {
+    instance.desired == Desired::Stopped && instance.observed == Some(Observed::Stopped)
+}
+
+/// Where an interface shall go.
+pub struct At<'a> {
+    pub instance: &'a InstanceId,
+    pub zone: &'a str,
+    pub device_index: u32,
+    pub phase: Phase,
 }
 
 /// Writes the attachment of an interface that is free, to an instance in its zone that has room for it.
 pub fn put(
     tx: &mut Tx<'_>,
     row: &InterfaceRow,
-    instance: &InstanceId,
-    zone: &str,
-    device_index: u32,
+    at: &At<'_>,
     delete_on_termination: bool,
     now: i64,
 ) -> Outcome<InterfaceAttachmentId> {
+    let At { instance, zone, device_index, phase } = *at;
     if row.instance.is_some() {
         let message = format!("Network interface '{}' is currently in use.", row.id);
         return Err(Refusal::new("InvalidNetworkInterface.InUse", message));
@@ -127,15 +128,23 @@ pub fn put(
         let message = format!("Interface {} and instance {instance} belong to different networks", row.id);
         return Err(AwsError::invalid_parameter_combination(message).into());
     }
-    if there.len() >= MOST {
-        let message = format!("Interface count {} exceeds the limit of {MOST}", there.len() + 1);
+    if there.len() >= INTERFACES_AT_AN_INSTANCE {
+        let message = format!("Interface count {} exceeds the limit of {INTERFACES_AT_AN_INSTANCE}", there.len() + 1);
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
     let id = InterfaceAttachmentId::from_random(rand::random());
     tx.execute(
         "UPDATE network_interface SET instance = ?2, attachment = ?3, device_index = ?4, attached = ?5,
-                delete_on_termination = ?6 WHERE id = ?1",
-        params![row.id.as_str(), instance.as_str(), id.as_str(), i64::from(device_index), now, delete_on_termination],
+                delete_on_termination = ?6, phase = ?7, attach_reason = '' WHERE id = ?1",
+        params![
+            row.id.as_str(),
+            instance.as_str(),
+            id.as_str(),
+            i64::from(device_index),
+            now,
+            delete_on_termination,
+            phase.shown()
+        ],
     )?;
     Ok(id)
 }
@@ -145,13 +154,12 @@ pub fn put(
 struct DetachNetworkInterface {
     dry_run: Option<bool>,
     attachment_id: InterfaceAttachmentId,
-    /// The guest is never asked, so there is nothing to force.
-    #[allow(dead_code)]
+    /// The guest has to let go: a card that is torn out may take its kernel along.
     force: Option<bool>,
 }
 
 async fn detach(call: &Call, input: DetachNetworkInterface) -> Outcome<()> {
-    let account = call.account().to_owned();
+    let (account, now) = (call.account().to_owned(), call.now);
     call.cloud
         .store
         .write("detach a network interface", move |tx| {
@@ -165,14 +173,21 @@ async fn detach(call: &Call, input: DetachNetworkInterface) -> Outcome<()> {
                 let message = "The network interface at device index 0 cannot be detached.";
                 return Err(Refusal::new("OperationNotPermitted", message));
             }
-            if row.released {
+            if row.released || row.phase == Phase::Detaching {
                 let message = format!("Network interface '{}' is being detached already", row.id);
                 return Err(Refusal::new("IncorrectState", message));
             }
-            must_be_stopped(&instance::get(tx, &account, &instance)?)?;
-            drop_automatic(tx, &row)?;
-            unattach(tx, &row.id)?;
-            network::touch(tx, &instance)?;
+            if is_off(&instance::get(tx, &account, &instance)?) {
+                drop_automatic(tx, &row)?;
+                unattach(tx, &row.id)?;
+                network::touch(tx, &instance)?;
+            } else if input.force == Some(true) {
+                let message =
+                    "This cloud takes no interface from a running guest by force: without Force it is asked to let go";
+                return Err(AwsError::unsupported(message).into());
+            } else {
+                phase::begin_detach(tx, &row, &instance, now)?;
+            }
             unless_dry_run(input.dry_run)
         })
         .await?;

@@ -13,7 +13,7 @@ use super::{
     address::own,
     create as create_row, delete_row,
     describe::{InterfaceInfo, info},
-    get,
+    get, ipv6,
 };
 use crate::{
     Outcome, Refusal, actions,
@@ -52,9 +52,9 @@ struct CreateNetworkInterface {
     #[serde(rename = "Ipv4PrefixCount")]
     ipv4_prefix_count: Option<Unsupported>,
     #[serde(rename = "Ipv6AddressCount")]
-    ipv6_address_count: Option<Unsupported>,
-    #[serde(rename = "Ipv6Addresses")]
-    ipv6_addresses: Option<Unsupported>,
+    ipv6_address_count: Option<u32>,
+    #[serde(rename = "Ipv6Addresses", default)]
+    ipv6_addresses: Vec<ipv6::Named>,
     #[serde(rename = "Ipv6Prefix")]
     ipv6_prefix: Option<Unsupported>,
     #[serde(rename = "Ipv6PrefixCount")]
@@ -110,8 +110,6 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
     unsupported::refuse(&[
         ("Ipv4Prefix", input.ipv4_prefix),
         ("Ipv4PrefixCount", input.ipv4_prefix_count),
-        ("Ipv6AddressCount", input.ipv6_address_count),
-        ("Ipv6Addresses", input.ipv6_addresses),
         ("Ipv6Prefix", input.ipv6_prefix),
         ("Ipv6PrefixCount", input.ipv6_prefix_count),
         ("EnablePrimaryIpv6", input.enable_primary_ipv6),
@@ -123,6 +121,7 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
     }
     let (address, secondary) =
         addresses(input.private_ip_address, &input.private_ip_addresses, input.secondary_private_ip_address_count)?;
+    let ipv6 = ipv6::Wanted::asked(&input.ipv6_addresses, input.ipv6_address_count)?;
     let token = client_token::Given::of(call, input.client_token.as_deref())?;
     let kind = "network-interface";
     let tags = tag::specified(&input.tag_specification, &[kind])?.remove(kind).unwrap_or_default();
@@ -144,6 +143,7 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
                         attached: None,
                         address,
                         secondary: secondary.clone(),
+                        ipv6: ipv6.clone(),
                         groups: &groups,
                         description: &description,
                         delete_on_termination: false,

@@ -1,5 +1,7 @@
 //! Showing interfaces.
 
+use std::net::Ipv6Addr;
+
 use mallee_aws::{
     answer::timestamp,
     filter::{Attribute, Filter, Tagged},
@@ -59,8 +61,22 @@ pub struct InterfaceInfo {
     association: Option<Association>,
     tag_set: Vec<Tag>,
     private_ip_addresses_set: Vec<PrivateAddress>,
-    ipv6_addresses_set: [(); 0],
+    ipv6_addresses_set: Vec<Ipv6Address>,
     interface_type: &'static str,
+}
+
+/// As interfaces show them, and instances theirs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ipv6Address {
+    pub ipv6_address: String,
+    is_primary_ipv6: bool,
+}
+
+impl Ipv6Address {
+    pub fn all(addresses: &[Ipv6Addr]) -> Vec<Self> {
+        addresses.iter().map(|a| Self { ipv6_address: a.to_string(), is_primary_ipv6: false }).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -140,7 +156,9 @@ const ATTRIBUTES: &[Attribute<InterfaceInfo>] = &[
     ("group-id", |i| i.group_set.iter().map(|g| g.group_id.as_str().into()).collect()),
     ("group-name", |i| i.group_set.iter().map(|g| (&g.group_name).into()).collect()),
     ("interface-type", |i| vec![i.interface_type.into()]),
-    ("ipv6-addresses.ipv6-address", |_| vec![]),
+    ("ipv6-addresses.ipv6-address", |interface| {
+        interface.ipv6_addresses_set.iter().map(|a| (&a.ipv6_address).into()).collect()
+    }),
     ("mac-address", |i| vec![(&i.mac_address).into()]),
     ("network-interface-id", |i| vec![i.network_interface_id.as_str().into()]),
     ("owner-id", |i| vec![(&i.owner_id).into()]),
@@ -185,7 +203,7 @@ pub fn attachment(row: &InterfaceRow) -> Option<Attachment> {
         instance_owner_id: row.account.clone(),
         device_index: row.device_index,
         network_card_index: 0,
-        status: if row.released { "detaching" } else { "attached" },
+        status: row.attachment_status(),
         attach_time: timestamp(row.attached),
         delete_on_termination: row.delete_on_termination,
     })
@@ -206,6 +224,7 @@ pub fn info(region: &str, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo
         association: secondary.elastic.as_ref().map(|elastic| elastic_association(&row, elastic)),
     }));
     let attachment = attachment(&row);
+    let ipv6_addresses_set = Ipv6Address::all(&row.ipv6);
     let requester_managed = row.kind != Kind::Interface;
     InterfaceInfo {
         network_interface_id: row.id,
@@ -225,7 +244,7 @@ pub fn info(region: &str, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo
         association,
         tag_set,
         private_ip_addresses_set,
-        ipv6_addresses_set: [],
+        ipv6_addresses_set,
         interface_type: row.kind.as_str(),
     }
 }

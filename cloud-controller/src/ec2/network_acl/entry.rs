@@ -7,12 +7,8 @@ use serde::Deserialize;
 use super::{EntryRow, LAST, NetworkAclRow, get};
 use crate::{
     Outcome, Refusal, actions,
-    ec2::{
-        security_group::Protocol,
-        unless_dry_run,
-        unsupported::{self, Unsupported},
-    },
-    network::Cidr,
+    ec2::{security_group::Protocol, unless_dry_run},
+    network::{Cidr, Cidr6, Net},
     service::Call,
 };
 
@@ -38,7 +34,7 @@ struct CreateNetworkAclEntry {
     icmp: Option<Icmp>,
     port_range: Option<Range>,
     #[serde(rename = "Ipv6CidrBlock")]
-    ipv6_cidr_block: Option<Unsupported>,
+    ipv6_cidr_block: Option<String>,
 }
 
 /// It takes the same parameters.
@@ -69,13 +65,13 @@ fn number_of(protocol: &Protocol) -> &'static str {
         Protocol::Tcp => "6",
         Protocol::Udp => "17",
         Protocol::Icmp => "1",
+        Protocol::Icmpv6 => "58",
         _ => "",
     }
 }
 
 impl CreateNetworkAclEntry {
     fn checked(&self) -> Outcome<EntryRow> {
-        unsupported::refuse(&[("Ipv6CidrBlock", self.ipv6_cidr_block)])?;
         if !(1..LAST).contains(&self.rule_number) {
             return Err(wrong(format!("The rule number {} is not between 1 and {}", self.rule_number, LAST - 1)));
         }
@@ -84,16 +80,20 @@ impl CreateNetworkAclEntry {
             "deny" => false,
             other => return Err(wrong(format!("Value ({other}) for parameter ruleAction is invalid."))),
         };
-        let text = self.cidr_block.as_deref().ok_or_else(|| AwsError::missing_parameter("CidrBlock"))?;
-        let cidr = Cidr::asked(text)?;
+        let cidr: Net = match (self.cidr_block.as_deref(), self.ipv6_cidr_block.as_deref()) {
+            (Some(text), None) => Cidr::asked(text)?.into(),
+            (None, Some(text)) => Cidr6::asked(text)?.into(),
+            (None, None) => return Err(AwsError::missing_parameter("CidrBlock").into()),
+            (Some(_), Some(_)) => {
+                let message = "Only one of CidrBlock and Ipv6CidrBlock may be given";
+                return Err(AwsError::invalid_parameter_combination(message).into());
+            }
+        };
         let protocol: Protocol = self.protocol.parse()?;
         let range = match protocol {
-            Protocol::Icmpv6 => {
-                return Err(AwsError::unsupported("Protocol 58 (IPv6) is not supported by this cloud").into());
-            }
             Protocol::All | Protocol::Number(_) => None,
             Protocol::Tcp | Protocol::Udp => Some(self.ports()?),
-            Protocol::Icmp => Some(self.types()?),
+            Protocol::Icmp | Protocol::Icmpv6 => Some(self.types()?),
         };
         let protocol = match protocol {
             Protocol::All => "-1".to_owned(),

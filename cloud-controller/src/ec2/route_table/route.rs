@@ -2,20 +2,23 @@
 
 use mallee_aws::{
     AwsError,
-    id::{InstanceId, NatGatewayId, NetworkInterfaceId, RouteTableId, VpcPeeringConnectionId},
+    id::{
+        EgressOnlyInternetGatewayId, InstanceId, NatGatewayId, NetworkInterfaceId, PrefixListId, RouteTableId,
+        VpcEndpointId, VpcPeeringConnectionId,
+    },
 };
 use mallee_store::{Tx, params};
 use serde::Deserialize;
 
-use super::{RouteTableRow, Target, get, insert_route};
+use super::{Destination, RouteTableRow, Target, get, insert_route};
 use crate::{
-    Outcome, Refusal, actions,
+    Config, Outcome, Refusal, actions,
     ec2::{
-        interface, internet_gateway, nat_gateway, peering, resource, unless_dry_run,
+        egress_only_gateway, interface, internet_gateway, nat_gateway, peering, prefix_list, resource, unless_dry_run,
         unsupported::{self, Unsupported},
         vpc,
     },
-    network::Cidr,
+    network::Net,
     service::Call,
 };
 
@@ -36,9 +39,9 @@ struct CreateRoute {
     nat_gateway_id: Option<NatGatewayId>,
     network_interface_id: Option<NetworkInterfaceId>,
     vpc_peering_connection_id: Option<VpcPeeringConnectionId>,
-    destination_ipv6_cidr_block: Option<Unsupported>,
-    destination_prefix_list_id: Option<Unsupported>,
-    egress_only_internet_gateway_id: Option<Unsupported>,
+    destination_ipv6_cidr_block: Option<String>,
+    destination_prefix_list_id: Option<PrefixListId>,
+    egress_only_internet_gateway_id: Option<EgressOnlyInternetGatewayId>,
     transit_gateway_id: Option<Unsupported>,
     local_gateway_id: Option<Unsupported>,
     carrier_gateway_id: Option<Unsupported>,
@@ -59,9 +62,9 @@ struct ReplaceRoute {
     network_interface_id: Option<NetworkInterfaceId>,
     vpc_peering_connection_id: Option<VpcPeeringConnectionId>,
     local_target: Option<bool>,
-    destination_ipv6_cidr_block: Option<Unsupported>,
-    destination_prefix_list_id: Option<Unsupported>,
-    egress_only_internet_gateway_id: Option<Unsupported>,
+    destination_ipv6_cidr_block: Option<String>,
+    destination_prefix_list_id: Option<PrefixListId>,
+    egress_only_internet_gateway_id: Option<EgressOnlyInternetGatewayId>,
     transit_gateway_id: Option<Unsupported>,
     local_gateway_id: Option<Unsupported>,
     carrier_gateway_id: Option<Unsupported>,
@@ -97,9 +100,6 @@ impl From<ReplaceRoute> for CreateRoute {
 impl CreateRoute {
     fn refuse_what_is_not_done(&self) -> Outcome<()> {
         unsupported::refuse(&[
-            ("DestinationIpv6CidrBlock", self.destination_ipv6_cidr_block),
-            ("DestinationPrefixListId", self.destination_prefix_list_id),
-            ("EgressOnlyInternetGatewayId", self.egress_only_internet_gateway_id),
             ("TransitGatewayId", self.transit_gateway_id),
             ("LocalGatewayId", self.local_gateway_id),
             ("CarrierGatewayId", self.carrier_gateway_id),
@@ -109,6 +109,7 @@ impl CreateRoute {
         ])?;
         let given = [
             self.gateway_id.is_some(),
+            self.egress_only_internet_gateway_id.is_some(),
             self.instance_id.is_some(),
             self.nat_gateway_id.is_some(),
             self.network_interface_id.is_some(),
@@ -118,7 +119,7 @@ impl CreateRoute {
             1 => Ok(()),
             n => {
                 let code = if n == 0 { "MissingParameter" } else { "InvalidParameterCombination" };
-                let message = "The request must contain exactly one of gatewayId, natGatewayId, networkInterfaceId, \
+                let message = "The request must contain exactly one of gatewayId, egressOnlyInternetGatewayId, natGatewayId, networkInterfaceId, \
                                vpcPeeringConnectionId, instanceId";
                 Err(Refusal::new(code, message))
             }
@@ -136,11 +137,22 @@ impl CreateRoute {
             if text == "local" {
                 return Err(AwsError::unsupported("GatewayId=local is not supported by this cloud").into());
             }
+            if text.starts_with(VpcEndpointId::PREFIX) {
+                let message = "Routes to a gateway endpoint are made by CreateVpcEndpoint and ModifyVpcEndpoint";
+                return Err(AwsError::invalid_parameter_value(message).into());
+            }
             let gateway = internet_gateway::get(tx, account, &text.parse().map_err(Refusal::from)?)?;
             if gateway.vpc.as_ref() != Some(&table.vpc) {
                 return Err(elsewhere(&format!("network gateway {}", gateway.id)));
             }
             return Ok(Target::Gateway(gateway.id));
+        }
+        if let Some(id) = &self.egress_only_internet_gateway_id {
+            let gateway = egress_only_gateway::get(tx, account, id)?;
+            if gateway.vpc != table.vpc {
+                return Err(elsewhere(&format!("egress-only internet gateway {id}")));
+            }
+            return Ok(Target::EgressOnly(gateway.id));
         }
         if let Some(id) = &self.nat_gateway_id {
             let nat = nat_gateway::get_alive(tx, account, id)?;
@@ -171,52 +183,156 @@ impl CreateRoute {
     }
 }
 
-fn destination(text: Option<&str>) -> Outcome<Cidr> {
-    let text = text.ok_or_else(|| AwsError::missing_parameter("DestinationCidrBlock"))?;
-    let wrong = || {
-        let message =
-            format!("Value ({text}) for parameter destinationCidrBlock is invalid. This is not a valid CIDR block.");
-        Refusal::from(AwsError::invalid_parameter_value(message))
-    };
-    text.parse().map_err(|()| wrong())
+/// A destination in each of the three ways it can be said.
+struct Asked<'a> {
+    cidr: Option<&'a str>,
+    ipv6: Option<&'a str>,
+    list: Option<&'a PrefixListId>,
+}
+
+impl Asked<'_> {
+    fn read(self) -> Outcome<Destination> {
+        let wrong = |text: &str, name: &str| {
+            let message = format!("Value ({text}) for parameter {name} is invalid. This is not a valid CIDR block.");
+            Refusal::from(AwsError::invalid_parameter_value(message))
+        };
+        match (self.cidr, self.ipv6, self.list) {
+            (Some(text), None, None) => {
+                let net = text.parse().map_err(|()| wrong(text, "destinationCidrBlock"))?;
+                Ok(Destination::Net(Net::V4(net)))
+            }
+            (None, Some(text), None) => {
+                let net = text.parse().map_err(|()| wrong(text, "destinationIpv6CidrBlock"))?;
+                Ok(Destination::Net(Net::V6(net)))
+            }
+            (None, None, Some(list)) => Ok(Destination::PrefixList(list.clone())),
+            (None, None, None) => Err(AwsError::missing_parameter("DestinationCidrBlock").into()),
+            _ => {
+                let message = "The request must contain exactly one of destinationCidrBlock, destinationIpv6CidrBlock, \
+                               destinationPrefixListId";
+                Err(AwsError::invalid_parameter_combination(message).into())
+            }
+        }
+    }
+}
+
+impl CreateRoute {
+    fn destination(&self) -> Outcome<Destination> {
+        let asked = Asked {
+            cidr: self.destination_cidr_block.as_deref(),
+            ipv6: self.destination_ipv6_cidr_block.as_deref(),
+            list: self.destination_prefix_list_id.as_ref(),
+        };
+        asked.read()
+    }
+}
+
+/// What a target takes: an egress-only gateway IPv6, a NAT gateway, a peering connection and an interface IPv4 (there is no
+/// NAT64, and the links between peers have no IPv6).
+fn check_target(destination: &Destination, target: &Target) -> Outcome<()> {
+    let is_ipv6 = destination.net().is_some_and(|net| net.v6().is_some());
+    match target {
+        Target::Gateway(_) => Ok(()),
+        Target::EgressOnly(_) if is_ipv6 => Ok(()),
+        Target::EgressOnly(id) => {
+            let message = format!("The egress-only internet gateway {id} takes IPv6 destinations only");
+            Err(AwsError::invalid_parameter_value(message).into())
+        }
+        Target::Nat(_) | Target::Interface(_) | Target::Peering(_) | Target::Endpoint(_) if is_ipv6 => {
+            let message = format!("IPv6 routes to {} are not supported by this cloud", target.as_str());
+            Err(AwsError::unsupported(message).into())
+        }
+        Target::Nat(_) | Target::Interface(_) | Target::Peering(_) | Target::Endpoint(_) => Ok(()),
+    }
+}
+
+/// Routes of endpoints come and go with the endpoint's table associations.
+fn check_not_endpoint(table: &RouteTableRow, destination: &Destination) -> Outcome<()> {
+    let route = table.routes.iter().find(|r| r.destination == *destination);
+    match route.map(|r| &r.target) {
+        Some(Target::Endpoint(id)) => {
+            let message = format!("cannot change the route of VPC endpoint {id} in route table {}", table.id);
+            Err(AwsError::invalid_parameter_value(message).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The VPC's own addresses are always reached directly.
-fn check_not_local(tx: &mut Tx<'_>, table: &RouteTableRow, destination: Cidr) -> Outcome<()> {
+fn check_fits(
+    tx: &mut Tx<'_>,
+    config: &Config,
+    table: &RouteTableRow,
+    destination: &Destination,
+    target: &Target,
+) -> Outcome<()> {
+    check_target(destination, target)?;
+    let nets = match destination {
+        Destination::Net(net) => vec![*net],
+        Destination::PrefixList(id) => {
+            let list = prefix_list::referable(tx, config, &table.account, id)?;
+            if list.is_ipv6 && !matches!(target, Target::Gateway(_) | Target::EgressOnly(_)) {
+                let message = format!("IPv6 routes to {} are not supported by this cloud", target.as_str());
+                return Err(AwsError::unsupported(message).into());
+            }
+            list.nets().collect()
+        }
+    };
     let vpc = vpc::get(tx, &table.account, &table.vpc)?;
-    if vpc.blocks().any(|block| block == destination) {
-        let message = format!("The route identified by {destination} already exists.");
-        return Err(Refusal::new("RouteAlreadyExists", message));
-    }
-    if vpc.blocks().any(|block| block.covers(&destination)) {
-        let message = format!(
-            "The destination CIDR block {destination} is equal to or more specific than one of this VPC's CIDR blocks, \
-             which this cloud does not route otherwise."
-        );
-        return Err(AwsError::invalid_parameter_value(message).into());
+    for net in nets {
+        if vpc.nets().any(|block| block == net) {
+            let message = format!("The route identified by {net} already exists.");
+            return Err(Refusal::new("RouteAlreadyExists", message));
+        }
+        if vpc.nets().any(|block| block.covers(&net)) {
+            let message = format!(
+                "The destination CIDR block {net} is equal to or more specific than one of this VPC's CIDR blocks, \
+                 which this cloud does not route otherwise."
+            );
+            return Err(AwsError::invalid_parameter_value(message).into());
+        }
     }
     Ok(())
 }
 
+/// A prefix list counts as many routes as it may have entries, as at AWS.
+fn weight(tx: &mut Tx<'_>, config: &Config, account: &str, destination: &Destination) -> Outcome<usize> {
+    match destination {
+        Destination::Net(_) => Ok(1),
+        Destination::PrefixList(id) => {
+            let list = prefix_list::referable(tx, config, account, id)?;
+            Ok(usize::try_from(list.max_entries).unwrap_or(MAX_PER_TABLE))
+        }
+    }
+}
+
+fn count(tx: &mut Tx<'_>, config: &Config, table: &RouteTableRow) -> Outcome<usize> {
+    let mut sum = 0;
+    for route in &table.routes {
+        sum += weight(tx, config, &table.account, &route.destination)?;
+    }
+    Ok(sum)
+}
+
 async fn create(call: &Call, input: CreateRoute) -> Outcome<()> {
     input.refuse_what_is_not_done()?;
-    let destination = destination(input.destination_cidr_block.as_deref())?;
-    let account = call.account().to_owned();
+    let destination = input.destination()?;
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
     call.cloud
         .store
         .write("create a route", move |tx| {
             let table = get(tx, &account, &input.route_table_id)?;
             let target = input.target(tx, &table)?;
-            check_not_local(tx, &table, destination)?;
+            check_fits(tx, &cloud.config, &table, &destination, &target)?;
             if table.routes.iter().any(|r| r.destination == destination) {
                 let message = format!("The route identified by {destination} already exists.");
                 return Err(Refusal::new("RouteAlreadyExists", message));
             }
-            if table.routes.len() >= MAX_PER_TABLE {
+            if count(tx, &cloud.config, &table)? + weight(tx, &cloud.config, &account, &destination)? > MAX_PER_TABLE {
                 let message = format!("The maximum number of routes in a table has been reached ({MAX_PER_TABLE}).");
                 return Err(Refusal::new("RouteLimitExceeded", message));
             }
-            insert_route(tx, &table.id, destination, &target)?;
+            insert_route(tx, &table.id, &destination, &target)?;
             unless_dry_run(input.dry_run)
         })
         .await?;
@@ -228,13 +344,15 @@ async fn replace(call: &Call, input: ReplaceRoute) -> Outcome<()> {
     unsupported::refuse_set("LocalTarget", input.local_target)?;
     let input = CreateRoute::from(input);
     input.refuse_what_is_not_done()?;
-    let destination = destination(input.destination_cidr_block.as_deref())?;
+    let destination = input.destination()?;
     let account = call.account().to_owned();
     call.cloud
         .store
         .write("replace a route", move |tx| {
             let table = get(tx, &account, &input.route_table_id)?;
             let target = input.target(tx, &table)?;
+            check_target(&destination, &target)?;
+            check_not_endpoint(&table, &destination)?;
             let changed = tx.execute(
                 "UPDATE route SET gateway = ?3 WHERE route_table = ?1 AND destination = ?2",
                 params![table.id.as_str(), destination, target],
@@ -258,26 +376,28 @@ struct DeleteRoute {
     dry_run: Option<bool>,
     route_table_id: RouteTableId,
     destination_cidr_block: Option<String>,
-    destination_ipv6_cidr_block: Option<Unsupported>,
-    destination_prefix_list_id: Option<Unsupported>,
+    destination_ipv6_cidr_block: Option<String>,
+    destination_prefix_list_id: Option<PrefixListId>,
 }
 
 async fn delete(call: &Call, input: DeleteRoute) -> Outcome<()> {
-    unsupported::refuse(&[
-        ("DestinationIpv6CidrBlock", input.destination_ipv6_cidr_block),
-        ("DestinationPrefixListId", input.destination_prefix_list_id),
-    ])?;
-    let destination = destination(input.destination_cidr_block.as_deref())?;
+    let asked = Asked {
+        cidr: input.destination_cidr_block.as_deref(),
+        ipv6: input.destination_ipv6_cidr_block.as_deref(),
+        list: input.destination_prefix_list_id.as_ref(),
+    };
+    let destination = asked.read()?;
     let account = call.account().to_owned();
     call.cloud
         .store
         .write("delete a route", move |tx| {
             let table = get(tx, &account, &input.route_table_id)?;
             let vpc = vpc::get(tx, &account, &table.vpc)?;
-            if vpc.blocks().any(|block| block == destination) {
+            if vpc.nets().any(|net| Some(net) == destination.net()) {
                 let message = format!("cannot remove local route {destination} in route table {}", table.id);
                 return Err(AwsError::invalid_parameter_value(message).into());
             }
+            check_not_endpoint(&table, &destination)?;
             let gone = tx.execute(
                 "DELETE FROM route WHERE route_table = ?1 AND destination = ?2",
                 params![table.id.as_str(), destination],

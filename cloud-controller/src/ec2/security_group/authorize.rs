@@ -2,7 +2,7 @@
 
 use mallee_aws::{
     AwsError,
-    id::{SecurityGroupId, SecurityGroupRuleId},
+    id::{PrefixListId, SecurityGroupId, SecurityGroupRuleId},
 };
 use mallee_store::Tx;
 use serde::{Deserialize, Serialize};
@@ -120,14 +120,16 @@ async fn authorize(
 ) -> Outcome<Authorized> {
     let kind = "security-group-rule";
     let tags: Vec<Tag> = tag::specified(&specifications, &[kind])?.remove(kind).unwrap_or_default();
-    let (account, asked_tags) = (call.account().to_owned(), tags.clone());
+    let (account, cloud, asked_tags) = (call.account().to_owned(), call.cloud.clone(), tags.clone());
     let rules = call
         .cloud
         .store
         .write("authorize traffic", move |tx| {
             let group = subject.group(tx, &account)?;
             let mut rules = Vec::new();
-            for Asked { traffic, description } in permission::asked(tx, &group, &subject.permissions, &subject.flat)? {
+            for Asked { traffic, description } in
+                permission::asked(tx, &cloud.config, &group, &subject.permissions, &subject.flat)?
+            {
                 let rule = rule::insert(tx, &group, direction, &traffic, description.as_deref())?;
                 tag::put(tx, &account, rule.id.as_str(), &tags)?;
                 rules.push(rule);
@@ -162,6 +164,7 @@ struct RevokedRule {
     cidr_ipv4: Option<String>,
     cidr_ipv6: Option<String>,
     referenced_group_id: Option<SecurityGroupId>,
+    prefix_list_id: Option<PrefixListId>,
     description: Option<String>,
 }
 
@@ -182,7 +185,7 @@ async fn revoke(
     ids: Vec<SecurityGroupRuleId>,
     direction: Direction,
 ) -> Outcome<Revoked> {
-    let account = call.account().to_owned();
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
     let revoked = call
         .cloud
         .store
@@ -190,7 +193,10 @@ async fn revoke(
             let group = subject.group(tx, &account)?;
             let there = rule::of_group(tx, &group.id, direction)?;
             let gone = if ids.is_empty() {
-                by_permission(&there, &permission::asked(tx, &group, &subject.permissions, &subject.flat)?)?
+                by_permission(
+                    &there,
+                    &permission::asked(tx, &cloud.config, &group, &subject.permissions, &subject.flat)?,
+                )?
             } else if subject.permissions.is_empty() {
                 by_id(&there, &ids)?
             } else {
@@ -214,23 +220,26 @@ async fn revoke(
 
 fn shown(rule: RuleRow) -> RevokedRule {
     use permission::Peer;
-    let (cidr_ipv4, cidr_ipv6, referenced_group_id) = match rule.traffic.peer {
-        Peer::Ipv4(cidr) => (Some(cidr.to_string()), None, None),
-        Peer::Ipv6(cidr) => (None, Some(cidr), None),
-        Peer::Group(id) => (None, None, Some(id)),
-    };
-    RevokedRule {
+    let mut shown = RevokedRule {
         security_group_rule_id: rule.id,
         group_id: rule.group,
         is_egress: rule.direction == Direction::Egress,
         ip_protocol: rule.traffic.protocol.to_string(),
         from_port: rule.traffic.from,
         to_port: rule.traffic.to,
-        cidr_ipv4,
-        cidr_ipv6,
-        referenced_group_id,
+        cidr_ipv4: None,
+        cidr_ipv6: None,
+        referenced_group_id: None,
+        prefix_list_id: None,
         description: rule.description,
+    };
+    match rule.traffic.peer {
+        Peer::Ipv4(cidr) => shown.cidr_ipv4 = Some(cidr.to_string()),
+        Peer::Ipv6(cidr) => shown.cidr_ipv6 = Some(cidr.to_string()),
+        Peer::Group(id) => shown.referenced_group_id = Some(id),
+        Peer::PrefixList(id) => shown.prefix_list_id = Some(id),
     }
+    shown
 }
 
 /// Descriptions say nothing about which rule is meant.

@@ -203,7 +203,27 @@ pub fn insert(
     )
     .map_err(|e| unique_is(e, || duplicate(name, vpc)))?;
     rule::insert(tx, &group, Direction::Egress, &Traffic::everything(Peer::anywhere()), None)?;
+    if vpc::ipv6::of(tx, vpc)?.is_some() {
+        rule::insert(tx, &group, Direction::Egress, &Traffic::everything(Peer::anywhere6()), None)?;
+    }
     Ok(group)
+}
+
+/// The VPC has IPv6 from now on: groups that still let everything out let that out as well.
+pub fn let_ipv6_out(tx: &mut Tx<'_>, vpc: &VpcId) -> Outcome<()> {
+    let groups = tx.query(
+        &format!("SELECT {COLUMNS} FROM security_group WHERE vpc = ?1 ORDER BY id"),
+        params![vpc.as_str()],
+        read,
+    )?;
+    for group in groups {
+        let there = rule::of_group(tx, &group.id, Direction::Egress)?;
+        let has = |peer: &Peer| there.iter().any(|r| r.traffic == Traffic::everything(peer.clone()));
+        if has(&Peer::anywhere()) && !has(&Peer::anywhere6()) {
+            rule::insert(tx, &group, Direction::Egress, &Traffic::everything(Peer::anywhere6()), None)?;
+        }
+    }
+    Ok(())
 }
 
 fn duplicate(name: &str, vpc: &VpcId) -> Refusal {
@@ -399,9 +419,14 @@ macro_rules! permission_filters {
                     .collect()
             }),
             (concat!($prefix, "ipv6-cidr"), |g| {
-                g.$list.iter().flat_map(|p| p.ipv6_ranges.iter().map(|r| (&r.cidr_ipv6).into())).collect()
+                g.$list.iter().flat_map(|p| p.ipv6_ranges.iter().map(|r| r.cidr_ipv6.to_string().into())).collect()
             }),
-            (concat!($prefix, "prefix-list-id"), |_| vec![]),
+            (concat!($prefix, "prefix-list-id"), |g| {
+                g.$list
+                    .iter()
+                    .flat_map(|p| p.prefix_list_ids.iter().map(|r| r.prefix_list_id.to_string().into()))
+                    .collect()
+            }),
             (concat!($prefix, "protocol"), |g| g.$list.iter().map(|p| (&p.ip_protocol).into()).collect()),
             (concat!($prefix, "to-port"), |g| {
                 g.$list.iter().filter_map(|p| p.to_port.map(|n| n.to_string().into())).collect()

@@ -1,11 +1,11 @@
 //! What a rule lets through, as requests say it (`IpPermissions`, or EC2's first, flat form), as rows keep it, and as
 //! answers group it again.
 
-use std::{collections::BTreeMap, fmt, net::Ipv6Addr, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use mallee_aws::{
     AwsError,
-    id::{SecurityGroupId, VpcId},
+    id::{PrefixListId, SecurityGroupId, VpcId},
 };
 use mallee_store::Tx;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,11 @@ use super::{
     group::{self, GroupRow},
     rule::RuleRow,
 };
-use crate::{Outcome, Refusal, network::Cidr};
+use crate::{
+    Config, Outcome, Refusal,
+    ec2::prefix_list,
+    network::{Cidr, Cidr6},
+};
 
 /// An IP protocol by EC2's name for it; `-1` is all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,15 +66,20 @@ impl FromStr for Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
     Ipv4(Cidr),
-    /// Canonical text. Kept and shown; subnets have no IPv6 yet, so nothing comes from there.
-    Ipv6(String),
+    Ipv6(Cidr6),
     Group(SecurityGroupId),
+    PrefixList(PrefixListId),
 }
 
 impl Peer {
     /// `0.0.0.0/0`.
     pub fn anywhere() -> Self {
-        Peer::Ipv4(Cidr::new(std::net::Ipv4Addr::UNSPECIFIED, 0))
+        Peer::Ipv4(Cidr::ANYWHERE)
+    }
+
+    /// `::/0`.
+    pub fn anywhere6() -> Self {
+        Peer::Ipv6(Cidr6::ANYWHERE)
     }
 }
 
@@ -78,8 +87,9 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Peer::Ipv4(cidr) => cidr.fmt(f),
-            Peer::Ipv6(text) => f.write_str(text),
+            Peer::Ipv6(cidr) => cidr.fmt(f),
             Peer::Group(id) => id.fmt(f),
+            Peer::PrefixList(id) => id.fmt(f),
         }
     }
 }
@@ -161,9 +171,8 @@ struct Ipv6RangeInput {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct PrefixListInput {
-    prefix_list_id: String,
-    #[serde(rename = "Description")]
-    _description: Option<String>,
+    prefix_list_id: PrefixListId,
+    description: Option<String>,
 }
 
 /// One permission in EC2's first form, in parameters of the action itself.
@@ -219,7 +228,13 @@ impl Flat {
 const MAX_ASKED: usize = 1000;
 
 /// The rules of a request, in its order; groups are looked up in the VPC of `group`.
-pub fn asked(tx: &mut Tx<'_>, group: &GroupRow, permissions: &[IpPermissionInput], flat: &Flat) -> Outcome<Vec<Asked>> {
+pub fn asked(
+    tx: &mut Tx<'_>,
+    config: &Config,
+    group: &GroupRow,
+    permissions: &[IpPermissionInput],
+    flat: &Flat,
+) -> Outcome<Vec<Asked>> {
     let flat = match (permissions.is_empty(), flat.is_empty()) {
         (true, true) => return Err(AwsError::missing_parameter("IpPermissions").into()),
         (false, false) => {
@@ -232,7 +247,7 @@ pub fn asked(tx: &mut Tx<'_>, group: &GroupRow, permissions: &[IpPermissionInput
     };
     let mut all: Vec<Asked> = Vec::new();
     for permission in permissions.iter().chain(&flat) {
-        for (peer, description) in peers(tx, group, permission)? {
+        for (peer, description) in peers(tx, config, group, permission)? {
             let (protocol, from, to) = what(permission)?;
             check_description(description.as_deref())?;
             all.push(Asked { traffic: Traffic { protocol, from, to, peer }, description });
@@ -251,23 +266,28 @@ pub fn asked(tx: &mut Tx<'_>, group: &GroupRow, permissions: &[IpPermissionInput
     Ok(all)
 }
 
-fn peers(tx: &mut Tx<'_>, group: &GroupRow, permission: &IpPermissionInput) -> Outcome<Vec<(Peer, Option<String>)>> {
+fn peers(
+    tx: &mut Tx<'_>,
+    config: &Config,
+    group: &GroupRow,
+    permission: &IpPermissionInput,
+) -> Outcome<Vec<(Peer, Option<String>)>> {
     let mut peers = Vec::new();
     for range in &permission.ip_ranges {
         peers.push((Peer::Ipv4(Cidr::asked(&range.cidr_ip)?), range.description.clone()));
     }
     for range in &permission.ipv6_ranges {
-        peers.push((Peer::Ipv6(ipv6(&range.cidr_ipv6)?), range.description.clone()));
+        peers.push((Peer::Ipv6(Cidr6::asked(&range.cidr_ipv6)?), range.description.clone()));
     }
     for source in &permission.groups {
         peers.push((Peer::Group(referred(tx, group, source)?), source.description.clone()));
     }
-    if let Some(list) = permission.prefix_list_ids.first() {
-        let message = format!("The prefix list ID '{}' does not exist", list.prefix_list_id);
-        return Err(Refusal::new("InvalidPrefixListID.NotFound", message));
+    for list in &permission.prefix_list_ids {
+        let found = prefix_list::referable(tx, config, &group.account, &list.prefix_list_id)?;
+        peers.push((Peer::PrefixList(found.id), list.description.clone()));
     }
     if peers.is_empty() {
-        let message = "A permission must name at least one range, IPv6 range or security group";
+        let message = "A permission must name at least one range, IPv6 range, security group or prefix list";
         return Err(Refusal::new("InvalidPermission.Malformed", message));
     }
     Ok(peers)
@@ -330,43 +350,39 @@ pub fn span(protocol: Protocol, from: Option<i64>, to: Option<i64>) -> Result<(i
     }
 }
 
-fn ipv6(text: &str) -> Result<String, AwsError> {
-    parse_ipv6(text).ok_or_else(|| AwsError::invalid_parameter_value(format!("CIDR block {text} is malformed")))
-}
-
-fn parse_ipv6(text: &str) -> Option<String> {
-    let (address, length) = text.split_once('/')?;
-    let address: Ipv6Addr = address.parse().ok()?;
-    let length: u32 = length.parse().ok().filter(|l| *l <= 128)?;
-    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-    Some(format!("{}/{length}", Ipv6Addr::from(u128::from(address) & mask)))
-}
-
 /// The peer in a single rule, as `ModifySecurityGroupRules` says it.
-pub fn peer_of(
-    tx: &mut Tx<'_>,
-    group: &GroupRow,
-    cidr_ipv4: Option<&str>,
-    cidr_ipv6: Option<&str>,
-    referenced: Option<&SecurityGroupId>,
-) -> Outcome<Option<Peer>> {
-    match (cidr_ipv4, cidr_ipv6, referenced) {
-        (None, None, None) => Ok(None),
-        (Some(text), None, None) => Ok(Some(Peer::Ipv4(Cidr::asked(text)?))),
-        (None, Some(text), None) => Ok(Some(Peer::Ipv6(ipv6(text)?))),
-        (None, None, Some(id)) => {
-            let source = GroupInput {
-                group_id: Some(id.clone()),
-                group_name: None,
-                user_id: None,
-                description: None,
-                vpc_id: None,
-            };
-            Ok(Some(Peer::Group(referred(tx, group, &source)?)))
-        }
-        _ => {
-            let message = "Only one of CidrIpv4, CidrIpv6 and ReferencedGroupId may be given";
-            Err(AwsError::invalid_parameter_combination(message).into())
+#[derive(Debug, Clone, Copy)]
+pub struct OnePeer<'a> {
+    pub cidr_ipv4: Option<&'a str>,
+    pub cidr_ipv6: Option<&'a str>,
+    pub referenced: Option<&'a SecurityGroupId>,
+    pub prefix_list: Option<&'a PrefixListId>,
+}
+
+impl OnePeer<'_> {
+    /// None: the request says nothing about it.
+    pub fn read(self, tx: &mut Tx<'_>, config: &Config, group: &GroupRow) -> Outcome<Option<Peer>> {
+        match (self.cidr_ipv4, self.cidr_ipv6, self.referenced, self.prefix_list) {
+            (None, None, None, None) => Ok(None),
+            (Some(text), None, None, None) => Ok(Some(Peer::Ipv4(Cidr::asked(text)?))),
+            (None, Some(text), None, None) => Ok(Some(Peer::Ipv6(Cidr6::asked(text)?))),
+            (None, None, None, Some(id)) => {
+                Ok(Some(Peer::PrefixList(prefix_list::referable(tx, config, &group.account, id)?.id)))
+            }
+            (None, None, Some(id), None) => {
+                let source = GroupInput {
+                    group_id: Some(id.clone()),
+                    group_name: None,
+                    user_id: None,
+                    description: None,
+                    vpc_id: None,
+                };
+                Ok(Some(Peer::Group(referred(tx, group, &source)?)))
+            }
+            _ => {
+                let message = "Only one of CidrIpv4, CidrIpv6, PrefixListId and ReferencedGroupId may be given";
+                Err(AwsError::invalid_parameter_combination(message).into())
+            }
         }
     }
 }
@@ -395,7 +411,7 @@ pub struct IpPermission {
     pub groups: Vec<UserIdGroupPair>,
     pub ip_ranges: Vec<IpRange>,
     pub ipv6_ranges: Vec<Ipv6Range>,
-    pub prefix_list_ids: [(); 0],
+    pub prefix_list_ids: Vec<PrefixListPeer>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -419,7 +435,14 @@ pub struct IpRange {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ipv6Range {
-    pub cidr_ipv6: String,
+    pub cidr_ipv6: Cidr6,
+    pub description: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefixListPeer {
+    pub prefix_list_id: PrefixListId,
     pub description: Option<String>,
 }
 
@@ -439,18 +462,21 @@ pub fn grouped(rules: &[RuleRow], account: &str, names: &BTreeMap<SecurityGroupI
             groups: Vec::new(),
             ip_ranges: Vec::new(),
             ipv6_ranges: Vec::new(),
-            prefix_list_ids: [],
+            prefix_list_ids: Vec::new(),
         });
         let description = rule.description.clone();
         match peer {
             Peer::Ipv4(cidr) => permission.ip_ranges.push(IpRange { cidr_ip: *cidr, description }),
-            Peer::Ipv6(cidr) => permission.ipv6_ranges.push(Ipv6Range { cidr_ipv6: cidr.clone(), description }),
+            Peer::Ipv6(cidr) => permission.ipv6_ranges.push(Ipv6Range { cidr_ipv6: *cidr, description }),
             Peer::Group(group_id) => permission.groups.push(UserIdGroupPair {
                 user_id: account.to_owned(),
                 group_name: names.get(group_id).cloned(),
                 group_id: group_id.clone(),
                 description,
             }),
+            Peer::PrefixList(id) => {
+                permission.prefix_list_ids.push(PrefixListPeer { prefix_list_id: id.clone(), description });
+            }
         }
     }
     by_span.into_values().collect()
@@ -487,13 +513,5 @@ mod tests {
                 .map_err(|e| assert_eq!(e.code, "InvalidParameterValue"));
             assert_eq!(got, expected.map(|(p, f, t)| (p.to_owned(), f, t)), "{protocol} {from:?} {to:?}");
         }
-    }
-
-    #[test]
-    fn ipv6_networks_are_canonical() {
-        assert_eq!(parse_ipv6("::/0").as_deref(), Some("::/0"));
-        assert_eq!(parse_ipv6("2001:DB8:0:0::1/32").as_deref(), Some("2001:db8::/32"));
-        assert_eq!(parse_ipv6("::1/129"), None);
-        assert_eq!(parse_ipv6("10.0.0.0/8"), None);
     }
 }

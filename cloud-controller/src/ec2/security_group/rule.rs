@@ -2,7 +2,7 @@
 
 use mallee_aws::{
     filter::{Attribute, Filter, Tagged},
-    id::{SecurityGroupId, SecurityGroupRuleId},
+    id::{PrefixListId, SecurityGroupId, SecurityGroupRuleId},
 };
 use mallee_store::{Error as StoreError, FromValue, Row, ToValue, Tx, Value, params};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::{
         tag::{self, Tag},
         unique_is,
     },
-    network::Cidr,
+    network::{Cidr, Cidr6},
     service::Call,
 };
 
@@ -69,6 +69,7 @@ fn read(row: &Row<'_>) -> Result<RuleRow, StoreError> {
         PeerKind::Ipv4 => Peer::Ipv4(row.get(8)?),
         PeerKind::Ipv6 => Peer::Ipv6(row.get(8)?),
         PeerKind::Group => Peer::Group(row.get::<Id<_>>(8)?.0),
+        PeerKind::PrefixList => Peer::PrefixList(row.get::<Id<_>>(8)?.0),
     };
     Ok(RuleRow {
         id: row.get::<Id<_>>(0)?.0,
@@ -84,6 +85,7 @@ enum PeerKind {
     Ipv4,
     Ipv6,
     Group,
+    PrefixList,
 }
 
 impl PeerKind {
@@ -92,6 +94,7 @@ impl PeerKind {
             Peer::Ipv4(_) => PeerKind::Ipv4,
             Peer::Ipv6(_) => PeerKind::Ipv6,
             Peer::Group(_) => PeerKind::Group,
+            Peer::PrefixList(_) => PeerKind::PrefixList,
         }
     }
 }
@@ -102,6 +105,7 @@ impl ToValue for PeerKind {
             PeerKind::Ipv4 => "ipv4",
             PeerKind::Ipv6 => "ipv6",
             PeerKind::Group => "group",
+            PeerKind::PrefixList => "prefix-list",
         };
         Value::Text(text.into())
     }
@@ -113,6 +117,7 @@ impl FromValue for PeerKind {
             "ipv4" => Ok(PeerKind::Ipv4),
             "ipv6" => Ok(PeerKind::Ipv6),
             "group" => Ok(PeerKind::Group),
+            "prefix-list" => Ok(PeerKind::PrefixList),
             other => Err(format!("peers of kind {other:?} are not known")),
         }
     }
@@ -184,16 +189,42 @@ pub fn insert(
         ],
     )
     .map_err(|e| unique_is(e, || duplicate(traffic)))?;
-    let count: i64 = tx.query_one(
-        "SELECT COUNT(*) FROM security_group_rule WHERE security_group = ?1 AND egress = ?2",
-        params![group.id.as_str(), direction == Direction::Egress],
-        |row| row.get(0),
+    check_count(tx, &group.id)?;
+    Ok(rule)
+}
+
+/// A rule that refers to a prefix list counts as many as the list may have entries, as at AWS.
+pub fn check_count(tx: &mut Tx<'_>, group: &SecurityGroupId) -> Outcome<()> {
+    let counts = tx.query(
+        "SELECT r.egress, CAST(SUM(COALESCE(l.max_entries, 1)) AS BIGINT) FROM security_group_rule r
+         LEFT JOIN prefix_list l ON l.id = r.peer WHERE r.security_group = ?1 GROUP BY r.egress",
+        params![group.as_str()],
+        |row| row.get::<i64>(1),
     )?;
-    if count as usize > MAX_RULES {
+    if counts.into_iter().any(|count| count > MAX_RULES) {
         let message = format!("A security group may have at most {MAX_RULES} rules in each direction");
         return Err(Refusal::new("RulesPerSecurityGroupLimitExceeded", message));
     }
-    Ok(rule)
+    Ok(())
+}
+
+/// A list may have more entries from now on.
+pub fn check_groups_of_list(tx: &mut Tx<'_>, list: &PrefixListId) -> Outcome<()> {
+    let groups = tx.query(
+        "SELECT DISTINCT security_group FROM security_group_rule WHERE peer = ?1",
+        params![list.as_str()],
+        |row| Ok(row.get::<Id<_>>(0)?.0),
+    )?;
+    groups.iter().try_for_each(|group| check_count(tx, group))
+}
+
+/// The groups of an account that have rules about a prefix list.
+pub fn groups_referring_to(tx: &mut Tx<'_>, account: &str, list: &PrefixListId) -> Result<Vec<String>, StoreError> {
+    tx.query(
+        "SELECT DISTINCT security_group FROM security_group_rule WHERE peer = ?1 AND account = ?2",
+        params![list.as_str(), account],
+        |row| row.get(0),
+    )
 }
 
 fn duplicate(traffic: &Traffic) -> Refusal {
@@ -258,7 +289,8 @@ pub struct RuleInfo {
     from_port: i64,
     to_port: i64,
     cidr_ipv4: Option<Cidr>,
-    cidr_ipv6: Option<String>,
+    cidr_ipv6: Option<Cidr6>,
+    prefix_list_id: Option<PrefixListId>,
     referenced_group_info: Option<ReferencedGroup>,
     description: Option<String>,
     tag_set: Vec<Tag>,
@@ -290,6 +322,7 @@ pub fn info(call: &Call, rule: RuleRow, tag_set: Vec<Tag>) -> RuleInfo {
         to_port: rule.traffic.to,
         cidr_ipv4: None,
         cidr_ipv6: None,
+        prefix_list_id: None,
         referenced_group_info: None,
         description: rule.description,
         tag_set,
@@ -297,6 +330,7 @@ pub fn info(call: &Call, rule: RuleRow, tag_set: Vec<Tag>) -> RuleInfo {
     match rule.traffic.peer {
         Peer::Ipv4(cidr) => shown.cidr_ipv4 = Some(cidr),
         Peer::Ipv6(cidr) => shown.cidr_ipv6 = Some(cidr),
+        Peer::PrefixList(id) => shown.prefix_list_id = Some(id),
         Peer::Group(group_id) => {
             shown.referenced_group_info = Some(ReferencedGroup { group_id, user_id: shown.group_owner_id.clone() });
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mallee_aws::{
     AwsError,
-    id::{SecurityGroupId, SecurityGroupRuleId},
+    id::{PrefixListId, SecurityGroupId, SecurityGroupRuleId},
 };
 use mallee_store::Tx;
 use serde::Deserialize;
@@ -12,10 +12,10 @@ use serde::Deserialize;
 use super::{
     authorize,
     group::{self, GroupRow},
-    permission::{self, Flat, IpPermissionInput, Protocol, Traffic, check_description, peer_of, span},
+    permission::{self, Flat, IpPermissionInput, OnePeer, Protocol, Traffic, check_description, span},
     rule::{self, Direction, RuleRow},
 };
-use crate::{Outcome, Refusal, actions, ec2::unless_dry_run, service::Call};
+use crate::{Config, Outcome, actions, ec2::unless_dry_run, service::Call};
 
 actions![
     ModifySecurityGroupRules => modify,
@@ -47,13 +47,13 @@ struct RuleRequest {
     cidr_ipv4: Option<String>,
     cidr_ipv6: Option<String>,
     referenced_group_id: Option<SecurityGroupId>,
-    prefix_list_id: Option<String>,
+    prefix_list_id: Option<PrefixListId>,
     description: Option<String>,
 }
 
 /// Rules keep their ids and their direction; everything else is as the request says.
 async fn modify(call: &Call, input: ModifySecurityGroupRules) -> Outcome<()> {
-    let account = call.account().to_owned();
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
     call.cloud
         .store
         .write("modify security group rules", move |tx| {
@@ -69,9 +69,10 @@ async fn modify(call: &Call, input: ModifySecurityGroupRules) -> Outcome<()> {
                 }
                 let old = there.iter().find(|r| r.id == *id).ok_or_else(|| rule::not_found(id.as_str()))?;
                 let request = update.security_group_rule.clone().unwrap_or_default();
-                let rule = changed(tx, &group, old, request)?;
+                let rule = changed(tx, &cloud.config, &group, old, request)?;
                 rule::update(tx, &rule)?;
             }
+            rule::check_count(tx, &group.id)?;
             unless_dry_run(input.dry_run)
         })
         .await?;
@@ -80,19 +81,21 @@ async fn modify(call: &Call, input: ModifySecurityGroupRules) -> Outcome<()> {
 }
 
 /// What the request leaves out is dropped if it may be (the description), else kept.
-fn changed(tx: &mut Tx<'_>, group: &GroupRow, old: &RuleRow, request: RuleRequest) -> Outcome<RuleRow> {
-    if let Some(list) = request.prefix_list_id {
-        let message = format!("The prefix list ID '{list}' does not exist");
-        return Err(Refusal::new("InvalidPrefixListID.NotFound", message));
-    }
+fn changed(
+    tx: &mut Tx<'_>,
+    config: &Config,
+    group: &GroupRow,
+    old: &RuleRow,
+    request: RuleRequest,
+) -> Outcome<RuleRow> {
     check_description(request.description.as_deref())?;
-    let peer = peer_of(
-        tx,
-        group,
-        request.cidr_ipv4.as_deref(),
-        request.cidr_ipv6.as_deref(),
-        request.referenced_group_id.as_ref(),
-    )?;
+    let peer = OnePeer {
+        cidr_ipv4: request.cidr_ipv4.as_deref(),
+        cidr_ipv6: request.cidr_ipv6.as_deref(),
+        referenced: request.referenced_group_id.as_ref(),
+        prefix_list: request.prefix_list_id.as_ref(),
+    };
+    let peer = peer.read(tx, config, group)?;
     let protocol = request.ip_protocol.as_deref().map_or(Ok(old.traffic.protocol), str::parse::<Protocol>)?;
     let same_protocol = protocol == old.traffic.protocol;
     let (from, to) = match (request.from_port, request.to_port) {
@@ -167,7 +170,7 @@ async fn set_descriptions(call: &Call, input: Descriptions, direction: Direction
         let message = "Exactly one of IpPermissions and SecurityGroupRuleDescription must be given";
         return Err(AwsError::invalid_parameter_combination(message).into());
     }
-    let account = call.account().to_owned();
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
     call.cloud
         .store
         .write("describe security group rules", move |tx| {
@@ -180,7 +183,7 @@ async fn set_descriptions(call: &Call, input: Descriptions, direction: Direction
                 changes.push((found, description.clone()));
             }
             if !input.permissions.is_empty() {
-                for asked in permission::asked(tx, &group, &input.permissions, &Flat::default())? {
+                for asked in permission::asked(tx, &cloud.config, &group, &input.permissions, &Flat::default())? {
                     let found = there.iter().find(|r| r.traffic == asked.traffic).ok_or_else(authorize::missing)?;
                     changes.push((found, asked.description));
                 }

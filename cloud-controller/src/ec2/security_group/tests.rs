@@ -76,7 +76,10 @@ async fn what_is_wrong_with_a_rule_is_named_and_leaves_nothing() {
         ("IpProtocol=tcpp&CidrIp=0.0.0.0/0".into(), "InvalidParameterValue"),
         (format!("{}&{SSH}", port("80")), "InvalidParameterCombination"),
         (format!("{SSH}&IpPermissions.1.IpRanges.2.CidrIp=10.9.0.0/8"), "InvalidParameterValue"),
-        (format!("{SSH}&IpPermissions.1.PrefixListIds.1.PrefixListId=pl-1"), "InvalidPrefixListID.NotFound"),
+        (
+            format!("{SSH}&IpPermissions.1.PrefixListIds.1.PrefixListId=pl-0123456789abcdef0"),
+            "InvalidPrefixListID.NotFound",
+        ),
         (format!("{SSH}&IpPermissions.1.Groups.1.GroupId={others}"), "InvalidGroup.NotFound"),
         (format!("{SSH}&IpPermissions.1.Groups.1.GroupId=sg-1"), "InvalidGroupId.Malformed"),
         (format!("{SSH}&IpPermissions.1.Groups.1.GroupName=nobody"), "InvalidGroup.NotFound"),

@@ -152,6 +152,10 @@ async fn modify(call: &Call, input: ModifySnapshotAttribute) -> Outcome<()> {
         .store
         .write("modify a snapshot's attribute", move |tx| {
             let snapshot = own(tx, &account, &input.snapshot_id)?;
+            if snapshot.disk_key.is_some() && !add.is_empty() {
+                let message = "Encrypted snapshots are of their account's own key, and cannot be shared";
+                return Err(AwsError::invalid_parameter_value(message).into());
+            }
             for who in &add {
                 row::permit(tx, snapshot.id.as_str(), who)?;
             }

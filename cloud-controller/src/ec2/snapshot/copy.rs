@@ -1,11 +1,12 @@
 //! CopySnapshot: within the region, a row of its own on the same blocks.
 
 use mallee_aws::{AwsError, id::SnapshotId};
+use mallee_store::Tx;
 use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    blob, restorable,
+    NO_VOLUME, blob, not_found, of_mapping, restorable,
     row::{self, Snapshot},
 };
 use crate::{
@@ -19,9 +20,6 @@ use crate::{
 };
 
 actions![CopySnapshot => copy];
-
-/// What EC2 shows as the volume of a copy.
-const NO_VOLUME: &str = "vol-ffffffff";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -74,34 +72,51 @@ async fn copy(call: &Call, input: CopySnapshot) -> Outcome<Copied> {
     call.cloud
         .store
         .write("copy a snapshot", move |tx| {
-            let (source, manifest) = restorable(tx, &account, &input.source_snapshot_id)?;
+            let (source, _) = restorable(tx, &account, &input.source_snapshot_id)?;
             let description = input.description.clone();
-            let copy = Snapshot {
-                id: made.clone(),
-                account: account.clone(),
-                zone: String::new(),
-                volume: NO_VOLUME.into(),
-                generation: Generation::default(),
-                size_gib: source.size_gib,
-                description: description
-                    .unwrap_or_else(|| format!("[Copied {} from {}]", source.id, input.source_region)),
-                created: now,
-                desired: SnapshotDesired::Present,
-                observed: Some(SnapshotObserved::Uploaded),
-                reason: String::new(),
-                percent: 100,
-                attempt: 0,
-                accepted: true,
-                manifest: Some(manifest),
-                sent: 0,
-            };
-            row::insert(tx, &copy)?;
-            blob::copy(tx, source.id.as_str(), copy.id.as_str())?;
-            if !put.is_empty() {
-                tag::put(tx, &account, copy.id.as_str(), &put)?;
-            }
+            let description =
+                description.unwrap_or_else(|| format!("[Copied {} from {}]", source.id, input.source_region));
+            within(tx, &account, source.id.as_str(), (&made, now), &description, &put)?;
             unless_dry_run(input.dry_run)
         })
         .await?;
     Ok(Copied { snapshot_id: id, tag_set: tags })
+}
+
+/// A row of `account`'s own on the blocks of a complete snapshot that it may use.
+pub fn within(
+    tx: &mut Tx<'_>,
+    account: &str,
+    source: &str,
+    (id, now): (&SnapshotId, i64),
+    description: &str,
+    tags: &[Tag],
+) -> Outcome<()> {
+    let manifest = of_mapping(tx, source)?;
+    let source = row::any(tx, source)?.ok_or_else(|| not_found(source))?;
+    let copy = Snapshot {
+        id: id.clone(),
+        account: account.to_owned(),
+        zone: String::new(),
+        volume: NO_VOLUME.into(),
+        generation: Generation::default(),
+        size_gib: source.size_gib,
+        description: description.to_owned(),
+        created: now,
+        desired: SnapshotDesired::Present,
+        observed: Some(SnapshotObserved::Uploaded),
+        reason: String::new(),
+        percent: 100,
+        attempt: 0,
+        accepted: true,
+        manifest: Some(manifest),
+        sent: 0,
+        disk_key: source.disk_key,
+    };
+    row::insert(tx, &copy)?;
+    blob::copy(tx, source.id.as_str(), copy.id.as_str())?;
+    if !tags.is_empty() {
+        tag::put(tx, account, copy.id.as_str(), tags)?;
+    }
+    Ok(())
 }

@@ -8,17 +8,18 @@ use mallee_aws::{
     id::{InstanceId, SnapshotId, VolumeId},
 };
 use mallee_store::{Error as StoreError, Tx};
-use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved, VolumeDesired, VolumeObserved};
+use mallee_tiers::{Generation, HoldKind, SnapshotDesired, SnapshotObserved, VolumeDesired, VolumeObserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
     own,
     row::{self, Snapshot},
+    together::{self, Details, Part},
 };
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        instance,
+        image, instance,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -37,6 +38,8 @@ actions![
 /// A caller who flushed and froze a file system goes on when this answers, so the answer waits for the instant to be fixed;
 /// not longer than this, for a zone that does not answer.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
+/// And not longer than this for a guest to stand still.
+const TOGETHER_PATIENCE: Duration = Duration::from_secs(45);
 const LOOK: Duration = Duration::from_millis(15);
 
 #[derive(Deserialize)]
@@ -78,31 +81,76 @@ impl Created {
             volume_size: snapshot.size_gib,
             description: snapshot.description.clone(),
             tag_set,
-            encrypted: false,
+            encrypted: snapshot.disk_key.is_some(),
+        }
+    }
+}
+
+/// One of its volumes can be taken a snapshot of.
+fn is_ready(volume: &volume::Volume) -> Outcome<()> {
+    if volume.desired == VolumeDesired::Present && volume.observed == Some(VolumeObserved::Ready) {
+        return Ok(());
+    }
+    let message = format!("Volume '{}' is neither 'available' nor 'in-use'.", volume.id);
+    Err(Refusal::new("IncorrectState", message))
+}
+
+fn checked_description(description: &str) -> Outcome<String> {
+    if description.chars().count() > 255 {
+        let message = "Character sets beyond 255 characters are not supported for description";
+        return Err(AwsError::invalid_parameter_value(message).into());
+    }
+    Ok(description.to_owned())
+}
+
+/// Waits until all of them are fixed, and finds them. `of`: the first of several that are taken together.
+async fn until_taken(call: &Call, of: Option<String>, parts: Vec<Part>) -> Outcome<Vec<(Snapshot, Vec<Tag>)>> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let (asked, parts) = (of.clone(), parts.clone());
+        let found = call.cloud.store.read("wait for snapshots", move |tx| {
+            let fixed = asked.as_ref().map_or(Ok(Some(true)), |of| together::are_fixed(tx, of))?;
+            let mut found = Vec::new();
+            for part in &parts {
+                found.extend(row::any(tx, part.snapshot.as_str())?.map(|snapshot| (snapshot, part.tags())));
+            }
+            Ok::<_, StoreError>((fixed, found))
+        });
+        let (fixed, found) = found.await.map_err(Refusal::from)?;
+        let waited = begun.elapsed();
+        match fixed {
+            Some(true) => {
+                for (snapshot, _) in &found {
+                    until_frozen(call, snapshot).await;
+                }
+                return Ok(found);
+            }
+            Some(false) if waited > TOGETHER_PATIENCE => {
+                let of = of.clone().unwrap_or_default();
+                call.cloud.store.write("give snapshots up", move |tx| together::give_up(tx, &of)).await?;
+                call.cloud.pokes.instances.poke();
+                let message = "The guest does not stand still for its volumes to be fixed at one instant; try again";
+                return Err(AwsError::unavailable(message).into());
+            }
+            Some(false) => tokio::time::sleep(LOOK).await,
+            None => {
+                let message = "The guest went on before all its volumes were fixed; no snapshot was taken: try again";
+                return Err(AwsError::unavailable(message).into());
+            }
         }
     }
 }
 
 /// Asks for a snapshot of a volume.
-fn begin(
+pub fn begin(
     tx: &mut Tx<'_>,
     volume: &volume::Volume,
     (id, now): (SnapshotId, i64),
     description: &str,
     tags: &[Tag],
 ) -> Outcome<Snapshot> {
-    if volume.desired != VolumeDesired::Present || volume.observed != Some(VolumeObserved::Ready) {
-        return Err(Refusal::new(
-            "IncorrectState",
-            format!("Volume '{}' is neither 'available' nor 'in-use'.", volume.id),
-        ));
-    }
-    if description.chars().count() > 255 {
-        return Err(AwsError::invalid_parameter_value(
-            "Character sets beyond 255 characters are not supported for description",
-        )
-        .into());
-    }
+    is_ready(volume)?;
+    let description = checked_description(description)?;
     let snapshot = Snapshot {
         id,
         account: volume.account.clone(),
@@ -110,7 +158,7 @@ fn begin(
         volume: volume.id.to_string(),
         generation: Generation::default(),
         size_gib: volume.size_gib,
-        description: description.to_owned(),
+        description,
         created: now,
         desired: SnapshotDesired::Present,
         observed: None,
@@ -120,6 +168,7 @@ fn begin(
         accepted: false,
         manifest: None,
         sent: 0,
+        disk_key: volume.disk_key.clone(),
     };
     row::insert(tx, &snapshot)?;
     if !tags.is_empty() {
@@ -194,8 +243,6 @@ struct CreateSnapshots {
 #[serde(rename_all = "PascalCase")]
 struct InstanceSpecification {
     instance_id: InstanceId,
-    /// The root disk is an instance store here, so there is nothing of it to leave out.
-    #[allow(dead_code)]
     exclude_boot_volume: Option<bool>,
     #[serde(default)]
     exclude_data_volume_id: Vec<VolumeId>,
@@ -222,8 +269,7 @@ struct CreatedOne {
     encrypted: bool,
 }
 
-/// All volumes of an instance at one instant. Each volume has a daemon of its own, and nothing stops them all at once, so of
-/// a running instance with several volumes this is refused by name and not done one after the other.
+/// All volumes of an instance at one instant: where it runs and has several, its processors stand still for it.
 async fn create_all(call: &Call, input: CreateSnapshots) -> Outcome<CreatedAll> {
     unsupported::refuse(&[("Location", input.location), ("OutpostArn", input.outpost_arn)])?;
     let copies_tags = match input.copy_tags_from_source.as_deref() {
@@ -237,44 +283,53 @@ async fn create_all(call: &Call, input: CreateSnapshots) -> Outcome<CreatedAll> 
     let tags = tag::specified(&input.tag_specification, &["snapshot"])?.remove("snapshot").unwrap_or_default();
     let (account, now) = (call.account().to_owned(), call.now);
     let seeds: Vec<[u8; 9]> = (0..32).map(|_| rand::random()).collect();
-    let made = call
+    let (first, parts) = call
         .cloud
         .store
         .write("create snapshots", move |tx| {
             let wanted = &input.instance_specification;
             let instance = instance::get(tx, &account, &wanted.instance_id)?;
+            let without_root = wanted.exclude_boot_volume == Some(true) && instance.options.root_on_volume;
             let attached: Vec<_> = volume::attachments_at(tx, instance.id.as_str())?
                 .into_iter()
-                .filter(|a| !wanted.exclude_data_volume_id.contains(&a.volume))
+                .filter(|a| a.is_coming() && !wanted.exclude_data_volume_id.contains(&a.volume))
+                .filter(|a| !(without_root && a.device == instance.options.root_device))
                 .collect();
             if attached.is_empty() {
                 let message = format!("Instance '{}' has no volume to take a snapshot of", instance.id);
                 return Err(AwsError::invalid_parameter_value(message).into());
             }
-            if attached.len() > 1 && instance.state().name != "stopped" {
-                let message = "Snapshots of several volumes at one instant are not supported by this cloud while the instance \
-                     is not stopped: stop it, or use CreateSnapshot for each";
-                return Err(AwsError::unsupported(message).into());
-            }
-            let mut made = Vec::new();
+            let mut parts = Vec::new();
             for (attachment, seed) in attached.iter().zip(&seeds) {
                 let volume = volume::any(tx, attachment.volume.as_str())?;
                 let volume = volume.ok_or_else(|| volume::not_found(attachment.volume.as_str()))?;
                 let mut its_tags = if copies_tags { tag::of(tx, volume.id.as_str())? } else { Vec::new() };
                 its_tags.retain(|t| !tags.iter().any(|given| given.key == t.key));
                 its_tags.extend(tags.iter().cloned());
-                let description = input.description.as_deref().unwrap_or_default();
-                let snapshot = begin(tx, &volume, (SnapshotId::from_random(*seed), now), description, &its_tags)?;
-                made.push((snapshot, its_tags));
+                is_ready(&volume)?;
+                parts.push(Part::new(volume.id, SnapshotId::from_random(*seed), &its_tags));
+            }
+            let description = checked_description(input.description.as_deref().unwrap_or_default())?;
+            let first = parts.first().map(|p| p.snapshot.to_string()).filter(|_| parts.len() > 1);
+            let first = first.filter(|_| instance.state() != instance::STOPPED);
+            if let Some(first) = &first {
+                let details = Details { hold: Some(HoldKind::Paused), parts: parts.clone(), description };
+                together::ask(tx, first, &instance, details, now)?;
+            } else {
+                for part in &parts {
+                    let volume = volume::any(tx, part.volume.as_str())?;
+                    let volume = volume.ok_or_else(|| volume::not_found(part.volume.as_str()))?;
+                    begin(tx, &volume, (part.snapshot.clone(), now), &description, &part.tags())?;
+                }
             }
             unless_dry_run(input.dry_run)?;
-            Ok::<_, Refusal>(made)
+            Ok::<_, Refusal>((first, parts))
         })
         .await?;
+    call.cloud.pokes.instances.poke();
     call.cloud.pokes.snapshots.poke();
-    for (snapshot, _) in &made {
-        until_frozen(call, snapshot).await;
-    }
+    call.cloud.pokes.creations.poke();
+    let made = until_taken(call, first, parts).await?;
     let one = |(snapshot, tags): &(Snapshot, Vec<Tag>)| {
         let c = Created::of(snapshot, tags.clone());
         CreatedOne {
@@ -306,6 +361,10 @@ async fn delete(call: &Call, input: DeleteSnapshot) -> Outcome<()> {
         .store
         .write("delete a snapshot", move |tx| {
             let snapshot = own(tx, &account, &input.snapshot_id)?;
+            if let Some(image) = image::on_snapshot(tx, snapshot.id.as_str())? {
+                let message = format!("The snapshot {} is currently in use by {image}", snapshot.id);
+                return Err(Refusal::new("InvalidSnapshot.InUse", message));
+            }
             row::set_deleted(tx, snapshot.id.as_str())?;
             unless_dry_run(input.dry_run)
         })

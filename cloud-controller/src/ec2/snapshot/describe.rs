@@ -15,8 +15,9 @@ use super::{
     row::{self, EVERYBODY, Snapshot},
 };
 use crate::{
-    Outcome, actions,
+    Cloud, Outcome, actions,
     ec2::{
+        encryption,
         listing::{self, Wanted},
         tag::{self, Tag},
     },
@@ -62,16 +63,19 @@ struct SnapshotInfo {
     description: String,
     tag_set: Vec<Tag>,
     encrypted: bool,
+    kms_key_id: Option<String>,
     storage_tier: &'static str,
     /// Who may restore it; only filtered by.
     #[serde(skip)]
     permitted: Vec<String>,
 }
 
-fn info(snapshot: Snapshot, permitted: Vec<String>, tag_set: Vec<Tag>) -> SnapshotInfo {
+fn info(cloud: &Cloud, snapshot: Snapshot, permitted: Vec<String>, tag_set: Vec<Tag>) -> SnapshotInfo {
     SnapshotInfo {
         status: super::state(&snapshot),
         status_message: Some(snapshot.reason).filter(|reason| !reason.is_empty()),
+        encrypted: snapshot.disk_key.is_some(),
+        kms_key_id: snapshot.disk_key.as_deref().map(|key| encryption::arn(cloud, &snapshot.account, key)),
         snapshot_id: snapshot.id,
         volume_id: snapshot.volume,
         start_time: timestamp(snapshot.created),
@@ -80,7 +84,6 @@ fn info(snapshot: Snapshot, permitted: Vec<String>, tag_set: Vec<Tag>) -> Snapsh
         volume_size: snapshot.size_gib,
         description: snapshot.description,
         tag_set,
-        encrypted: false,
         storage_tier: "standard",
         permitted,
     }
@@ -94,7 +97,7 @@ impl Tagged for SnapshotInfo {
 
 const ATTRIBUTES: &[Attribute<SnapshotInfo>] = &[
     ("description", |s| vec![(&s.description).into()]),
-    ("encrypted", |_| vec!["false".into()]),
+    ("encrypted", |s| vec![s.encrypted.to_string().into()]),
     ("owner-alias", |_| vec![]),
     ("owner-id", |s| vec![(&s.owner_id).into()]),
     ("progress", |s| vec![(&s.progress).into()]),
@@ -139,7 +142,7 @@ async fn describe(call: &Call, input: DescribeSnapshots) -> Outcome<DescribedSna
         .into_iter()
         .map(|snapshot| {
             let id = snapshot.id.to_string();
-            info(snapshot, permitted.remove(&id).unwrap_or_default(), tags.take(&id))
+            info(&call.cloud, snapshot, permitted.remove(&id).unwrap_or_default(), tags.take(&id))
         })
         .filter(|s| named(s) || (is_owned(s) && is_restorable(s)))
         .collect();

@@ -120,6 +120,8 @@ impl Keep {
             Err(Trouble::Later(why)) => return Err(why),
         };
         self.cloud.pokes.snapshots.poke();
+        self.cloud.pokes.creations.poke();
+        self.cloud.pokes.imports.poke();
         written.map_err(|e: StoreError| e.to_string())
     }
 

@@ -67,10 +67,12 @@ pub struct Snapshot {
     pub manifest: Option<String>,
     /// Bytes that were sent for it.
     pub sent: u64,
+    /// Id of the key its blocks are encrypted with.
+    pub disk_key: Option<String>,
 }
 
 const COLUMNS: &str = "s.id, s.account, s.zone, s.volume, s.epoch, s.counter, s.size_gib, s.description, s.created, s.desired, \
-     s.observed, s.reason, s.percent, s.attempt, s.accepted, s.manifest, s.sent";
+     s.observed, s.reason, s.percent, s.attempt, s.accepted, s.manifest, s.sent, s.disk_key";
 
 fn read(row: &Row<'_>) -> Result<Snapshot, StoreError> {
     let observed: Option<String> = row.get(10)?;
@@ -91,6 +93,7 @@ fn read(row: &Row<'_>) -> Result<Snapshot, StoreError> {
         accepted: row.get(14)?,
         manifest: row.get(15)?,
         sent: row.get(16)?,
+        disk_key: row.get(17)?,
     })
 }
 
@@ -99,8 +102,8 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
     let generation = if s.zone.is_empty() { s.generation } else { generation::next(tx, &s.zone, List::Snapshots)? };
     tx.execute(
         "INSERT INTO snapshot (id, account, zone, volume, epoch, counter, size_gib, description, created, desired, observed,
-             reason, percent, attempt, accepted, manifest, sent)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, '', ?12, 0, ?13, ?14, 0)",
+             reason, percent, attempt, accepted, manifest, sent, disk_key)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, '', ?12, 0, ?13, ?14, 0, ?15)",
         params![
             s.id.as_str(),
             s.account,
@@ -116,6 +119,7 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
             s.percent,
             s.accepted,
             s.manifest,
+            s.disk_key,
         ],
     )
     .map(|_| ())
@@ -163,13 +167,13 @@ pub fn to_accept(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     tx.query(&sql, params![], read)
 }
 
-/// Deleted, gone from its zone, and needed by no volume that is being restored.
+/// Deleted, gone from its zone, and needed by no volume that has not fetched all of it.
 pub fn to_remove(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM snapshot s
          WHERE s.desired = 'deleted' AND (s.zone = '' OR s.observed = 'gone') AND NOT EXISTS
              (SELECT 1 FROM volume v WHERE v.snapshot = s.id AND v.desired = 'present'
-              AND (v.observed IS NULL OR v.observed = 'creating'))
+              AND (v.observed IS NULL OR v.observed = 'creating' OR v.needs_source = 1))
          ORDER BY s.id"
     );
     tx.query(&sql, params![], read)
@@ -195,6 +199,12 @@ pub fn set_uploaded(tx: &mut Tx<'_>, report: &SnapshotReport) -> Result<(), Stor
         params![report.id, report.manifest, report.sent, report.size_gib, report.attempt],
     )
     .map(|_| ())
+}
+
+/// It was brought to walrus again.
+pub fn set_manifest(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE snapshot SET manifest = ?2 WHERE id = ?1 AND accepted = 0 AND desired = 'present'";
+    tx.execute(sql, params![id, manifest]).map(|_| ())
 }
 
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use mallee_aws::{
 use mallee_store::{Tx, params};
 use serde::{Deserialize, Serialize};
 
-use super::{New, SubnetInfo, SubnetRow, get, in_vpc, info, insert, zone_id};
+use super::{New, SubnetInfo, get, in_vpc, info, insert, ipv6, zone_id};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
@@ -43,7 +43,7 @@ struct CreateSubnet {
     #[serde(default)]
     tag_specification: Vec<TagSpecification>,
     #[serde(rename = "Ipv6CidrBlock")]
-    ipv6_cidr_block: Option<Unsupported>,
+    ipv6_cidr_block: Option<String>,
     #[serde(rename = "Ipv4IpamPoolId")]
     ipv4_ipam_pool_id: Option<Unsupported>,
     #[serde(rename = "Ipv4NetmaskLength")]
@@ -62,7 +62,6 @@ struct CreatedSubnet {
 
 async fn create(call: &Call, input: CreateSubnet) -> Outcome<CreatedSubnet> {
     unsupported::refuse(&[
-        ("Ipv6CidrBlock", input.ipv6_cidr_block),
         ("Ipv4IpamPoolId", input.ipv4_ipam_pool_id),
         ("Ipv4NetmaskLength", input.ipv4_netmask_length),
         ("Ipv6IpamPoolId", input.ipv6_ipam_pool_id),
@@ -75,6 +74,7 @@ async fn create(call: &Call, input: CreateSubnet) -> Outcome<CreatedSubnet> {
         let message = format!("Value ({text}) for parameter cidrBlock is invalid. This is not a valid CIDR block.");
         Refusal::from(AwsError::invalid_parameter_value(message))
     })?;
+    let ipv6 = input.ipv6_cidr_block.as_deref().map(ipv6::asked).transpose()?;
     let zone = zone(&call.cloud.config, input.availability_zone.as_deref(), input.availability_zone_id.as_deref())?;
     let tags = tag::specified(&input.tag_specification, &["subnet"])?.remove("subnet").unwrap_or_default();
     let (account, now, cloud) = (call.account().to_owned(), call.now, call.cloud.clone());
@@ -86,7 +86,10 @@ async fn create(call: &Call, input: CreateSubnet) -> Outcome<CreatedSubnet> {
             check_fits(tx, &cloud.config, &vpc, cidr)?;
             let new =
                 New { vpc: vpc.id.clone(), zone: zone.clone(), cidr, is_default: false, public_on_launch: false, now };
-            let subnet = insert(tx, &account, new)?;
+            let mut subnet = insert(tx, &account, new)?;
+            if let Some(cidr) = ipv6 {
+                subnet.ipv6 = Some(ipv6::give(tx, &vpc, &subnet, cidr)?);
+            }
             let acl = network_acl::default_of(tx, &vpc.id)?;
             network_acl::associate(tx, &acl, &subnet.id)?;
             tag::put(tx, &account, subnet.id.as_str(), &tags)?;
@@ -199,6 +202,7 @@ async fn delete(call: &Call, input: DeleteSubnet) -> Outcome<()> {
             }
             route_table::forget_subnet(tx, id)?;
             network_acl::forget_subnet(tx, id)?;
+            ipv6::drop_of_subnet(tx, id)?;
             mac::free(tx, id.as_str())?;
             tag::drop_all(tx, id.as_str())?;
             tx.execute("DELETE FROM subnet WHERE id = ?1", params![id.as_str()])?;
@@ -229,9 +233,8 @@ struct ModifySubnetAttribute {
 
 impl ModifySubnetAttribute {
     /// Attributes that stay off.
-    fn off(&self) -> [(&'static str, Option<Flag>); 5] {
+    fn off(&self) -> [(&'static str, Option<Flag>); 4] {
         [
-            ("AssignIpv6AddressOnCreation", self.assign_ipv6_address_on_creation),
             ("EnableDns64", self.enable_dns64),
             ("MapCustomerOwnedIpOnLaunch", self.map_customer_owned_ip_on_launch),
             ("EnableResourceNameDnsARecordOnLaunch", self.a_records),
@@ -255,6 +258,7 @@ async fn modify_attribute(call: &Call, input: ModifySubnetAttribute) -> Outcome<
     }
     let given = input.off().iter().filter(|(_, flag)| flag.is_some()).count()
         + usize::from(input.map_public_ip_on_launch.is_some())
+        + usize::from(input.assign_ipv6_address_on_creation.is_some())
         + usize::from(input.private_dns_hostname_type_on_launch.is_some())
         + usize::from(input.disable_lni_at_device_index.is_some());
     match given {
@@ -270,7 +274,17 @@ async fn modify_attribute(call: &Call, input: ModifySubnetAttribute) -> Outcome<
     call.cloud
         .store
         .write("modify a subnet's attribute", move |tx| {
-            let SubnetRow { id, .. } = get(tx, &account, &input.subnet_id)?;
+            let subnet = get(tx, &account, &input.subnet_id)?;
+            let id = &subnet.id;
+            if let Some(flag) = input.assign_ipv6_address_on_creation {
+                if flag.value && subnet.ipv6.is_none() {
+                    let message = format!(
+                        "Invalid value 'true' for assignIpv6AddressOnCreation. The subnet {id} has no IPv6 CIDR block."
+                    );
+                    return Err(AwsError::invalid_parameter_value(message).into());
+                }
+                tx.execute("UPDATE subnet SET ipv6_on_creation = ?2 WHERE id = ?1", params![id.as_str(), flag.value])?;
+            }
             if let Some(flag) = input.map_public_ip_on_launch {
                 tx.execute("UPDATE subnet SET public_on_launch = ?2 WHERE id = ?1", params![id.as_str(), flag.value])?;
             }

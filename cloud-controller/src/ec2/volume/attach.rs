@@ -17,6 +17,7 @@ use mallee_aws::{
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Desired, Generation, InstanceReport, Observed, VOLUMES_AT_AN_INSTANCE, VolumeDesired};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{
     not_found,
@@ -148,17 +149,21 @@ fn may_attach(tx: &mut Tx<'_>, volume: &Volume, instance: &Instance, device: &st
         ));
     }
     let disk = disk_of(device);
+    let root = &instance.options.root_device;
     let there = row::attachments_at(tx, instance.id.as_str())?;
-    let taken = there.iter().any(|a| disk_of(&a.device) == disk);
-    if taken || disk == ROOT_DISK || disk == disk_of(&instance.options.root_device) {
+    let taken = there.iter().any(|a| disk_of(&a.device) == disk)
+        || instance.options.ephemeral.as_ref().is_some_and(|d| disk_of(d) == disk);
+    // An instance that is off and without its root may be given another one.
+    let as_root = instance.options.root_on_volume && device == root && state == "stopped";
+    if taken || !as_root && (disk == ROOT_DISK || disk == disk_of(root)) {
         let message = format!("Invalid value '{device}' for unixDevice. Attachment point {device} is already in use");
         return Err(AwsError::invalid_parameter_value(message).into());
     }
-    if there.len() >= VOLUMES_AT_AN_INSTANCE {
+    let others = there.iter().filter(|a| a.device != *root).count();
+    if !as_root && others >= VOLUMES_AT_AN_INSTANCE {
         let message = format!(
             "Instance '{}' has {} volumes, and an instance can have {VOLUMES_AT_AN_INSTANCE}",
-            instance.id,
-            there.len()
+            instance.id, others
         );
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
@@ -170,14 +175,14 @@ const ROOT_DISK: &str = "a";
 
 /// The letters of the disk a device name asks for: `/dev/sdf`, `xvdf` and `/dev/sdf1` are one disk at the node, so they
 /// are one here. What two volumes asked for would leave the second one attaching for ever.
-fn disk_of(device: &str) -> &str {
+pub fn disk_of(device: &str) -> &str {
     let name = device.strip_prefix("/dev/").unwrap_or(device);
     let rest = ["sd", "xvd", "vd"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name);
     rest.trim_end_matches(|c: char| c.is_ascii_digit())
 }
 
 /// `/dev/sdf`, `/dev/xvdba`, `/dev/vdc`, with or without the folder, and an old partition number.
-fn is_device(name: &str) -> bool {
+pub fn is_device(name: &str) -> bool {
     let name = name.strip_prefix("/dev/").unwrap_or(name);
     let Some(rest) = ["sd", "xvd", "vd"].iter().find_map(|kind| name.strip_prefix(kind)) else { return false };
     let letters = rest.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -214,6 +219,14 @@ async fn detach(call: &Call, input: DetachVolume) -> Outcome<AttachmentInfo> {
             {
                 let message = format!("The volume '{}' is not attached to that instance as that device", volume.id);
                 return Err(Refusal::new("InvalidAttachment.NotFound", message));
+            }
+            let instance = instance::any(tx, attachment.instance.as_str())?;
+            if instance.is_some_and(|i| {
+                i.options.root_on_volume && i.options.root_device == attachment.device && i.state() != instance::STOPPED
+            }) {
+                let message =
+                    format!("Unable to detach root volume '{}' from instance '{}'", volume.id, attachment.instance);
+                return Err(Refusal::new("OperationNotPermitted", message));
             }
             event::note(
                 tx,
@@ -269,6 +282,20 @@ fn is_exported(volume: &Volume, attachment: &Attachment) -> bool {
 pub fn detach_all(tx: &mut Tx<'_>, instance: &InstanceId, now: i64) -> Result<(), StoreError> {
     for attachment in row::attachments_at(tx, instance.as_str())? {
         begin_detach(tx, attachment, now)?;
+    }
+    Ok(())
+}
+
+/// The instance is to start on a node that nobody knows yet: its volumes are served anew, so that nothing that was told of
+/// where they were served before can reach them. It waits until they are.
+pub fn serve_anew(tx: &mut Tx<'_>, instance: &InstanceId, now: i64) -> Result<(), StoreError> {
+    for attachment in row::attachments_at(tx, instance.as_str())?.into_iter().filter(Attachment::is_coming) {
+        let digest = Sha256::digest(format!("after {}", attachment.id));
+        let id = hex::encode(digest.get(..16).unwrap_or_default());
+        row::set_attachment_id(tx, &attachment, &id)?;
+        let attachment = Attachment { id, ..attachment };
+        row::set_phase(tx, &attachment, Phase::Attaching, attachment.left, now)?;
+        row::touch(tx, attachment.volume.as_str())?;
     }
     Ok(())
 }

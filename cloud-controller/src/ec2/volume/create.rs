@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        client_token, snapshot,
+        client_token, encryption, snapshot,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -41,7 +41,7 @@ struct CreateVolume {
     #[serde(default)]
     tag_specification: Vec<TagSpecification>,
     availability_zone_id: Option<Unsupported>,
-    kms_key_id: Option<Unsupported>,
+    kms_key_id: Option<String>,
     operator: Option<Unsupported>,
     outpost_arn: Option<Unsupported>,
     snapshot_id: Option<SnapshotId>,
@@ -61,6 +61,7 @@ struct CreatedVolume {
     volume_type: String,
     iops: Option<u32>,
     encrypted: bool,
+    kms_key_id: Option<String>,
     multi_attach_enabled: bool,
     throughput: Option<u32>,
 }
@@ -69,16 +70,12 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
     let token = client_token::Given::of(call, input.client_token.as_deref())?;
     unsupported::refuse(&[
         ("AvailabilityZoneId", input.availability_zone_id),
-        ("KmsKeyId", input.kms_key_id),
         ("Operator", input.operator),
         ("OutpostArn", input.outpost_arn),
         ("VolumeInitializationRate", input.volume_initialization_rate),
     ])?;
-    for (name, sent) in [("Encrypted", input.encrypted), ("MultiAttachEnabled", input.multi_attach_enabled)] {
-        if sent == Some(true) {
-            return Err(AwsError::unsupported(format!("{name}=true is not supported by this cloud")).into());
-        }
-    }
+    unsupported::refuse_set("MultiAttachEnabled", input.multi_attach_enabled)?;
+    let asked = encryption::Asked::of(call, input.encrypted, input.kms_key_id.as_deref())?;
     let zone = input.availability_zone.ok_or_else(|| AwsError::missing_parameter("AvailabilityZone"))?;
     if !call.cloud.config.zones.contains(&zone) {
         return Err(Refusal::new("InvalidZone.NotFound", format!("The zone '{zone}' does not exist.")));
@@ -122,12 +119,22 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         export: None,
         allocated: 0,
         snapshot: source.as_ref().map(|(from, _)| from.id.to_string()),
-        manifest: source.map(|(_, manifest)| manifest),
+        disk_key: None,
+        auto_enable_io: false,
+        manifest: source.as_ref().map(|(_, manifest)| manifest.clone()),
     };
+    let must = source.is_some_and(|(from, _)| from.disk_key.is_some());
     let dry_run = input.dry_run;
-    let (volume, status, tag_set) =
-        call.cloud.store.write("create a volume", move |tx| write(tx, &volume, &tags, token.as_ref(), dry_run)).await?;
+    let (volume, status, tag_set) = call
+        .cloud
+        .store
+        .write("create a volume", move |tx| {
+            let volume = Volume { disk_key: asked.key(tx, must)?, ..volume.clone() };
+            write(tx, &volume, &tags, token.as_ref(), dry_run)
+        })
+        .await?;
     call.cloud.pokes.volumes.poke();
+    let kms_key_id = volume.disk_key.as_deref().map(|key| encryption::arn(&call.cloud, &volume.account, key));
     Ok(CreatedVolume {
         volume_id: volume.id,
         size: volume.size_gib,
@@ -138,7 +145,8 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         tag_set,
         volume_type: volume.kind,
         iops: volume.iops,
-        encrypted: false,
+        encrypted: volume.disk_key.is_some(),
+        kms_key_id,
         multi_attach_enabled: false,
         throughput: volume.throughput,
     })
@@ -174,8 +182,8 @@ fn write(
     Ok((volume.clone(), "creating", tags.to_vec()))
 }
 
-/// IOPS and throughput as they are shown, within AWS' bounds for the type. They are figures on paper: nothing is throttled.
-pub(super) fn figures(
+/// IOPS and throughput as they are shown, within AWS' bounds for the type. Its node holds a volume to them ([`super::limits`]).
+pub fn figures(
     kind: &str,
     size: u64,
     iops: Option<u32>,

@@ -1,10 +1,9 @@
-//! Volumes as EC2 shows them, their status and their attributes.
+//! Volumes as EC2 shows them, and their status.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use mallee_aws::{
-    AwsError,
     answer::timestamp,
     filter::{Attribute, Filter, Tagged},
     id::VolumeId,
@@ -18,17 +17,16 @@ use super::{
     row::{self, Attachment, Volume},
 };
 use crate::{
-    Outcome, actions,
+    Cloud, Outcome, actions,
     ec2::{
+        encryption,
         listing::{self, Wanted},
         tag::{self, Tag},
-        unless_dry_run,
     },
     service::Call,
 };
 
 actions![
-    DescribeVolumeAttribute => describe_attribute,
     DescribeVolumeStatus => describe_status,
     DescribeVolumes => describe,
 ];
@@ -83,12 +81,15 @@ struct VolumeInfo {
     volume_type: String,
     iops: Option<u32>,
     encrypted: bool,
+    kms_key_id: Option<String>,
     multi_attach_enabled: bool,
     throughput: Option<u32>,
 }
 
-fn info((volume, attachment, tag_set): Found) -> VolumeInfo {
+fn info(cloud: &Cloud, (volume, attachment, tag_set): Found) -> VolumeInfo {
     VolumeInfo {
+        encrypted: volume.is_encrypted(),
+        kms_key_id: volume.disk_key.as_deref().map(|key| encryption::arn(cloud, &volume.account, key)),
         status: super::state(&volume, attachment.as_ref()),
         volume_id: volume.id,
         size: volume.size_gib,
@@ -99,7 +100,6 @@ fn info((volume, attachment, tag_set): Found) -> VolumeInfo {
         tag_set,
         volume_type: volume.kind,
         iops: volume.iops,
-        encrypted: false,
         multi_attach_enabled: false,
         throughput: volume.throughput,
     }
@@ -123,10 +123,12 @@ const ATTRIBUTES: &[Attribute<VolumeInfo>] = &[
     ("attachment.status", |v| each(v, |a| a.status.into())),
     ("availability-zone", |v| vec![(&v.availability_zone).into()]),
     ("create-time", |v| vec![(&v.create_time).into()]),
-    ("encrypted", |_| vec!["false".into()]),
+    ("encrypted", |v| vec![v.encrypted.to_string().into()]),
     ("fast-restored", |_| vec!["false".into()]),
     ("iops", |v| v.iops.map(|n| n.to_string().into()).into_iter().collect()),
     ("multi-attach-enabled", |_| vec!["false".into()]),
+    ("operator.managed", |_| vec!["false".into()]),
+    ("operator.principal", |_| vec![]),
     ("size", |v| vec![v.size.to_string().into()]),
     ("snapshot-id", |v| vec![(&v.snapshot_id).into()]),
     ("status", |v| vec![v.status.into()]),
@@ -145,7 +147,7 @@ async fn describe(call: &Call, input: DescribeVolumes) -> Outcome<DescribedVolum
         max_results: input.max_results,
         next_token: input.next_token.as_deref(),
     };
-    let infos = rows.into_iter().map(info).collect();
+    let infos = rows.into_iter().map(|found| info(&call.cloud, found)).collect();
     let (volume_set, next_token) =
         listing::page(call, &wanted, ATTRIBUTES, |v| v.volume_id.as_str(), not_found, infos)?;
     Ok(DescribedVolumes { volume_set, next_token })
@@ -241,48 +243,4 @@ async fn describe_status(call: &Call, input: DescribeVolumeStatus) -> Outcome<De
     let (volume_status_set, next_token) =
         listing::page(call, &wanted, STATUS_ATTRIBUTES, |v| v.volume_id.as_str(), not_found, infos)?;
     Ok(DescribedVolumeStatus { volume_status_set, next_token })
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DescribeVolumeAttribute {
-    dry_run: Option<bool>,
-    volume_id: VolumeId,
-    attribute: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct DescribedVolumeAttribute {
-    volume_id: VolumeId,
-    #[serde(rename = "autoEnableIO")]
-    auto_enable_io: Option<Flag>,
-    product_codes: Option<[(); 0]>,
-}
-
-#[derive(Serialize)]
-struct Flag {
-    value: bool,
-}
-
-async fn describe_attribute(call: &Call, input: DescribeVolumeAttribute) -> Outcome<DescribedVolumeAttribute> {
-    let (account, id) = (call.account().to_owned(), input.volume_id.clone());
-    call.cloud
-        .store
-        .read("describe a volume's attribute", move |tx| row::get(tx, &account, id.as_str()))
-        .await
-        .map_err(crate::Refusal::from)?
-        .ok_or_else(|| not_found(input.volume_id.as_str()))?;
-    unless_dry_run(input.dry_run)?;
-    let (auto_enable_io, product_codes) = match input.attribute.as_str() {
-        "autoEnableIO" => (Some(Flag { value: false }), None),
-        "productCodes" => (None, Some([])),
-        other => {
-            return Err(AwsError::invalid_parameter_value(format!(
-                "Value ({other}) for parameter attribute is invalid."
-            ))
-            .into());
-        }
-    };
-    Ok(DescribedVolumeAttribute { volume_id: input.volume_id, auto_enable_io, product_codes })
 }

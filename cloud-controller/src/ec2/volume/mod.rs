@@ -1,21 +1,26 @@
 //! Volumes: disks that live on without an instance, in one zone.
 //!
-//! `create` and `describe` are EC2's pages; `attach` is the way to an instance and back; rows are in `row`.
+//! `create` and `describe` are EC2's pages; `attach` is the way to an instance and back; `launch` makes those that an instance
+//! begins with; rows are in `row`.
 
 pub mod attach;
+pub mod attribute;
 pub mod create;
 pub mod describe;
+pub mod launch;
+mod limits;
 pub mod modify;
 mod report;
 mod row;
 
 use mallee_tiers::{Volume as Body, VolumeDesired, VolumeObserved, VolumeSource};
 
-pub use attach::{detach_all, node_reported};
+pub use attach::{detach_all, disk_of, is_device, node_reported, serve_anew};
+pub use create::figures;
 pub use report::{Consequences, take as take_report};
 pub use row::{
-    Attachment, Phase, TABLES, Volume, any, attachment_of, attachments_at, attachments_in, attachments_of_account, get,
-    in_zone, set_delete_on_termination,
+    Attachment, Phase, SOURCE_COLUMN, TABLES, Volume, any, attachment_of, attachments_at, attachments_in,
+    attachments_of_account, get, in_zone, set_delete_on_termination, touch_at,
 };
 
 use crate::Refusal;
@@ -24,6 +29,8 @@ use crate::Refusal;
 fn state(volume: &Volume, attachment: Option<&Attachment>) -> &'static str {
     match (volume.desired, volume.observed) {
         (VolumeDesired::Deleted, _) => "deleting",
+        // One that is made for an instance belongs to it from the beginning.
+        (_, None | Some(VolumeObserved::Creating)) => "creating",
         _ if attachment.is_some() => "in-use",
         (_, Some(VolumeObserved::Ready)) => "available",
         // Gone without having been asked to is a loss somebody should see.
@@ -33,18 +40,19 @@ fn state(volume: &Volume, attachment: Option<&Attachment>) -> &'static str {
 }
 
 /// What the storage-controller is sent of it.
-pub fn wanted(volume: &Volume, attachment: Option<&Attachment>) -> Body {
+/// `node`: where the instance that has it was seen last.
+pub fn wanted(volume: &Volume, attachment: Option<&Attachment>, node: Option<&str>) -> Body {
     Body {
-        id: volume.id.to_string(),
-        generation: volume.generation,
         desired: volume.desired,
-        size_gib: volume.size_gib,
         export_for: attachment.filter(|a| a.phase != Phase::Ending).map(|a| a.id.clone()),
+        export_node: attachment.and(node).map(str::to_owned),
         source: volume
             .snapshot
             .clone()
             .zip(volume.manifest.clone())
             .map(|(snapshot, manifest)| VolumeSource { snapshot, manifest }),
+        encrypted: volume.disk_key.clone(),
+        ..Body::new(volume.id.to_string(), volume.generation, volume.size_gib)
     }
 }
 
@@ -70,6 +78,9 @@ mod states {
             (Present, Some(Unknown), false, "creating"),
             (Present, Some(Ready), false, "available"),
             (Present, Some(Ready), true, "in-use"),
+            (Present, None, true, "creating"),
+            (Present, Some(Creating), true, "creating"),
+            (Present, Some(Unknown), true, "in-use"),
             (Present, Some(Failed), false, "error"),
             (Present, Some(Gone), false, "error"),
             (Deleted, Some(Ready), false, "deleting"),
@@ -94,6 +105,8 @@ mod states {
                 allocated: 0,
                 snapshot: None,
                 manifest: None,
+                disk_key: None,
+                auto_enable_io: false,
             };
             let attachment = Attachment {
                 id: "a".into(),

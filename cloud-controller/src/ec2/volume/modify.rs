@@ -1,7 +1,7 @@
 //! ModifyVolume: more bytes, another type, other figures; and what became of it.
 //!
-//! Type and figures are rows, and are so at once. Bytes come from the storage-controller, which reports the new size; a
-//! volume at a running instance is refused by name, because nothing tells its guest of the new size yet.
+//! Type and figures are rows, and are so at once. Bytes come from the storage-controller, which reports the new size; then
+//! the node is told, so that a guest that has the volume sees it, and is held to the new figures.
 
 use std::borrow::Cow;
 
@@ -127,7 +127,10 @@ async fn modify(call: &Call, input: ModifyVolume) -> Outcome<Modified> {
             let volume = row::get(tx, &account, id)?.ok_or_else(|| not_found(id))?;
             let attachment = row::attachment_of(tx, id)?;
             if !matches!(super::state(&volume, attachment.as_ref()), "available" | "in-use") {
-                return Err(Refusal::new("IncorrectState", format!("Volume '{id}' is neither 'available' nor 'in-use'.")));
+                return Err(Refusal::new(
+                    "IncorrectState",
+                    format!("Volume '{id}' is neither 'available' nor 'in-use'."),
+                ));
             }
             if of(tx, id)?.is_some_and(|m| m.end_time.is_none()) {
                 let message = format!("Volume {id} is currently in modifying state; another modification cannot begin");
@@ -136,16 +139,6 @@ async fn modify(call: &Call, input: ModifyVolume) -> Outcome<Modified> {
             let size = input.size.unwrap_or(volume.size_gib);
             if size < volume.size_gib {
                 return Err(AwsError::invalid_parameter_value("New size cannot be smaller than existing size").into());
-            }
-            if let Some(attachment) = attachment.filter(|_| size > volume.size_gib) {
-                let instance = instance::any(tx, attachment.instance.as_str())?;
-                if instance.is_some_and(|i| i.state().name != "stopped") {
-                    let message = format!(
-                        "Growing a volume at a running instance is not supported by this cloud: stop {} or detach the volume",
-                        attachment.instance
-                    );
-                    return Err(AwsError::unsupported(message).into());
-                }
             }
             let kind = input.volume_type.clone().unwrap_or_else(|| volume.kind.clone());
             let same = kind == volume.kind && kind != "gp2";
@@ -175,12 +168,16 @@ async fn modify(call: &Call, input: ModifyVolume) -> Outcome<Modified> {
                 ],
             )?;
             row::set_figures(tx, id, size, &kind, (iops, throughput))?;
+            if let Some(attachment) = attachment.filter(|_| ended.is_some()) {
+                instance::touch(tx, attachment.instance.as_str())?;
+            }
             event::note(tx, id, now, Kind::Asked, &format!("{size} GiB of {kind}"))?;
             unless_dry_run(input.dry_run)?;
             of(tx, id)?.ok_or_else(|| Refusal::internal("a modification was not written"))
         })
         .await?;
     call.cloud.pokes.volumes.poke();
+    call.cloud.pokes.instances.poke();
     Ok(Modified { volume_modification: modification })
 }
 
@@ -188,10 +185,15 @@ fn of(tx: &mut Tx<'_>, volume: &str) -> Result<Option<Modification>, StoreError>
     tx.query_opt(&format!("SELECT {COLUMNS} FROM volume_modification WHERE volume = ?1"), params![volume], read)
 }
 
-/// The storage-controller says how large it is.
-pub fn reported(tx: &mut Tx<'_>, volume: &str, size_gib: u64, now: i64) -> Result<(), StoreError> {
+/// The storage-controller says how large it is. True: the node of the instance that has it is to be told.
+pub fn reported(tx: &mut Tx<'_>, volume: &str, size_gib: u64, now: i64) -> Result<bool, StoreError> {
     let sql = "UPDATE volume_modification SET ended = ?3 WHERE volume = ?1 AND ended IS NULL AND target_size <= ?2";
-    tx.execute(sql, params![volume, size_gib, now]).map(|_| ())
+    let ended = tx.execute(sql, params![volume, size_gib, now])? > 0;
+    let attachment = row::attachment_of(tx, volume)?.filter(|_| ended);
+    match attachment {
+        Some(attachment) => instance::touch(tx, attachment.instance.as_str()).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// With its volume.

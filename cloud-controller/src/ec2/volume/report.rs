@@ -1,11 +1,12 @@
 //! What a storage-controller reported of a volume, and what follows from it, in the transaction that keeps it.
 
-use mallee_store::{Error as StoreError, Tx};
+use mallee_store::Tx;
 use mallee_tiers::{VolumeDesired, VolumeObserved, VolumeReport};
 
 use super::{attach, modify, row};
 use crate::{
-    ec2::tag,
+    Outcome,
+    ec2::{instance, tag},
     zone::event::{self, Kind},
 };
 
@@ -16,9 +17,11 @@ pub struct Consequences {
     pub orphan: bool,
     pub instances: bool,
     pub volumes: bool,
+    /// Something in walrus may not be needed any more.
+    pub kept: bool,
 }
 
-pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Result<Consequences, StoreError> {
+pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Outcome<Consequences> {
     let mut consequences = Consequences::default();
     let Some(before) = row::any(tx, &report.id)?.filter(|v| v.zone == zone) else {
         consequences.orphan = report.observed != VolumeObserved::Gone;
@@ -43,10 +46,19 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &VolumeReport, now: i64) -> Res
         return Ok(consequences);
     }
     row::set_observed(tx, report)?;
-    modify::reported(tx, &report.id, report.size_gib, now)?;
+    if report.observed == VolumeObserved::Failed
+        && let Some(attachment) = row::attachment_of(tx, &report.id)?
+    {
+        let why = format!("volume {} could not be made: {}", report.id, report.reason);
+        let given_up = instance::give_up(tx, attachment.instance.as_str(), &why, now)?;
+        (consequences.instances, consequences.volumes) = (given_up, given_up);
+    }
+    consequences.instances |= modify::reported(tx, &report.id, report.size_gib, now)?;
     if let Some(after) = row::any(tx, &report.id)? {
-        consequences.instances = attach::storage_reported(tx, &before, &after, now)?;
-        consequences.volumes = row::attachment_of(tx, &report.id)?.is_none() && after.export.is_some();
+        consequences.instances |= attach::storage_reported(tx, &before, &after, now)?;
+        consequences.volumes |= row::attachment_of(tx, &report.id)?.is_none() && after.export.is_some();
+        // A snapshot that was deleted may have been kept for it.
+        consequences.kept = after.snapshot.is_some() && !report.needs_source;
     }
     Ok(consequences)
 }

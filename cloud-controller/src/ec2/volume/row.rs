@@ -49,6 +49,11 @@ CREATE TABLE volume_attachment (
 );
 ";
 
+/// Whether what it began with must be kept for it.
+pub const SOURCE_COLUMN: &str = "
+ALTER TABLE volume ADD COLUMN needs_source BIGINT NOT NULL DEFAULT 0;
+";
+
 /// A volume as its row is.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -73,6 +78,9 @@ pub struct Volume {
     /// The snapshot it began with, and what that consists of.
     pub snapshot: Option<String>,
     pub manifest: Option<String>,
+    /// Id of the key its bytes are encrypted with.
+    pub disk_key: Option<String>,
+    pub auto_enable_io: bool,
 }
 
 /// Where an attachment is on its way: see [`super::attach`].
@@ -104,8 +112,21 @@ pub struct Attachment {
     pub reason: String,
 }
 
+impl Volume {
+    pub fn is_encrypted(&self) -> bool {
+        self.disk_key.is_some()
+    }
+}
+
+impl Attachment {
+    /// It is there, or on its way there.
+    pub fn is_coming(&self) -> bool {
+        matches!(self.phase, Phase::Attaching | Phase::Attached)
+    }
+}
+
 const COLUMNS: &str = "id, account, zone, epoch, counter, size_gib, kind, iops, throughput, created, desired, observed, \
-     observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest";
+     observed_epoch, observed_counter, reason, export, allocated, snapshot, manifest, disk_key, auto_enable_io";
 
 fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
     let observed: Option<String> = row.get(11)?;
@@ -129,6 +150,8 @@ fn read(row: &Row<'_>) -> Result<Volume, StoreError> {
         allocated: row.get(16)?,
         snapshot: row.get(17)?,
         manifest: row.get(18)?,
+        disk_key: row.get(19)?,
+        auto_enable_io: row.get(20)?,
     })
 }
 
@@ -154,7 +177,7 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
     tx.execute(
         &format!(
             "INSERT INTO volume ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0, ?12, ?13)"
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL, 0, 0, '', NULL, 0, ?12, ?13, ?14, 0)"
         ),
         params![
             v.id.as_str(),
@@ -170,6 +193,7 @@ pub fn insert(tx: &mut Tx<'_>, v: &Volume) -> Result<(), StoreError> {
             word(v.desired),
             v.snapshot,
             v.manifest,
+            v.disk_key,
         ],
     )
     .map(|_| ())
@@ -224,10 +248,15 @@ pub fn set_figures(
     touch(tx, id)
 }
 
+pub fn set_auto_enable_io(tx: &mut Tx<'_>, id: &str, yes: bool) -> Result<(), StoreError> {
+    tx.execute("UPDATE volume SET auto_enable_io = ?2 WHERE id = ?1", params![id, yes]).map(|_| ())
+}
+
 pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreError> {
     let export = report.export.as_ref().and_then(|e| serde_json::to_string(e).ok());
     tx.execute(
-        "UPDATE volume SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, reason = ?5, export = ?6, allocated = ?7
+        "UPDATE volume SET observed = ?2, observed_epoch = ?3, observed_counter = ?4, reason = ?5, export = ?6, allocated = ?7,
+             needs_source = ?8
          WHERE id = ?1",
         params![
             report.id,
@@ -237,6 +266,7 @@ pub fn set_observed(tx: &mut Tx<'_>, report: &VolumeReport) -> Result<(), StoreE
             report.reason,
             export,
             report.allocated,
+            report.needs_source,
         ],
     )
     .map(|_| ())
@@ -304,6 +334,20 @@ pub fn attachments_in(tx: &mut Tx<'_>, zone: &str) -> Result<Vec<Attachment>, St
         params![zone],
         read_attachment,
     )
+}
+
+/// The instance is on another node: whoever serves its volumes lets that one in, and no other.
+pub fn touch_at(tx: &mut Tx<'_>, instance: &str) -> Result<bool, StoreError> {
+    let attachments = attachments_at(tx, instance)?;
+    for attachment in &attachments {
+        touch(tx, attachment.volume.as_str())?;
+    }
+    Ok(!attachments.is_empty())
+}
+
+/// What it is exported for from now on: another export than before.
+pub fn set_attachment_id(tx: &mut Tx<'_>, a: &Attachment, id: &str) -> Result<(), StoreError> {
+    tx.execute("UPDATE volume_attachment SET id = ?2 WHERE id = ?1", params![a.id, id]).map(|_| ())
 }
 
 pub fn set_phase(tx: &mut Tx<'_>, a: &Attachment, phase: Phase, left: Generation, now: i64) -> Result<(), StoreError> {

@@ -95,7 +95,7 @@ async fn an_attachment_is_refused_where_it_cannot_be() {
             "CreateVolume&AvailabilityZone=z-1a&Size=1&SnapshotId=snap-00000000000000000".into(),
             "InvalidSnapshot.NotFound",
         ),
-        ("CreateVolume&AvailabilityZone=z-1a&Size=1&Encrypted=true".into(), "Unsupported"),
+        ("CreateVolume&AvailabilityZone=z-1a&Size=1&MultiAttachEnabled=true".into(), "Unsupported"),
     ] {
         assert_eq!(stage.ask(&request).await.unwrap_err(), code, "{request}");
     }
@@ -178,8 +178,17 @@ async fn a_volume_is_modified_by_its_figures_at_once_and_grows_when_its_zone_say
     assert_eq!(stage.all(&described, "modificationState").await, ["completed"]);
     assert_eq!(stage.ask(&modify("Size=2")).await, Err("InvalidParameterValue".into()));
     stage.ask(&format!("AttachVolume&VolumeId={id}&InstanceId={instance}&Device=/dev/sdf")).await.unwrap();
-    assert_eq!(stage.ask(&modify("Size=4")).await, Err("Unsupported".into()));
+    // At a running instance too: its node is told when the zone has grown it.
+    stage.serve(&id).await;
+    stage.ask(&modify("Size=4")).await.unwrap();
+    let before = stage.row(&instance).await.generation;
+    stage.serve(&id).await;
+    assert!(stage.row(&instance).await.generation > before);
+    assert_eq!(stage.body(&instance).await.volumes[0].size_gib, 4);
+    let before = stage.row(&instance).await.generation;
     stage.ask(&modify("Throughput=250")).await.unwrap();
+    assert!(stage.row(&instance).await.generation > before, "figures are the node's business too");
+    assert_eq!(stage.body(&instance).await.volumes[0].limits.throughput_mib, Some(250));
 }
 
 #[tokio::test]

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use mallee_aws::id::{VpcCidrAssociationId, VpcId};
+use mallee_aws::{
+    AwsError,
+    id::{VpcCidrAssociationId, VpcId},
+};
 use mallee_store::{Error as StoreError, Tx, params};
 use serde::{Deserialize, Serialize};
 
-use super::{CidrBlockAssociation, VpcRow, change::check_size, get};
+use super::{CidrBlockAssociation, VpcRow, change::check_size, get, ipv6};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
@@ -75,7 +78,18 @@ struct AssociateVpcCidrBlock {
 #[serde(rename_all = "camelCase")]
 struct ChangedVpcCidrBlock {
     vpc_id: VpcId,
-    cidr_block_association: CidrBlockAssociation,
+    cidr_block_association: Option<CidrBlockAssociation>,
+    ipv6_cidr_block_association: Option<ipv6::Association>,
+}
+
+impl ChangedVpcCidrBlock {
+    fn of(vpc_id: VpcId, block: CidrBlockAssociation) -> Self {
+        Self { vpc_id, cidr_block_association: Some(block), ipv6_cidr_block_association: None }
+    }
+
+    fn of_ipv6(vpc_id: VpcId, block: ipv6::Association) -> Self {
+        Self { vpc_id, cidr_block_association: None, ipv6_cidr_block_association: Some(block) }
+    }
 }
 
 async fn associate(call: &Call, input: AssociateVpcCidrBlock) -> Outcome<ChangedVpcCidrBlock> {
@@ -85,10 +99,16 @@ async fn associate(call: &Call, input: AssociateVpcCidrBlock) -> Outcome<Changed
         ("Ipv4IpamPoolId", input.ipv4_ipam_pool_id),
         ("Ipv6IpamPoolId", input.ipv6_ipam_pool_id),
     ])?;
-    unsupported::refuse_set("AmazonProvidedIpv6CidrBlock", input.amazon_provided_ipv6_cidr_block)?;
-    let text = input.cidr_block.ok_or_else(|| mallee_aws::AwsError::missing_parameter("CidrBlock"))?;
-    let cidr = check_size(&text)?;
     let (account, id) = (call.account().to_owned(), input.vpc_id);
+    if input.amazon_provided_ipv6_cidr_block == Some(true) {
+        if input.cidr_block.is_some() {
+            let message = "Only one of CidrBlock and AmazonProvidedIpv6CidrBlock may be given";
+            return Err(AwsError::invalid_parameter_combination(message).into());
+        }
+        return associate_ipv6(call, id).await;
+    }
+    let text = input.cidr_block.ok_or_else(|| AwsError::missing_parameter("CidrBlock"))?;
+    let cidr = check_size(&text)?;
     let done = call
         .cloud
         .store
@@ -101,12 +121,30 @@ async fn associate(call: &Call, input: AssociateVpcCidrBlock) -> Outcome<Changed
                 params![association.as_str(), vpc.id.as_str(), cidr],
             )?;
             let cidr_block_association = CidrBlockAssociation::new(association.to_string(), cidr, "associating");
-            Ok::<_, Refusal>(ChangedVpcCidrBlock { vpc_id: vpc.id, cidr_block_association })
+            Ok::<_, Refusal>(ChangedVpcCidrBlock::of(vpc.id, cidr_block_association))
         })
         .await?;
     call.cloud.pokes.network.poke();
     call.cloud.pokes.instances.poke();
     Ok(done)
+}
+
+/// The cloud chooses which.
+async fn associate_ipv6(call: &Call, id: VpcId) -> Outcome<ChangedVpcCidrBlock> {
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
+    let (vpc_id, block) = call
+        .cloud
+        .store
+        .write("associate an IPv6 CIDR block", move |tx| {
+            let vpc = get(tx, &account, &id)?;
+            let block = ipv6::give(tx, &cloud.config.network, &vpc)?;
+            Ok::<_, Refusal>((vpc.id, block))
+        })
+        .await?;
+    call.cloud.pokes.network.poke();
+    call.cloud.pokes.instances.poke();
+    let block = ipv6::Association::of(block, call.cloud.region(), "associating");
+    Ok(ChangedVpcCidrBlock::of_ipv6(vpc_id, block))
 }
 
 fn check_fits(tx: &mut Tx<'_>, vpc: &VpcRow, cidr: Cidr) -> Outcome<()> {
@@ -136,7 +174,7 @@ struct DisassociateVpcCidrBlock {
 }
 
 async fn disassociate(call: &Call, input: DisassociateVpcCidrBlock) -> Outcome<ChangedVpcCidrBlock> {
-    let account = call.account().to_owned();
+    let (account, cloud) = (call.account().to_owned(), call.cloud.clone());
     let done = call
         .cloud
         .store
@@ -146,6 +184,12 @@ async fn disassociate(call: &Call, input: DisassociateVpcCidrBlock) -> Outcome<C
             if vpcs.iter().any(|vpc| vpc.cidr_association == *id) {
                 let message = format!("The vpc CIDR block with association ID {id} may not be disassociated. It is the primary IPv4 CIDR block of the VPC");
                 return Err(Refusal::new("OperationNotPermitted", message));
+            }
+            let ipv6 = vpcs.iter().find_map(|vpc| Some((&vpc.id, vpc.ipv6.clone().filter(|b| b.0.as_str() == id)?)));
+            if let Some((vpc, block)) = ipv6 {
+                ipv6::take_back(tx, vpc)?;
+                let block = ipv6::Association::of(block, cloud.region(), "disassociating");
+                return Ok(ChangedVpcCidrBlock::of_ipv6(vpc.clone(), block));
             }
             let found = vpcs.iter().find_map(|vpc| {
                 vpc.more.iter().find(|(association, _)| association.as_str() == id).map(|(_, cidr)| (vpc.id.clone(), *cidr))
@@ -160,7 +204,7 @@ async fn disassociate(call: &Call, input: DisassociateVpcCidrBlock) -> Outcome<C
             }
             tx.execute("DELETE FROM vpc_cidr WHERE id = ?1", params![id])?;
             let cidr_block_association = CidrBlockAssociation::new(id.clone(), cidr, "disassociating");
-            Ok(ChangedVpcCidrBlock { vpc_id: vpc, cidr_block_association })
+            Ok(ChangedVpcCidrBlock::of(vpc, cidr_block_association))
         })
         .await?;
     call.cloud.pokes.network.poke();

@@ -4,11 +4,11 @@ use mallee_aws::{AwsError, id::VpcId};
 use mallee_store::{Tx, params};
 use serde::{Deserialize, Serialize};
 
-use super::{New, VpcInfo, VpcRow, block, get, info, insert};
+use super::{New, VpcInfo, VpcRow, block, get, info, insert, ipv6};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        dhcp_options, internet_gateway, network_acl, peering, route_table,
+        dhcp_options, egress_only_gateway, endpoint, internet_gateway, network_acl, peering, route_table,
         security_group::{self, Direction, Peer, Traffic},
         subnet,
         tag::{self, Tag, TagSpecification},
@@ -78,7 +78,6 @@ async fn create(call: &Call, input: CreateVpc) -> Outcome<CreatedVpc> {
         ("Ipv6NetmaskLength", input.ipv6_netmask_length),
         ("Ipv6CidrBlockNetworkBorderGroup", input.ipv6_cidr_block_network_border_group),
     ])?;
-    unsupported::refuse_set("AmazonProvidedIpv6CidrBlock", input.amazon_provided_ipv6_cidr_block)?;
     match input.instance_tenancy.as_deref() {
         None | Some("" | "default") => {}
         Some(tenancy @ ("dedicated" | "host")) => {
@@ -99,7 +98,10 @@ async fn create(call: &Call, input: CreateVpc) -> Outcome<CreatedVpc> {
         .cloud
         .store
         .write("create a VPC", move |tx| {
-            let vpc = make(tx, &cloud.config, &account, cidr, now)?;
+            let mut vpc = make(tx, &cloud.config, &account, cidr, now)?;
+            if input.amazon_provided_ipv6_cidr_block == Some(true) {
+                vpc.ipv6 = Some(ipv6::give(tx, &cloud.config.network, &vpc)?);
+            }
             tag::put(tx, &account, vpc.id.as_str(), &tags)?;
             let tag_set: Vec<Tag> = tag::of(tx, vpc.id.as_str())?;
             unless_dry_run(input.dry_run)?;
@@ -107,7 +109,7 @@ async fn create(call: &Call, input: CreateVpc) -> Outcome<CreatedVpc> {
         })
         .await?;
     call.cloud.pokes.network.poke();
-    Ok(CreatedVpc { vpc: info(vpc, tag_set) })
+    Ok(CreatedVpc { vpc: info(call, vpc, tag_set) })
 }
 
 /// A VPC with what every VPC is born with: main route table, default network ACL, default security group.
@@ -149,7 +151,7 @@ async fn create_default(call: &Call, input: CreateDefaultVpc) -> Outcome<Created
         })
         .await?;
     call.cloud.pokes.network.poke();
-    Ok(CreatedVpc { vpc: info(vpc, Vec::new()) })
+    Ok(CreatedVpc { vpc: info(call, vpc, Vec::new()) })
 }
 
 #[derive(Deserialize)]
@@ -172,7 +174,9 @@ async fn delete(call: &Call, input: DeleteVpc) -> Outcome<()> {
                 || route_table::count_but_main(tx, id)? > 0
                 || network_acl::count_but_default(tx, id)? > 0
                 || security_group::group::count_in_vpc(tx, id)? > 1
-                || !peering::peers_of(tx, id)?.is_empty();
+                || !peering::peers_of(tx, id)?.is_empty()
+                || egress_only_gateway::is_in(tx, id)?
+                || endpoint::is_in(tx, id)?;
             if in_the_way {
                 let message = format!("The vpc '{id}' has dependencies and cannot be deleted.");
                 return Err(Refusal::new("DependencyViolation", message));
@@ -182,6 +186,7 @@ async fn delete(call: &Call, input: DeleteVpc) -> Outcome<()> {
             security_group::group::drop_of_vpc(tx, id)?;
             peering::forget_vpc(tx, id)?;
             block::drop_of_vpc(tx, id)?;
+            ipv6::drop_of_vpc(tx, id)?;
             mac::free(tx, id.as_str())?;
             outside::free(tx, id.as_str())?;
             tag::drop_all(tx, id.as_str())?;

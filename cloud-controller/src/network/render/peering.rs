@@ -35,11 +35,12 @@ pub fn render(out: &mut Content, wanted: &Wanted, outside: &Outside) {
             policy(out, &end.vpc, format!("peer-{port}"), POLICY_PEER, expression, "drop");
             link(
                 out,
-                &end.vpc,
+                end.vpc.as_str(),
                 Link {
                     port,
                     mac: &end.mac,
-                    network: format!("{}/{}", transit.nth(n), transit.length()),
+                    networks: vec![format!("{}/{}", transit.nth(n), transit.length())],
+                    advertised: &[],
                     options: BTreeMap::new(),
                     switch_options: Vec::new(),
                     chassis: Vec::new(),

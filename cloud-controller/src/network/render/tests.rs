@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use mallee_aws::id::{
-    AddressAssociationId, AllocationId, DhcpOptionsId, InstanceId, InternetGatewayId, NatGatewayId, NetworkInterfaceId,
-    RouteTableAssociationId, RouteTableId, SecurityGroupRuleId, VpcPeeringConnectionId,
+    AddressAssociationId, AllocationId, DhcpOptionsId, EgressOnlyInternetGatewayId, InstanceId, InternetGatewayId,
+    NatGatewayId, NetworkAclAssociationId, NetworkAclId, NetworkInterfaceId, RouteTableAssociationId, RouteTableId,
+    SecurityGroupRuleId, SubnetCidrAssociationId, VpcCidrAssociationId, VpcEndpointId, VpcPeeringConnectionId,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -14,12 +15,14 @@ use crate::ec2::{
     address::Elastic,
     interface::GroupIdentifier,
     nat_gateway::{self, NatGatewayRow},
+    network_acl::{EntryRow, NetworkAclRow},
     peering::{End, PeeringRow, State as PeeringState},
-    route_table::{AssociationRow, RouteRow, Target},
+    prefix_list::{Entry, PrefixListRow},
+    route_table::{AssociationRow, Destination, RouteRow, Target},
     security_group::{GroupRow, Traffic},
 };
 
-fn outside() -> Outside {
+pub(in crate::network) fn outside() -> Outside {
     Outside {
         network: "172.29.0.0/24".parse().unwrap(),
         elastic: "10.9.0.0/16".parse().unwrap(),
@@ -27,6 +30,7 @@ fn outside() -> Outside {
         physical: "public".into(),
         chassis: vec!["node1".into(), "node2".into()],
         dns: None,
+        ipv6: "fd00:e::/64".parse().unwrap(),
     }
 }
 
@@ -37,6 +41,7 @@ fn vpc_row(n: u8) -> VpcRow {
         cidr: "172.31.0.0/16".parse().unwrap(),
         cidr_association: String::new(),
         more: Vec::new(),
+        ipv6: None,
         is_default: true,
         dhcp_options: Some(DhcpOptionsId::from_random([n; 9])),
         dns_support: true,
@@ -50,7 +55,7 @@ fn vpc_row(n: u8) -> VpcRow {
 }
 
 /// A cloud of `vpcs` VPCs, each with one subnet, a main route table and a group.
-fn cloud(vpcs: u8) -> Wanted {
+pub(in crate::network) fn cloud(vpcs: u8) -> Wanted {
     let mut all = Wanted::default();
     for n in 1..=vpcs {
         let vpc = vpc_row(n);
@@ -69,6 +74,8 @@ fn cloud(vpcs: u8) -> Wanted {
             cidr: "172.31.0.0/20".parse().unwrap(),
             is_default: true,
             public_on_launch: true,
+            ipv6: None,
+            ipv6_on_creation: false,
             router_mac: format!("06:00:00:00:{n:02x}:04"),
             created: 0,
         });
@@ -77,7 +84,7 @@ fn cloud(vpcs: u8) -> Wanted {
             account: vpc.account.clone(),
             vpc: vpc.id.clone(),
             routes: vec![RouteRow {
-                destination: "0.0.0.0/0".parse().unwrap(),
+                destination: Cidr::ANYWHERE.into(),
                 target: Target::Gateway(InternetGatewayId::from_random([n; 9])),
                 active: true,
                 instance: None,
@@ -90,7 +97,7 @@ fn cloud(vpcs: u8) -> Wanted {
     all
 }
 
-fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) -> RuleRow {
+pub(in crate::network) fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) -> RuleRow {
     RuleRow {
         id: SecurityGroupRuleId::from_random([n; 9]),
         account: String::new(),
@@ -102,7 +109,7 @@ fn rule(group: &SecurityGroupId, n: u8, direction: Direction, traffic: Traffic) 
 }
 
 /// Adds the interface of an instance, with an elastic IP when `public`.
-fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
+pub(in crate::network) fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
     let [high, low] = n.to_be_bytes();
     let random = [high, low, 0, 0, 0, 0, 0, 0, 0];
     let (subnet, group) = (&all.subnets[vpc], &all.groups[vpc]);
@@ -125,10 +132,12 @@ fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
         public_wanted: false,
         automatic_ip: None,
         released: false,
+        phase: crate::ec2::interface::Phase::Attached,
         created: 0,
         groups: vec![GroupIdentifier { group_id: group.id.clone(), group_name: group.name.clone() }],
         kind: Kind::Interface,
         secondary: Vec::new(),
+        ipv6: Vec::new(),
         elastic: public.then(|| Elastic {
             public_ip: Ipv4Addr::new(10, 9, high, low),
             private_ip: subnet.cidr.nth(4 + u32::from(n)),
@@ -139,6 +148,92 @@ fn launch(all: &mut Wanted, vpc: usize, n: u16, public: bool) {
     });
 }
 
+/// The rendering is what its file says. `MALLEE_WRITE_GOLDEN=1` writes the file, whose difference is then to be read.
+fn golden(name: &str, all: &Wanted) {
+    let content = render(all, &outside());
+    assert!(is_closed(&content) && is_held(&content));
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/network/render/golden/{name}.txt"));
+    if std::env::var_os("MALLEE_WRITE_GOLDEN").is_some() {
+        std::fs::write(&file, content.to_string()).unwrap();
+    }
+    assert_eq!(content.to_string(), std::fs::read_to_string(&file).unwrap_or_default(), "{}", file.display());
+}
+
+/// A VPC with IPv6: one subnet is open, one leads out only, and reaches S3 by an endpoint.
+#[test]
+fn a_vpc_with_both_families() {
+    let mut all = cloud(1);
+    let (vpc, group) = (all.vpcs[0].id.clone(), all.groups[0].id.clone());
+    let block = |n: u8, text: &str| Some((SubnetCidrAssociationId::from_random([n; 9]), text.parse().unwrap()));
+    all.vpcs[0].ipv6 = Some((VpcCidrAssociationId::from_random([1; 9]), "fd00:1:0:100::/56".parse().unwrap()));
+    all.subnets[0].ipv6 = block(1, "fd00:1:0:101::/64");
+    let own = SubnetRow {
+        id: SubnetId::from_random([2; 9]),
+        cidr: "172.31.16.0/20".parse().unwrap(),
+        router_mac: "06:00:00:00:01:05".into(),
+        ipv6: block(2, "fd00:1:0:102::/64"),
+        ..all.subnets[0].clone()
+    };
+    let list = |n: u8, is_ipv6: bool, text: &str| PrefixListRow {
+        id: PrefixListId::from_random([n; 9]),
+        account: String::new(),
+        name: String::new(),
+        is_ipv6,
+        max_entries: 5,
+        version: 1,
+        state: String::new(),
+        entries: vec![Entry { cidr: text.parse().unwrap(), description: None }],
+    };
+    all.prefix_lists = vec![list(1, false, "172.29.0.1/32"), list(2, true, "fd00:2::/32")];
+    let route = |destination, target| RouteRow { destination, target, active: true, instance: None };
+    let anywhere6 = || Destination::Net(Net::V6(Cidr6::ANYWHERE));
+    let gateway = all.route_tables[0].routes[0].target.clone();
+    all.route_tables[0].routes.push(route(anywhere6(), gateway));
+    all.route_tables.push(RouteTableRow {
+        id: RouteTableId::from_random([2; 9]),
+        account: String::new(),
+        vpc: vpc.clone(),
+        routes: vec![
+            route(anywhere6(), Target::EgressOnly(EgressOnlyInternetGatewayId::from_random([1; 9]))),
+            route(
+                Destination::PrefixList(all.prefix_lists[0].id.clone()),
+                Target::Endpoint(VpcEndpointId::from_random([1; 9])),
+            ),
+        ],
+        associations: vec![AssociationRow {
+            id: RouteTableAssociationId::from_random([2; 9]),
+            subnet: Some(own.id.clone()),
+        }],
+    });
+    all.subnets.push(own);
+    launch(&mut all, 0, 5, false);
+    all.interfaces[0].ipv6 = vec!["fd00:1:0:101::5".parse().unwrap()];
+    for (n, protocol, peer) in [
+        (1, Protocol::All, Peer::Group(group.clone())),
+        (2, Protocol::Icmpv6, Peer::anywhere6()),
+        (3, Protocol::All, Peer::PrefixList(all.prefix_lists[1].id.clone())),
+    ] {
+        all.rules.push(rule(&group, n, Direction::Ingress, Traffic { protocol, from: -1, to: -1, peer }));
+    }
+    let entry = |number, allow, cidr: &str| EntryRow {
+        egress: false,
+        number,
+        protocol: "-1".into(),
+        allow,
+        cidr: cidr.parse().unwrap(),
+        range: None,
+    };
+    all.acls.push(NetworkAclRow {
+        id: NetworkAclId::from_random([1; 9]),
+        account: String::new(),
+        vpc,
+        is_default: true,
+        entries: vec![entry(90, false, "fd00:9::/64"), entry(100, true, "0.0.0.0/0"), entry(101, true, "::/0")],
+        associations: vec![(NetworkAclAssociationId::from_random([1; 9]), all.subnets[0].id.clone())],
+    });
+    golden("both_families", &all);
+}
+
 #[test]
 fn a_vpc_with_one_instance() {
     let mut all = cloud(1);
@@ -146,39 +241,7 @@ fn a_vpc_with_one_instance() {
     let group = all.groups[0].id.clone();
     let ssh = Traffic { protocol: Protocol::Tcp, from: 22, to: 22, peer: Peer::anywhere() };
     all.rules.push(rule(&group, 1, Direction::Ingress, ssh));
-    let expected = "\
-Logical_Switch mallee-ext: name=\"mallee-ext\" ports=<mallee-ext-localnet, outer-vpc-01010101010101010-peer>
-Logical_Switch service-vpc-01010101010101010: name=\"service-vpc-01010101010101010\" ports=<metadata-vpc-01010101010101010, service-vpc-01010101010101010-router-peer>
-Logical_Switch subnet-01010101010101010: name=\"subnet-01010101010101010\" ports=<00000000-0000-0000-0000-000000000005, inner-subnet-01010101010101010-peer>
-Logical_Switch_Port 00000000-0000-0000-0000-000000000005: addresses=[06:00:00:01:00:05 172.31.0.9] dhcpv4_options=<subnet-01010101010101010> enabled=true name=\"00000000-0000-0000-0000-000000000005\" port_security=[06:00:00:01:00:05 172.31.0.9] type=\"\"
-Logical_Switch_Port inner-subnet-01010101010101010-peer: addresses=[router] name=\"inner-subnet-01010101010101010-peer\" options={router-port=inner-subnet-01010101010101010} type=\"router\"
-Logical_Switch_Port mallee-ext-localnet: addresses=[unknown] name=\"mallee-ext-localnet\" options={network_name=public} type=\"localnet\"
-Logical_Switch_Port metadata-vpc-01010101010101010: addresses=[06:00:00:00:01:03 169.254.169.254] name=\"metadata-vpc-01010101010101010\" type=\"localport\"
-Logical_Switch_Port outer-vpc-01010101010101010-peer: addresses=[router] name=\"outer-vpc-01010101010101010-peer\" options={nat-addresses=router, router-port=outer-vpc-01010101010101010} type=\"router\"
-Logical_Switch_Port service-vpc-01010101010101010-router-peer: addresses=[router] name=\"service-vpc-01010101010101010-router-peer\" options={router-port=service-vpc-01010101010101010-router} type=\"router\"
-Logical_Router vpc-01010101010101010: name=\"vpc-01010101010101010\" nat=<eipalloc-00050000000000000, snat-vpc-01010101010101010> policies=<service-vpc-01010101010101010> ports=<inner-subnet-01010101010101010, outer-vpc-01010101010101010, service-vpc-01010101010101010-router> static_routes=<rtb-01010101010101010-0.0.0.0/0>
-Logical_Router_Port inner-subnet-01010101010101010: mac=\"06:00:00:00:01:04\" name=\"inner-subnet-01010101010101010\" networks=[172.31.0.1/20] options={route_table=rtb-01010101010101010}
-Logical_Router_Port outer-vpc-01010101010101010: gateway_chassis=<outer-vpc-01010101010101010-node1, outer-vpc-01010101010101010-node2> mac=\"06:00:00:00:01:01\" name=\"outer-vpc-01010101010101010\" networks=[172.29.0.11/24]
-Logical_Router_Port service-vpc-01010101010101010-router: mac=\"06:00:00:00:01:02\" name=\"service-vpc-01010101010101010-router\" networks=[169.254.169.1/24]
-Gateway_Chassis outer-vpc-01010101010101010-node1: chassis_name=\"node1\" name=\"outer-vpc-01010101010101010-node1\" priority=2
-Gateway_Chassis outer-vpc-01010101010101010-node2: chassis_name=\"node2\" name=\"outer-vpc-01010101010101010-node2\" priority=1
-Logical_Router_Static_Route rtb-01010101010101010-0.0.0.0/0: ip_prefix=\"0.0.0.0/0\" nexthop=\"172.29.0.1\" output_port=[outer-vpc-01010101010101010] route_table=\"rtb-01010101010101010\"
-Logical_Router_Policy service-vpc-01010101010101010: action=\"allow\" match=\"inport == \\\"service-vpc-01010101010101010-router\\\" || outport == \\\"service-vpc-01010101010101010-router\\\"\" priority=3000
-NAT eipalloc-00050000000000000: external_ip=\"10.9.0.5\" logical_ip=\"172.31.0.9\" type=\"dnat_and_snat\"
-NAT snat-vpc-01010101010101010: external_ip=\"172.29.0.11\" logical_ip=\"172.31.0.0/16\" type=\"snat\"
-Port_Group mallee_drop: acls=<base-dhcp, base-drop-in, base-drop-out, base-metadata> name=\"mallee_drop\" ports=<00000000-0000-0000-0000-000000000005>
-Port_Group mallee_outer: acls=<outside-entering, outside-leaving> name=\"mallee_outer\" ports=<outer-vpc-01010101010101010-peer>
-Port_Group sg_01010101010101010: acls=<sgr-01010101010101010> name=\"sg_01010101010101010\" ports=<00000000-0000-0000-0000-000000000005>
-ACL base-dhcp: action=\"allow\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip4 && udp.src == 68 && udp.dst == 67\" priority=2000
-ACL base-drop-in: action=\"drop\" direction=\"to-lport\" match=\"outport == @mallee_drop && ip\" priority=1000
-ACL base-drop-out: action=\"drop\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip\" priority=1000
-ACL base-metadata: action=\"allow-related\" direction=\"from-lport\" match=\"inport == @mallee_drop && ip4.dst == 169.254.169.254 && tcp.dst == 80\" priority=2000
-ACL outside-entering: action=\"drop\" direction=\"to-lport\" match=\"outport == @mallee_outer && ip4 && ip4.dst != 172.29.0.0/24 && ip4.dst != 10.9.0.0/16\" priority=1000
-ACL outside-leaving: action=\"drop\" direction=\"from-lport\" match=\"inport == @mallee_outer && ip4 && ip4.src != 172.29.0.0/24 && ip4.src != 10.9.0.0/16\" priority=1000
-ACL sgr-01010101010101010: action=\"allow-related\" direction=\"to-lport\" match=\"outport == @sg_01010101010101010 && ip4 && tcp.dst == 22\" priority=1002
-DHCP_Options subnet-01010101010101010: cidr=\"172.31.0.0/20\" options={lease_time=3600, mtu=1442, router=172.31.0.1, server_id=172.31.0.1, server_mac=06:00:00:00:01:04}
-";
-    assert_eq!(render(&all, &outside()).to_string(), expected);
+    golden("one_instance", &all);
 }
 
 #[test]
@@ -214,12 +277,30 @@ fn rules_in_ovns_words() {
             Peer::Group(group.clone()),
             Some("ip4 && ip4.src == $sg_07070707070707070_ip4"),
         ),
-        (Direction::Egress, Protocol::All, -1, -1, Peer::Ipv6("::/0".into()), None),
+        (Direction::Egress, Protocol::All, -1, -1, Peer::anywhere6(), Some("ip6")),
+        (
+            Direction::Egress,
+            Protocol::Tcp,
+            80,
+            80,
+            Peer::Ipv6("fd00::/64".parse().unwrap()),
+            Some("ip6 && tcp.dst == 80 && ip6.dst == fd00::/64"),
+        ),
+        (Direction::Ingress, Protocol::Icmpv6, 128, -1, Peer::anywhere6(), Some("ip6 && icmp6 && icmp6.type == 128")),
+        (Direction::Ingress, Protocol::Icmp, 8, -1, Peer::anywhere6(), None),
+        (
+            Direction::Ingress,
+            Protocol::Udp,
+            53,
+            53,
+            Peer::PrefixList(PrefixListId::from_random([3; 9])),
+            Some("ip4 && udp.dst == 53 && ip4.src == $pl_03030303030303030"),
+        ),
         (Direction::Ingress, Protocol::Icmpv6, -1, -1, Peer::anywhere(), None),
     ];
     for (direction, protocol, from, to, peer, expected) in table {
         let rule = rule(&group, 1, direction, Traffic { protocol, from, to, peer });
-        assert_eq!(expression(&rule).as_deref(), expected, "{rule:?}");
+        assert_eq!(expression(&rule, &Families::new(&Wanted::default())).as_deref(), expected, "{rule:?}");
     }
 }
 
@@ -253,8 +334,12 @@ fn what_a_route_leads_to_decides_what_becomes_of_it() {
     launch(&mut all, 0, 1, false);
     let peering = peering(&all);
     let nat = nat_gateway(&all);
-    let route =
-        |to: &str, target, active| RouteRow { destination: to.parse().unwrap(), target, active, instance: None };
+    let route = |to: &str, target, active| RouteRow {
+        destination: Destination::Net(to.parse().unwrap()),
+        target,
+        active,
+        instance: None,
+    };
     let interface = all.interfaces[0].id.clone();
     all.route_tables[0].routes.extend([
         route("10.1.0.0/16", Target::Peering(peering.id.clone()), true),

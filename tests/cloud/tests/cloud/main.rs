@@ -5,9 +5,11 @@
 
 mod accounts;
 mod attack;
+mod boot_volume;
 mod crash;
 mod documentation;
 mod image;
+mod import;
 mod launch;
 mod orphan;
 mod placement;

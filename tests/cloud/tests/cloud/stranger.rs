@@ -141,6 +141,21 @@ impl Things {
         let address = alice.ec2("Action=AllocateAddress&Domain=vpc").await.value("allocationId");
         let nat = format!("Action=CreateNatGateway&SubnetId={}&AllocationId={address}", things["subnet"].0);
         things.insert("nat", (alice.ec2(&nat).await.value("natGatewayId"), "nat-0123456789abcdef0".into()));
+        let list = alice
+            .ec2("Action=CreateManagedPrefixList&PrefixListName=mine&AddressFamily=IPv4&MaxEntries=1&Entry.1.Cidr=10.8.0.0/16")
+            .await
+            .value("prefixListId");
+        things.insert("list", (list, "pl-0123456789abcdef0".into()));
+        let egress = format!("Action=CreateEgressOnlyInternetGateway&VpcId={}", things["vpc"].0);
+        let egress = alice.ec2(&egress).await.value("egressOnlyInternetGatewayId");
+        things.insert("egress", (egress, "eigw-0123456789abcdef0".into()));
+        let ipv6 = format!("Action=AssociateVpcCidrBlock&AmazonProvidedIpv6CidrBlock=true&VpcId={}", things["vpc"].0);
+        let block = alice.ec2(&ipv6).await;
+        things.insert("vpcblock", (block.value("associationId"), "vpc-cidr-assoc-0123456789abcdef0".into()));
+        let part = block.value("ipv6CidrBlock").replace("/56", "/64");
+        let ipv6 = format!("Action=AssociateSubnetCidrBlock&SubnetId={}&Ipv6CidrBlock={part}", things["subnet"].0);
+        let block = alice.ec2(&ipv6).await.value("associationId");
+        things.insert("subnetblock", (block, "subnet-cidr-assoc-0123456789abcdef0".into()));
         things.insert("association", {
             let id = alice.ec2(&associate).await.value("associationId");
             (id, "eipassoc-0123456789abcdef0".into())
@@ -183,9 +198,11 @@ fn without_request_id(answer: &Answer) -> String {
 fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
     match parameter {
         "InstanceId" => &["instance"],
-        "ImageId" => &["image"],
+        "ImageId" | "SourceImageId" => &["image"],
         // That of a regional NAT gateway, which there is none of.
         "VpcId" if action == "CreateNatGateway" => &[],
+        // Those of an interface endpoint, which there is none of.
+        "SubnetId" | "SecurityGroupId" if action == "CreateVpcEndpoint" => &[],
         "VpcId" => &["vpc"],
         "SubnetId" => &["subnet"],
         "NetworkInterfaceId" => &["interface"],
@@ -197,7 +214,12 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "KeyName" if action != "CreateKeyPair" && action != "ImportKeyPair" => &["name"],
         "AllocationId" => &["allocation"],
         "AssociationId" if action == "DisassociateAddress" => &["association"],
+        "AssociationId" if action == "DisassociateVpcCidrBlock" => &["vpcblock"],
+        "AssociationId" if action == "DisassociateSubnetCidrBlock" => &["subnetblock"],
         "NatGatewayId" => &["nat"],
+        "PrefixListId" => &["list"],
+        "DestinationPrefixListId" if action == "CreateRoute" => &["list"],
+        "EgressOnlyInternetGatewayId" => &["egress"],
         "VpcPeeringConnectionId" => &["peering"],
         "PeerVpcId" => &["vpc"],
         "PublicIp" => &["address"],
@@ -223,6 +245,8 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
             "dhcp",
             "nat",
             "peering",
+            "list",
+            "egress",
         ],
         _ => &[],
     }
@@ -231,21 +255,37 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
 /// What else the action needs before it looks its ids up. `mallory` has the things it may name beside alice's.
 fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> String {
     let needs: &[(&str, &str)] = match action {
-        "AuthorizeSecurityGroupIngress" if parameter == "IpPermissions.1.Groups.1.GroupId" => &[
-            ("GroupId", "{group}"),
-            ("IpPermissions.1.IpProtocol", "tcp"),
-            ("IpPermissions.1.FromPort", "22"),
-            ("IpPermissions.1.ToPort", "22"),
-        ],
+        "AuthorizeSecurityGroupIngress"
+            if parameter == "IpPermissions.1.Groups.1.GroupId"
+                || parameter == "IpPermissions.1.PrefixListIds.1.PrefixListId" =>
+        {
+            &[
+                ("GroupId", "{group}"),
+                ("IpPermissions.1.IpProtocol", "tcp"),
+                ("IpPermissions.1.FromPort", "22"),
+                ("IpPermissions.1.ToPort", "22"),
+            ]
+        }
         "AssociateAddress" if parameter == "PublicIp" => &[("InstanceId", "{instance}")],
         "AssociateAddress" if parameter == "NetworkInterfaceId" => &[("AllocationId", "{allocation}")],
         "DetachVolume" => &[("VolumeId", "{volume}")],
         "ModifyInstanceAttribute" if parameter == "GroupId" => &[("InstanceId", "{instance}")],
         "ResetImageAttribute" => &[("Attribute", "launchPermission")],
         "ResetInstanceAttribute" => &[("Attribute", "sourceDestCheck")],
+        "RunInstances" if parameter.starts_with("BlockDeviceMapping") => &[
+            ("ImageId", "{image}"),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("InstanceType", "mini.nano"),
+            ("BlockDeviceMapping.1.DeviceName", "/dev/sdf"),
+        ],
         "RunInstances" => {
             &[("ImageId", "{image}"), ("MinCount", "1"), ("MaxCount", "1"), ("InstanceType", "mini.nano")]
         }
+        "RegisterImage" => &[("Name", "foreign"), ("BlockDeviceMapping.1.DeviceName", "/dev/sda1")],
+        "CreateImage" => &[("Name", "foreign")],
+        "CopyImage" => &[("SourceRegion", "mallee-1"), ("Name", "foreign")],
+        "ModifyVolumeAttribute" => &[("AutoEnableIO.Value", "true")],
         "CreateVpcPeeringConnection" => &[("VpcId", "{vpc}"), ("PeerVpcId", "{vpc}")],
         "CreateNatGateway" => &[("SubnetId", "{subnet}"), ("AllocationId", "{allocation}")],
         "CreateSubnet" => &[("CidrBlock", "172.31.240.0/24")],
@@ -257,6 +297,18 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "ReplaceRouteTableAssociation" => &[("AssociationId", "{main}")],
         "ReplaceNetworkAclAssociation" => &[("AssociationId", "{aclassociation}")],
         "DeleteRoute" => &[("DestinationCidrBlock", "10.4.0.0/16")],
+        "ModifyManagedPrefixList" => &[("MaxEntries", "2")],
+        "RestoreManagedPrefixListVersion" => &[("PreviousVersion", "1"), ("CurrentVersion", "1")],
+        "CreateVpcEndpoint" => &[("ServiceName", "com.amazonaws.mallee-1.s3"), ("VpcId", "{vpc}")],
+        "AssociateSubnetCidrBlock" => &[("Ipv6CidrBlock", "fd00::/64")],
+        "AssignIpv6Addresses" => &[("Ipv6AddressCount", "1")],
+        "UnassignIpv6Addresses" => &[("Ipv6Addresses.1", "fd00::9")],
+        "CreateRoute" if parameter == "DestinationPrefixListId" => {
+            &[("RouteTableId", "{table}"), ("GatewayId", "{gateway}")]
+        }
+        "CreateRoute" | "ReplaceRoute" if parameter == "EgressOnlyInternetGatewayId" => {
+            &[("DestinationIpv6CidrBlock", "fd00:4::/32"), ("RouteTableId", "{table}")]
+        }
         "CreateRoute" | "ReplaceRoute" if parameter != "RouteTableId" => {
             &[("DestinationCidrBlock", "10.4.0.0/16"), ("RouteTableId", "{table}")]
         }
@@ -347,6 +399,9 @@ const NESTED: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterface.1.SubnetId", "subnet"),
     ("RunInstances", "NetworkInterface.1.SecurityGroupId.1", "group"),
     ("RunInstances", "NetworkInterface.1.NetworkInterfaceId", "interface"),
+    ("RunInstances", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
+    ("RegisterImage", "BlockDeviceMapping.1.Ebs.SnapshotId", "snapshot"),
+    ("AuthorizeSecurityGroupIngress", "IpPermissions.1.PrefixListIds.1.PrefixListId", "list"),
     ("AuthorizeSecurityGroupIngress", "IpPermissions.1.Groups.1.GroupId", "group"),
     ("CreateSnapshots", "InstanceSpecification.InstanceId", "instance"),
     ("ModifySecurityGroupRules", "SecurityGroupRule.1.SecurityGroupRuleId", "rule"),

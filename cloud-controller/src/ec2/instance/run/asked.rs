@@ -6,16 +6,18 @@ use mallee_aws::{
     AwsError,
     id::{KernelImageId, MachineImageId, NetworkInterfaceId, RamdiskImageId, SecurityGroupId, SubnetId},
 };
+use mallee_tiers::INTERFACES_AT_AN_INSTANCE;
 use serde::Deserialize;
 
 use super::super::row::{MetadataOptions, ShutdownBehavior};
 use crate::{
     Outcome, Refusal,
     ec2::{
+        block_device,
         interface::{
             Secondary,
-            attach::MOST as MOST_INTERFACES,
             change::{PrivateIpAddress, addresses},
+            ipv6,
         },
         tag::TagSpecification,
         unsupported::{self, Unsupported},
@@ -53,7 +55,7 @@ pub struct RunInstances {
     #[serde(default)]
     pub tag_specification: Vec<TagSpecification>,
     #[serde(default)]
-    pub block_device_mapping: Vec<BlockDeviceMapping>,
+    pub block_device_mapping: Vec<block_device::Asked>,
     pub credit_specification: Option<CreditSpecification>,
     pub enclave_options: Option<Enabled>,
     pub hibernation_options: Option<Configured>,
@@ -66,10 +68,10 @@ pub struct RunInstances {
     pub enable_primary_ipv6: Option<Unsupported>,
     pub iam_instance_profile: Option<Unsupported>,
     pub instance_market_options: Option<Unsupported>,
-    #[serde(rename = "Ipv6Address")]
-    pub ipv6_address: Option<Unsupported>,
+    #[serde(rename = "Ipv6Address", default)]
+    pub ipv6_address: Vec<ipv6::Named>,
     #[serde(rename = "Ipv6AddressCount")]
-    pub ipv6_address_count: Option<Unsupported>,
+    pub ipv6_address_count: Option<u32>,
     pub launch_template: Option<Unsupported>,
     pub license_specification: Option<Unsupported>,
     pub network_performance_options: Option<Unsupported>,
@@ -138,24 +140,15 @@ pub struct NetworkInterface {
     #[serde(rename = "Ipv4PrefixCount")]
     pub ipv4_prefix_count: Option<Unsupported>,
     #[serde(rename = "Ipv6AddressCount")]
-    pub ipv6_address_count: Option<Unsupported>,
-    #[serde(rename = "Ipv6Addresses")]
-    pub ipv6_addresses: Option<Unsupported>,
+    pub ipv6_address_count: Option<u32>,
+    #[serde(rename = "Ipv6Addresses", default)]
+    pub ipv6_addresses: Vec<ipv6::Named>,
     #[serde(rename = "Ipv6Prefix")]
     pub ipv6_prefix: Option<Unsupported>,
     #[serde(rename = "Ipv6PrefixCount")]
     pub ipv6_prefix_count: Option<Unsupported>,
     pub primary_ipv6: Option<Unsupported>,
     pub secondary_private_ip_address_count: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct BlockDeviceMapping {
-    pub device_name: Option<String>,
-    pub virtual_name: Option<String>,
-    pub no_device: Option<String>,
-    pub ebs: Option<Unsupported>,
 }
 
 /// `MetadataOptions.*`, here and in ModifyInstanceMetadataOptions.
@@ -210,6 +203,7 @@ pub struct InterfacePlan {
     pub existing: Option<NetworkInterfaceId>,
     pub subnet: Option<SubnetId>,
     pub secondary: Secondary,
+    pub ipv6: ipv6::Wanted,
     pub device_index: u32,
     pub description: String,
     pub address: Option<Ipv4Addr>,
@@ -229,8 +223,6 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
         ("EnablePrimaryIpv6", input.enable_primary_ipv6),
         ("IamInstanceProfile", input.iam_instance_profile),
         ("InstanceMarketOptions", input.instance_market_options),
-        ("Ipv6Address", input.ipv6_address),
-        ("Ipv6AddressCount", input.ipv6_address_count),
         ("LaunchTemplate", input.launch_template),
         ("LicenseSpecification", input.license_specification),
         ("NetworkPerformanceOptions", input.network_performance_options),
@@ -276,30 +268,7 @@ pub fn refuse_what_is_not_done(input: &RunInstances) -> Outcome<()> {
             );
         }
     }
-    input.block_device_mapping.iter().try_for_each(check_mapping)
-}
-
-/// The root is an instance store and there are no other disks: what asks for none is taken, what asks for an EBS disk is
-/// refused by name.
-fn check_mapping(mapping: &BlockDeviceMapping) -> Outcome<()> {
-    let device = mapping.device_name.as_deref().unwrap_or_default();
-    if mapping.ebs.is_some() {
-        return Err(AwsError::unsupported(format!(
-            "BlockDeviceMapping {device}: EBS volumes in a launch are not supported by this cloud; create and attach a volume instead"
-        ))
-        .into());
-    }
-    match (mapping.virtual_name.as_deref(), &mapping.no_device) {
-        (_, Some(_)) => Ok(()),
-        // AWS ignores ephemeral disks that the instance type does not have.
-        (Some(name), None) if name.strip_prefix("ephemeral").is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 24)) => {
-            Ok(())
-        }
-        _ => Err(Refusal::new(
-            "InvalidBlockDeviceMapping",
-            format!("The block device mapping of '{device}' is not valid"),
-        )),
-    }
+    Ok(())
 }
 
 /// The interfaces of a launch by device index, from either of the two ways to say it, and the subnet of the first.
@@ -312,6 +281,7 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
             description: String::new(),
             address: input.private_ip_address,
             secondary: Secondary::none(),
+            ipv6: ipv6_asked(&input.ipv6_address, input.ipv6_address_count, input.max_count)?,
             group_ids: input.security_group_id.clone(),
             group_names: input.security_group.clone(),
             delete_on_termination: true,
@@ -323,15 +293,19 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
         || !input.security_group.is_empty()
         || input.subnet_id.is_some()
         || input.private_ip_address.is_some()
+        || !input.ipv6_address.is_empty()
+        || input.ipv6_address_count.is_some()
     {
         return Err(AwsError::invalid_parameter_combination(
             "Network interfaces and an instance-level subnet ID, security groups or address may not be specified on the same request",
         )
         .into());
     }
-    if input.network_interface.len() > MOST_INTERFACES {
-        let message =
-            format!("Interface count {} exceeds the limit of {MOST_INTERFACES}", input.network_interface.len());
+    if input.network_interface.len() > INTERFACES_AT_AN_INSTANCE {
+        let message = format!(
+            "Interface count {} exceeds the limit of {INTERFACES_AT_AN_INSTANCE}",
+            input.network_interface.len()
+        );
         return Err(Refusal::new("AttachmentLimitExceeded", message));
     }
     let mut plans =
@@ -354,13 +328,18 @@ pub fn interface_plans(input: &RunInstances) -> Outcome<(Vec<InterfacePlan>, Opt
     Ok((plans, subnet))
 }
 
+fn ipv6_asked(named: &[ipv6::Named], each: Option<u32>, count: u64) -> Outcome<ipv6::Wanted> {
+    if !named.is_empty() && count > 1 {
+        return Err(AwsError::invalid_parameter_combination("An IPv6 address can be given to one instance only").into());
+    }
+    ipv6::Wanted::asked(named, each)
+}
+
 fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
     unsupported::refuse(&[
         ("NetworkInterface.AssociateCarrierIpAddress", asked.associate_carrier_ip_address),
         ("NetworkInterface.Ipv4Prefix", asked.ipv4_prefix),
         ("NetworkInterface.Ipv4PrefixCount", asked.ipv4_prefix_count),
-        ("NetworkInterface.Ipv6AddressCount", asked.ipv6_address_count),
-        ("NetworkInterface.Ipv6Addresses", asked.ipv6_addresses),
         ("NetworkInterface.Ipv6Prefix", asked.ipv6_prefix),
         ("NetworkInterface.Ipv6PrefixCount", asked.ipv6_prefix_count),
         ("NetworkInterface.PrimaryIpv6", asked.primary_ipv6),
@@ -376,10 +355,12 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
     }
     let (address, secondary) =
         addresses(asked.private_ip_address, &asked.private_ip_addresses, asked.secondary_private_ip_address_count)?;
+    let ipv6 = ipv6_asked(&asked.ipv6_addresses, asked.ipv6_address_count, count)?;
     if asked.network_interface_id.is_some() {
         let says_more = asked.subnet_id.is_some()
             || address.is_some()
             || secondary != Secondary::none()
+            || ipv6 != ipv6::Wanted::default()
             || !asked.security_group_id.is_empty()
             || asked.associate_public_ip_address.is_some();
         if says_more || count > 1 {
@@ -399,6 +380,7 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
         description: asked.description.clone().unwrap_or_default(),
         address,
         secondary,
+        ipv6,
         group_ids: asked.security_group_id.clone(),
         group_names: Vec::new(),
         // One that was there before outlives the instance.
@@ -411,24 +393,6 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
 mod tests {
     use super::*;
     use crate::ec2::instance::run::DEFAULT_METADATA;
-
-    #[test]
-    fn block_devices_that_ask_for_nothing_are_taken_and_the_rest_refused() {
-        let mapping = |virtual_name: Option<&str>, no_device: bool| BlockDeviceMapping {
-            device_name: Some("/dev/sdb".into()),
-            virtual_name: virtual_name.map(Into::into),
-            no_device: no_device.then(String::new),
-            ebs: None,
-        };
-        for (asked, code) in [
-            (mapping(Some("ephemeral0"), false), None),
-            (mapping(None, true), None),
-            (mapping(Some("ephemeral99"), false), Some("InvalidBlockDeviceMapping")),
-            (mapping(None, false), Some("InvalidBlockDeviceMapping")),
-        ] {
-            assert_eq!(check_mapping(&asked).err().map(|e| e.code().to_owned()).as_deref(), code);
-        }
-    }
 
     #[test]
     fn metadata_options_are_aws_words_only() {
