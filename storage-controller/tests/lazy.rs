@@ -12,7 +12,7 @@ use std::{
 };
 
 use mallee_tiers::*;
-use zone::{Zone, io, url};
+use zone::{Zone, io, io_when_it_can, url};
 
 const BLOCK: u64 = SNAPSHOT_BLOCK;
 
@@ -143,7 +143,7 @@ async fn whatever_is_killed_while_it_is_fetched_no_byte_is_wrong() {
         }
         zone.send_until_taken().await;
         let export = zone.until_served(&id, "vattach-a").await;
-        io(&export, "write -P 5 100k 64k").unwrap();
+        io_when_it_can(&export, "write -P 5 100k 64k").await;
         if round % 2 == 0 {
             zone.kill_daemons(&id);
         }
