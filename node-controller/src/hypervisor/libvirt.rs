@@ -6,7 +6,9 @@
 //!   and it keeps the connections alive: a libvirtd that vanished is noticed by its closed socket, one that hangs in 15 s.
 //! - A watcher opens a lost connection again. libvirtd finds its running guests by itself; they are not touched.
 
+mod cut;
 mod fit;
+mod monitor;
 
 use std::{
     collections::BTreeMap,
@@ -190,6 +192,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
+        let known = disk.clone();
+        Self::on(&self.slow, name, move |domain| cut::give_up(domain, &known)).await?;
         self.pull(name, disk.alias.clone(), &disk.serial).await
     }
 

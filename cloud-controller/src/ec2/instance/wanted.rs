@@ -109,7 +109,7 @@ fn awaits(i: &Instance, parts: &Parts<'_>) -> Option<String> {
 
 /// The volume in the body: from when its export is served until the node is asked to let go.
 pub fn attached(attachment: &Attachment, volume: &Volume) -> Option<VolumeAttachment> {
-    if !matches!(attachment.phase, Phase::Attaching | Phase::Attached) {
+    if !attachment.is_at_node() {
         return None;
     }
     let export = volume.export.clone().filter(|e| e.attachment == attachment.id)?;

@@ -235,10 +235,7 @@ async fn detach(call: &Call, input: DetachVolume) -> Outcome<AttachmentInfo> {
                 Kind::Asked,
                 if forced { "detach, whether the instance lets go or not" } else { "detach" },
             )?;
-            let attachment = begin_detach(tx, attachment, now)?;
-            if forced {
-                end(tx, &attachment, now)?;
-            }
+            let attachment = if forced { take(tx, attachment, now)? } else { begin_detach(tx, attachment, now)? };
             unless_dry_run(input.dry_run)?;
             Ok(attachment)
         })
@@ -263,6 +260,13 @@ fn begin_detach(tx: &mut Tx<'_>, attachment: Attachment, now: i64) -> Result<Att
         end(tx, &attachment, now)?;
     }
     Ok(attachment)
+}
+
+/// The export goes, whoever uses it. The node hears of it when it is gone: what a guest has to write to a disk while it lets
+/// go of it would be waited for.
+fn take(tx: &mut Tx<'_>, attachment: Attachment, now: i64) -> Result<Attachment, StoreError> {
+    end(tx, &attachment, now)?;
+    Ok(Attachment { phase: Phase::Ending, since: now, ..attachment })
 }
 
 /// Nobody uses it any more: the export can go.
@@ -382,6 +386,10 @@ pub fn storage_reported(tx: &mut Tx<'_>, before: &Volume, volume: &Volume, now: 
         }
         Phase::Ending if !exported && volume.observed_generation >= volume.generation => {
             row::remove_attachment(tx, &attachment)?;
+            let was_taken = attachment.is_at_node();
+            if was_taken {
+                instance::touch(tx, attachment.instance.as_str())?;
+            }
             event::note(
                 tx,
                 volume.id.as_str(),
@@ -395,7 +403,7 @@ pub fn storage_reported(tx: &mut Tx<'_>, before: &Volume, volume: &Volume, now: 
                 row::set_deleted(tx, volume.id.as_str())?;
                 event::note(tx, volume.id.as_str(), now, Kind::Decided, "deleted with its instance")?;
             }
-            Ok(false)
+            Ok(was_taken)
         }
         _ => Ok(false),
     }

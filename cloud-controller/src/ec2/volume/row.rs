@@ -123,6 +123,11 @@ impl Attachment {
     pub fn is_coming(&self) -> bool {
         matches!(self.phase, Phase::Attaching | Phase::Attached)
     }
+
+    /// No wish without it was made yet. One that is taken by force goes from the wish when it is served no more.
+    pub fn is_at_node(&self) -> bool {
+        self.is_coming() || self.phase == Phase::Ending && self.left == Generation::default()
+    }
 }
 
 const COLUMNS: &str = "id, account, zone, epoch, counter, size_gib, kind, iops, throughput, created, desired, observed, \

@@ -3,29 +3,11 @@
 //! A grown volume is served anew under the same name. QEMU learns of its size when it comes back to it, which it does at the
 //! guest's next request and not before, so a disk that does not know its new size yet is read from, and asked again later.
 
-use std::{
-    ffi::{CStr, CString},
-    ptr,
-};
+use std::{ffi::CString, ptr};
 
 use virt::{domain::Domain, error::Error, sys};
 
-use super::super::SeenDisk;
-
-#[link(name = "virt-qemu")]
-#[allow(unsafe_code)]
-unsafe extern "C" {
-    /// libvirt-qemu.h; the `virt` crate leaves it out.
-    fn virDomainQemuMonitorCommand(
-        domain: sys::virDomainPtr,
-        command: *const libc::c_char,
-        result: *mut *mut libc::c_char,
-        flags: libc::c_uint,
-    ) -> libc::c_int;
-}
-
-/// VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-const HMP: libc::c_uint = 1;
+use super::{super::SeenDisk, monitor};
 
 /// 0 bytes: the size stays. `tunables` are libvirt's names, and 0 is no limit.
 pub fn fit(
@@ -92,20 +74,9 @@ fn tune(domain: &Domain, target: &str, tunables: &[(&'static str, u64)]) -> std:
 }
 
 /// Reads the disk's first sector, and does not wait for it: QEMU would stand still if nobody served the disk just now.
-#[allow(unsafe_code)]
 fn read_from(domain: &Domain, alias: &str) -> std::result::Result<(), Error> {
-    let command = c_string(&format!("qemu-io -d /machine/peripheral/{alias}/virtio-backend \"aio_read -q 0 512\""));
-    let mut said = ptr::null_mut();
-    // SAFETY: the domain is live for the call, the command is zero-terminated and outlives it, and what libvirt allocates for
-    // the answer is freed as its manual says.
-    let done = unsafe {
-        let done = virDomainQemuMonitorCommand(domain.as_ptr(), command.as_ptr(), &mut said, HMP);
-        if done >= 0 && !said.is_null() {
-            let answer = CStr::from_ptr(said).to_string_lossy();
-            tracing::debug!(disk = alias, answer = answer.trim(), "read from a disk that does not know its size");
-        }
-        libc::free(said.cast());
-        done
-    };
-    if done < 0 { Err(Error::last_error()) } else { Ok(()) }
+    let command = format!("qemu-io -d /machine/peripheral/{alias}/virtio-backend \"aio_read -q 0 512\"");
+    let answer = monitor::tell(domain, &command, monitor::HMP)?;
+    tracing::debug!(disk = alias, answer = answer.trim(), "read from a disk that does not know its size");
+    Ok(())
 }
