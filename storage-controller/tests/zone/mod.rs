@@ -452,17 +452,17 @@ pub fn url(export: &Export) -> String {
 }
 
 /// Runs a command of `qemu-io` through the export.
-/// The same of an export that was served when it was last told of, and whose daemon may have been killed since.
+pub fn io(export: &Export, command: &str) -> Result<String, String> {
+    let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url(export)]).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
+}
+
+/// [`io`] of an export that was served when it was last told of, and whose daemon may have been killed since.
 pub async fn io_when_it_can(export: &Export, command: &str) {
     let begun = Instant::now();
     while let Err(why) = io(export, command) {
         assert!(begun.elapsed() < Duration::from_secs(60), "{why}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-pub fn io(export: &Export, command: &str) -> Result<String, String> {
-    let out = Command::new("qemu-io").args(["-f", "raw", "-c", command, &url(export)]).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
 }
