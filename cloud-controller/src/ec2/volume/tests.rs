@@ -147,7 +147,12 @@ async fn a_forced_detach_does_not_wait_for_the_node() {
     node_has(&stage, &instance, Some(&id)).await;
     stage.ask(&format!("DetachVolume&VolumeId={id}&Force=true")).await.unwrap();
     assert!(stage.wanted_volume(&id).await.export_for.is_none());
+    // The node hears of it when the export is cut, and not before.
+    assert_eq!(stage.body(&instance).await.volumes.len(), 1);
+    let before = stage.row(&instance).await.generation;
     stage.serve(&id).await;
+    assert!(stage.row(&instance).await.generation > before);
+    assert!(stage.body(&instance).await.volumes.is_empty());
     assert_eq!(status(&stage, &id).await, ["available"]);
     let all_tags = all(&stage.ask("DescribeVolumes").await.unwrap(), "volumeType");
     assert_eq!(all_tags, ["gp2"]);
