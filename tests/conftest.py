@@ -53,10 +53,12 @@ def pytest_sessionfinish(session):
 def many():
     """Two zones of two machines."""
     many = several()
-    many.up()
-    yield many
-    if not os.environ.get("MALLEE_TEST_KEEP"):
-        many.down()
+    try:
+        many.up()
+        yield many
+    finally:
+        if not os.environ.get("MALLEE_TEST_KEEP"):
+            many.down()
 
 
 def several():
@@ -80,13 +82,19 @@ def image(cloud, ec2):
         return mini(cloud, ec2)
 
 
+def is_current(disk):
+    """Whether the mini guest was built of the recipe as it is."""
+    recipe = [file for file in (ROOT / "tools/images/mini").rglob("*") if file.is_file()]
+    return disk.exists() and disk.stat().st_mtime >= max(file.stat().st_mtime for file in recipe)
+
+
 def mini(cloud, ec2):
     found = [one for one in ec2.describe_images(Owners=["self"])["Images"] if one["Name"] == "mini"]
     if found:
         (found,) = found
         wanted = found["ImageId"]
     else:
-        if not (MINI / "mini-disk.raw").exists():
+        if not is_current(MINI / "mini-disk.raw"):
             cloud.mallee("image", "build", "mini", "--out", MINI, timeout=900)
         bundle = cloud.state / "mini-bundle"
         cloud.mallee("image", "bundle", MINI / "mini-disk.raw", "--out", bundle)

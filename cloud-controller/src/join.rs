@@ -167,6 +167,7 @@ pub fn own_identity(config: &crate::Config, ca: &pki::Ca) -> Result<mallee_servi
         let certificate = ca.issue_public(&key, &public_names(config)).map_err(|e| failed(&e))?;
         pki::write_public(&dir.join("public.pem"), certificate.as_bytes()).map_err(|e| failed(&e))?;
     }
+    pki::show_to_switches(&dir).map_err(|e| failed(&e))?;
     mallee_service::Identity::load(&dir).map_err(|e| failed(&e))
 }
 

@@ -52,6 +52,8 @@ class Machine:
         assert process.stdout.readline() == "ready\n"
         started = int(pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
         self.record.write_text(json.dumps({"pid": process.pid, "started": started}))
+        # One of a machine that was not ended goes with its namespace, which is not at once.
+        run(["ip", "link", "del", self.link], check=False)
         run(["ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid)])
         run(["ethtool", "-K", self.link, "tx", "off"])
         run(["ip", "link", "set", self.link, "master", self.many.bridge, "up"])
@@ -102,6 +104,7 @@ class Machine:
             return
         if (self.home / "machine.json").exists():
             self.mallee("down", "--all", "--yes", check=False)
+        run(["ip", "link", "del", self.link], check=False)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.holder(), signal.SIGKILL)
         self.record.unlink()

@@ -49,7 +49,8 @@ pub(crate) struct DatabaseServer<'a> {
     pub database: &'a str,
 }
 
-/// What a daemon of Open vSwitch or OVN is told about the certificate it shows. The files are read again when they change.
+/// What a daemon of Open vSwitch or OVN is told about the certificate it shows. It is read again when it and the key changed:
+/// `mallee_service::pki::show_to_switches` sees to that.
 pub(crate) fn certificate(folder: &Path) -> Vec<String> {
     let file = |name: &str| folder.join(name).display().to_string();
     vec![

@@ -69,6 +69,8 @@ pub async fn identity(daemon: &Daemon) -> Result<Identity, TierError> {
         }
         let _ = std::fs::remove_file(path);
     }
+    // An earlier process may have died between the two.
+    pki::show_to_switches(&dir).map_err(|e| TierError::internal(e.to_string()))?;
     Identity::load(&dir).map_err(|e| TierError::internal(e.to_string()))
 }
 
@@ -99,7 +101,8 @@ fn store_signed(signed: &SignedCertificate, expected_ca: &str, dir: &Path) -> Re
     }
     let failed = |e: pki::PkiError| TierError::internal(e.to_string());
     pki::write_public(&dir.join("ca.pem"), signed.ca_pem.as_bytes()).map_err(failed)?;
-    pki::write_public(&dir.join("cert.pem"), signed.certificate_pem.as_bytes()).map_err(failed)
+    pki::write_public(&dir.join("cert.pem"), signed.certificate_pem.as_bytes()).map_err(failed)?;
+    pki::show_to_switches(dir).map_err(failed)
 }
 
 /// The one call that is made before the CA is known: TLS with the server's chain checked against the token's

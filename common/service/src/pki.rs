@@ -141,6 +141,19 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     write_mode(path, bytes, 0o644)
 }
 
+/// Makes `DIR/key.pem` newer than `DIR/cert.pem`. Open vSwitch's daemons were told of both files when they started, perhaps
+/// before there was a certificate, and look at the certificate again only when the key changed, too.
+pub fn show_to_switches(dir: &Path) -> Result<(), PkiError> {
+    let path = dir.join("key.pem");
+    let failed = |e| PkiError::File(path.display().to_string(), e);
+    let key = std::fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
+    let written = std::fs::metadata(dir.join("cert.pem")).and_then(|cert| cert.modified()).map_err(failed)?;
+    if key.metadata().and_then(|key| key.modified()).map_err(failed)? <= written {
+        key.set_modified(std::time::SystemTime::now()).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn write_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
     let failed = |e| PkiError::File(path.display().to_string(), e);
     let new = path.with_extension("new");
