@@ -444,7 +444,7 @@ async fn import_image(call: &Call, input: ImportImage) -> Outcome<ImageTask> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct DescribeImportSnapshotTasks {
+struct DescribeImportTasks {
     dry_run: Option<bool>,
     #[serde(default)]
     import_task_id: Vec<String>,
@@ -454,6 +454,9 @@ struct DescribeImportSnapshotTasks {
     next_token: Option<Unsupported>,
 }
 
+type DescribeImportSnapshotTasks = DescribeImportTasks;
+type DescribeImportImageTasks = DescribeImportTasks;
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DescribedSnapshotTasks {
@@ -461,7 +464,13 @@ struct DescribedSnapshotTasks {
 }
 
 /// The account's tasks of a kind, or those named.
-async fn tasks(call: &Call, prefix: &'static str, ids: Vec<String>, dry_run: Option<bool>) -> Outcome<Vec<Task>> {
+async fn tasks(call: &Call, prefix: &'static str, input: DescribeImportTasks) -> Outcome<Vec<Task>> {
+    unsupported::refuse(&[
+        ("Filters", input.filters),
+        ("MaxResults", input.max_results),
+        ("NextToken", input.next_token),
+    ])?;
+    let ids = input.import_task_id;
     let account = call.account().to_owned();
     let mut all = call
         .cloud
@@ -472,31 +481,14 @@ async fn tasks(call: &Call, prefix: &'static str, ids: Vec<String>, dry_run: Opt
     if let Some(missing) = ids.iter().find(|id| !all.iter().any(|t| t.id == **id)) {
         return Err(not_found(missing));
     }
-    unless_dry_run(dry_run)?;
+    unless_dry_run(input.dry_run)?;
     all.retain(|t| ids.is_empty() || ids.contains(&t.id));
     Ok(all)
 }
 
-async fn describe_snapshots(call: &Call, input: DescribeImportSnapshotTasks) -> Outcome<DescribedSnapshotTasks> {
-    unsupported::refuse(&[
-        ("Filters", input.filters),
-        ("MaxResults", input.max_results),
-        ("NextToken", input.next_token),
-    ])?;
-    let all = tasks(call, SNAPSHOT_PREFIX, input.import_task_id, input.dry_run).await?;
+async fn describe_snapshots(call: &Call, input: DescribeImportTasks) -> Outcome<DescribedSnapshotTasks> {
+    let all = tasks(call, SNAPSHOT_PREFIX, input).await?;
     Ok(DescribedSnapshotTasks { import_snapshot_task_set: all.iter().map(snapshot_task).collect() })
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DescribeImportImageTasks {
-    dry_run: Option<bool>,
-    #[serde(default)]
-    import_task_id: Vec<String>,
-    #[serde(rename = "Filters")]
-    filters: Option<Unsupported>,
-    max_results: Option<Unsupported>,
-    next_token: Option<Unsupported>,
 }
 
 #[derive(Serialize)]
@@ -505,13 +497,8 @@ struct DescribedImageTasks {
     import_image_task_set: Vec<ImageTask>,
 }
 
-async fn describe_images(call: &Call, input: DescribeImportImageTasks) -> Outcome<DescribedImageTasks> {
-    unsupported::refuse(&[
-        ("Filters", input.filters),
-        ("MaxResults", input.max_results),
-        ("NextToken", input.next_token),
-    ])?;
-    let all = tasks(call, IMAGE_PREFIX, input.import_task_id, input.dry_run).await?;
+async fn describe_images(call: &Call, input: DescribeImportTasks) -> Outcome<DescribedImageTasks> {
+    let all = tasks(call, IMAGE_PREFIX, input).await?;
     Ok(DescribedImageTasks { import_image_task_set: all.iter().map(image_task).collect() })
 }
 
