@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 
 
 def digest(path):
@@ -21,9 +22,15 @@ def grow(tree):
 
 
 def grow_many(tree, count, folders=100):
-    """Small files, no two alike."""
+    """Small files, no two alike.
+
+    They are an hour old: S3 tells when an object came in whole seconds, so a file that is written in the second of its upload
+    looks newer than its object, and is sent again.
+    """
+    long_ago = time.time() - 3600
     for number in range(count):
         path = tree / f"{number % folders:03}" / f"file-{number:05}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"file number {number}\n" * (number % 7))
+        os.utime(path, (long_ago, long_ago))
     return tree
