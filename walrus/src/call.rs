@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header};
 use mallee_aws::{
     chunked::{Decoder, Trailers},
     signature::{self, Verified},
@@ -156,6 +156,14 @@ impl Call {
         std::str::from_utf8(value.as_bytes())
             .map(|text| Some(text.trim()))
             .map_err(|_| refuse::argument(name, "", "The header is not UTF-8."))
+    }
+
+    /// A request that brings bytes to keep says that it brings some, be they none: one that does not is as likely cut short.
+    pub fn expect_length(&self) -> Result<(), Error> {
+        if self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRANSFER_ENCODING) {
+            return Ok(());
+        }
+        Err(refuse::coded("MissingContentLength", 411, "You must provide the Content-Length HTTP header."))
     }
 
     /// The whole body, at most `limit` bytes, with every promise about it checked.

@@ -162,6 +162,10 @@ impl Client {
             body = [&body[..], b" "].concat().into();
         }
         let (mut parts, ()) = request.into_parts();
+        // Real clients say how long an empty body is; hyper does not.
+        if parts.method == Method::PUT {
+            parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
+        }
         // A server is asked by path; the address is in Host.
         parts.uri = target.parse().map_err(|e| format!("{target}: {e}"))?;
         exchange(to, Request::from_parts(parts, Full::new(body))).await

@@ -469,6 +469,19 @@ async fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_without_a_length_is_not_an_empty_one() {
+    let world = world().await;
+    world.s3.call("PUT", "/bkt?acl", &[("x-amz-acl", "public-read-write")], "").await;
+    let answer = raw(&world, b"PUT /bkt/none HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 411") && answer.contains("<Code>MissingContentLength</Code>"), "{answer}");
+    absent(&world, "none").await;
+    for said in ["Content-Length: 0\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"] {
+        let answer = raw(&world, format!("PUT /bkt/empty HTTP/1.1\r\nHost: x\r\n{said}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
 /// 22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_has_one_end() {
@@ -760,8 +773,10 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         let mut stream = upload(&world.s3, path, 24 << 20).await;
         if code == "SignatureDoesNotMatch" {
             stream = TcpStream::connect(world.s3.address).await.unwrap();
-            let request = world.s3.signed_as("PUT", "/bkt/other", &[], Bytes::new(), Payload::Unsigned);
-            let mut head = format!("PUT {path} HTTP/1.1\r\ncontent-length: {}\r\n", 24 << 20);
+            let size = (24 << 20).to_string();
+            let headers = [("content-length", &*size)];
+            let request = world.s3.signed_as("PUT", "/bkt/other", &headers, Bytes::new(), Payload::Unsigned);
+            let mut head = format!("PUT {path} HTTP/1.1\r\n");
             for (name, value) in request.headers() {
                 head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
             }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Body as _;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -100,6 +101,11 @@ impl S3 {
         for (name, value) in headers {
             let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
             request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        // Clients say so of an empty body too; hyper does not.
+        if method == "PUT" {
+            let length = request.body().size_hint().exact().unwrap().into();
+            request.headers_mut().entry("content-length").or_insert(length);
         }
         let (key, secret): (AccessKeyId, _) = (self.keys.0.parse().unwrap(), SecretKey::new(self.keys.1));
         let signer =
