@@ -14,9 +14,11 @@ mod blob;
 pub mod copy;
 pub mod create;
 pub mod describe;
+pub mod direct;
 mod keep;
 mod report;
 mod row;
+pub mod stored;
 pub mod together;
 
 use mallee_aws::id::SnapshotId;
@@ -28,12 +30,12 @@ pub use keep::drive;
 pub use report::{Follows, take as take_report};
 #[cfg(test)]
 pub use row::set_accepted;
-pub use row::{SOURCE_COLUMNS, Snapshot, TABLES, any, in_zone};
+pub use row::{SOURCE_COLUMNS, Snapshot, TABLES, any, in_zone, insert, set_percent, visible};
 
 use crate::{Outcome, Refusal, ec2::block_device::Source};
 
 /// EC2's word for how far it is.
-fn state(snapshot: &Snapshot) -> &'static str {
+pub fn state(snapshot: &Snapshot) -> &'static str {
     match snapshot.observed {
         _ if snapshot.accepted => "completed",
         Some(SnapshotObserved::Failed | SnapshotObserved::Gone) => "error",
@@ -145,7 +147,7 @@ pub fn put_imported(
 }
 
 /// What EC2 shows as the volume of one that no volume had.
-const NO_VOLUME: &str = "vol-ffffffff";
+pub const NO_VOLUME: &str = "vol-ffffffff";
 
 /// One that a larger undertaking made, which has failed.
 pub fn withdraw(tx: &mut Tx<'_>, id: &str) -> Outcome<()> {

@@ -4,6 +4,7 @@ use mallee_aws::id::SnapshotId;
 use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved, SnapshotReport, VolumeSource};
 
+use super::direct::lineage;
 use crate::{
     ec2::{
         Id,
@@ -135,8 +136,8 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
             s.source.as_ref().map(|source| &source.snapshot),
             s.source.as_ref().map(|source| &source.manifest),
         ],
-    )
-    .map(|_| ())
+    )?;
+    lineage::found(tx, s)
 }
 
 /// What the storage-controller is sent of it has changed.
@@ -190,6 +191,7 @@ pub fn to_remove(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
               AND (v.observed IS NULL OR v.observed = 'creating' OR v.needs_source = 1))
              AND NOT EXISTS (SELECT 1 FROM snapshot c WHERE c.source = s.id AND c.desired = 'present' AND c.accepted = 0
               AND (c.observed IS NULL OR c.observed <> 'failed'))
+             AND NOT EXISTS (SELECT 1 FROM direct_snapshot d WHERE d.parent = s.id AND d.state <> 'ended')
          ORDER BY s.id"
     );
     tx.query(&sql, params![], read)
@@ -223,6 +225,18 @@ pub fn set_manifest(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), Sto
     tx.execute(sql, params![id, manifest]).map(|_| ())
 }
 
+/// All that a client wrote of it is in walrus, to be looked through.
+pub fn set_made(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE snapshot SET manifest = ?2, observed = ?3, percent = 99
+         WHERE id = ?1 AND accepted = 0 AND desired = 'present'";
+    tx.execute(sql, params![id, manifest, word(SnapshotObserved::Uploaded)]).map(|_| ())
+}
+
+/// How far a client says it is with it.
+pub fn set_percent(tx: &mut Tx<'_>, id: &str, percent: u32) -> Result<(), StoreError> {
+    tx.execute("UPDATE snapshot SET percent = ?2 WHERE id = ?1 AND accepted = 0", params![id, percent]).map(|_| ())
+}
+
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE snapshot SET observed = ?2, reason = ?3 WHERE id = ?1",
@@ -248,6 +262,7 @@ pub fn remove(tx: &mut Tx<'_>, snapshot: &Snapshot) -> Result<(), StoreError> {
         generation::next(tx, &snapshot.zone, List::Snapshots)?;
     }
     forbid_all(tx, snapshot.id.as_str())?;
+    lineage::forget(tx, snapshot.id.as_str())?;
     tx.execute("DELETE FROM snapshot WHERE id = ?1", params![snapshot.id.as_str()]).map(|_| ())
 }
 
