@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use mallee_service::{Identity, TierHttp, body};
+use mallee_service::{Identity, TierHttp, body, steps::TARGET};
 use mallee_tiers::{CloudClient, Digests, Locate, Role, TierError, TierErrorKind, WalrusClient, blob_path};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -83,7 +83,9 @@ impl Blobs {
                 .map_err(|e| TierError::internal(e.to_string()))?;
             self.answered(request, digest).await.map(drop)
         };
+        tracing::trace!(target: TARGET, "before blob: put");
         let outcome = sent.await;
+        tracing::trace!(target: TARGET, "after blob: put");
         self.lost(outcome).await
     }
 
@@ -102,7 +104,9 @@ impl Blobs {
             }
             Ok(bytes)
         };
+        tracing::trace!(target: TARGET, "before blob: get");
         let outcome = got.await;
+        tracing::trace!(target: TARGET, "after blob: get");
         self.lost(outcome).await
     }
 

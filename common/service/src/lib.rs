@@ -16,6 +16,7 @@ pub mod reconcile;
 pub mod register;
 pub mod seal;
 pub mod server;
+pub mod steps;
 pub mod tiers;
 pub mod tls;
 

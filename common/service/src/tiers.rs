@@ -14,7 +14,7 @@ use hyper_util::{
 use mallee_tiers::{CALL_PREFIX, Dispatch, Peer, TierError, TierErrorKind, Transport, server_name};
 use rustls_pki_types::ServerName;
 
-use crate::{Body, Connection, Identity, body};
+use crate::{Body, Connection, Identity, body, steps::TARGET};
 
 /// A message between tiers is never larger than this.
 const MESSAGE_LIMIT: usize = 64 * 1024 * 1024;
@@ -82,10 +82,13 @@ impl Transport for TierHttp {
         Box::pin(async move {
             let request = call_request(message)?;
             let path = format!("{CALL_PREFIX}{method}");
+            tracing::trace!(target: TARGET, "before call: {method}");
             let whole = async { read_answer(&self.what, self.send(request, &path).await?).await };
-            tokio::time::timeout(CALL_PATIENCE, whole).await.unwrap_or_else(|_| {
+            let answer = tokio::time::timeout(CALL_PATIENCE, whole).await.unwrap_or_else(|_| {
                 Err(TierError::unreachable(format!("{}: no answer to {method} in {CALL_PATIENCE:?}", self.what)))
-            })
+            });
+            tracing::trace!(target: TARGET, "after call: {method}");
+            answer
         })
     }
 }

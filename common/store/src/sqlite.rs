@@ -175,6 +175,7 @@ fn run_batch(
     let started = Instant::now();
     let mut next = 0;
     while let Some(job) = batch.get_mut(next) {
+        tracing::trace!(target: "step", "before store: {}", job.what());
         step("SAVEPOINT closure")?;
         let verdict = job.run(Session::Sqlite(connection, counters));
         if let Verdict::Failed(error) = &verdict {
@@ -194,7 +195,10 @@ fn run_batch(
         }
     }
     match connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])) {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            batch.iter().for_each(|job| tracing::trace!(target: "step", "after store: {}", job.what()));
+            Ok(())
+        }
         // The frames may have reached the file although the sync failed.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
             Err(Error::InDoubt { what, detail: error.to_string() })

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mallee_service::{Listed, PassReport, Poke, Reconciler};
+use mallee_service::{Listed, PassReport, Poke, Reconciler, steps::TARGET};
 use mallee_tiers::{Blob, Desired, Generation, HoldKind, Instance, InstanceReport, Reports, VpcLink};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
@@ -192,7 +192,9 @@ impl Instances {
             };
             let Next::Do(step) = next else { break };
             let begun = Instant::now();
+            tracing::trace!(target: TARGET, "before machine: {}", step.name());
             let done = self.perform(&id, &step, &look).await;
+            tracing::trace!(target: TARGET, "after machine: {}", step.name());
             tracing::debug!(
                 instance.id = id,
                 step = step.name(),

@@ -12,6 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use mallee_service::steps::TARGET;
 use mallee_tiers::Secret;
 use serde_json::{Value, json};
 
@@ -76,7 +77,9 @@ impl Files {
         let (new, path) = (folder.join(NEW), folder.join(name));
         let file = write(&new).map_err(failed("writing", &new))?;
         file.sync_all().map_err(failed("syncing", &new))?;
+        tracing::trace!(target: TARGET, "before file: {name}");
         fs::rename(&new, &path).map_err(failed("renaming", &new))?;
+        tracing::trace!(target: TARGET, "after file: {name}");
         sync_dir(folder)
     }
 
@@ -190,6 +193,7 @@ impl Backend for Files {
 
     fn remove(&self, id: &VolumeId) -> Result<(), BackendError> {
         let folder = self.folder(id);
+        tracing::trace!(target: TARGET, "before file: remove all");
         match fs::remove_dir_all(&folder) {
             Ok(()) => sync_dir(&self.dir),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -307,6 +311,7 @@ impl Backend for Files {
         let needed = self.numbers(id)?;
         for (number, path) in chain::all(&folder).map_err(failed("reading", &folder))? {
             if !needed.contains(&number) {
+                tracing::trace!(target: TARGET, "before file: remove a layer");
                 fs::remove_file(&path).map_err(failed("removing", &path))?;
             }
         }
@@ -371,6 +376,7 @@ fn qemu_img(arguments: &[&str]) -> Result<(), BackendError> {
         .stdin(Stdio::null())
         .output()
         .map_err(|e| BackendError::Io(format!("{}: {e}", line())))?;
+    tracing::trace!(target: TARGET, "after tool: qemu-img {}", arguments.first().unwrap_or(&""));
     if out.status.success() {
         return Ok(());
     }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use mallee_engines::{Plan, Ready, Stop, process};
-use mallee_service::Poke;
+use mallee_service::{Poke, steps::TARGET};
 use mallee_tiers::{ExportAddress, Secret};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
@@ -328,7 +328,9 @@ async fn keep(
             (None, Err(why)) => Err(why),
             (None, Ok(opened)) => exports.make_pipe(&served.volume, &opened).map(|()| {
                 let plan = exports.plan(&served, exports.command(&served, &opened));
+                tracing::trace!(target: TARGET, "before start: export daemon");
                 let started = process::start(&plan);
+                tracing::trace!(target: TARGET, "after start: export daemon");
                 (plan, started)
             }),
         };
@@ -359,7 +361,12 @@ async fn keep(
                     () = becoming_ready => None,
                     () = told_to_end(&mut ending) => None,
                 };
-                let Some(ended) = ended else { return process.stop(&plan).await };
+                let Some(ended) = ended else {
+                    tracing::trace!(target: TARGET, "before end: export daemon");
+                    let stopped = process.stop(&plan).await;
+                    tracing::trace!(target: TARGET, "after end: export daemon");
+                    return stopped;
+                };
                 let words = process::last_words(&plan, &process);
                 let ended = ended.unwrap_or_else(|e| e.to_string());
                 if words.is_empty() { ended } else { format!("{ended}; it last said: {words}") }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use mallee_service::steps::TARGET;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -61,6 +62,7 @@ impl Qmp {
 
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let lost = |detail: String| QmpError::Lost { command: format!("{command} {arguments}"), detail };
+        tracing::trace!(target: TARGET, "before daemon: {command}");
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
         let answer = async {
@@ -79,7 +81,9 @@ impl Qmp {
                 // Else it is an event.
             }
         };
-        tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(lost("no answer".into())))
+        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(lost("no answer".into())));
+        tracing::trace!(target: TARGET, "after daemon: {command}");
+        answer
     }
 
     /// The node the guest writes to.

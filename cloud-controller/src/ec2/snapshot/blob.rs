@@ -21,6 +21,12 @@ CREATE INDEX page_block_by_block ON page_block (block);
 CREATE TABLE blob_garbage (digest TEXT PRIMARY KEY);
 ";
 
+/// Blobs that somebody is about to send, before a snapshot's rows name them.
+pub const HOLD_TABLES: &str = "
+CREATE TABLE blob_hold (holder TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (holder, digest));
+CREATE INDEX blob_hold_of ON blob_hold (digest);
+";
+
 /// Garbage, and orphaned pages, are taken away so many at a time.
 const AT_ONCE: i64 = 256;
 
@@ -124,17 +130,43 @@ pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
     Ok(unused)
 }
 
+/// These are needed from now on, until `holder` lets them go.
+pub fn hold<'d>(tx: &mut Tx<'_>, holder: &str, digests: impl Iterator<Item = &'d str>) -> Result<(), StoreError> {
+    for digest in digests {
+        let sql = "INSERT INTO blob_hold (holder, digest) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        tx.execute(sql, params![holder, digest])?;
+    }
+    Ok(())
+}
+
+/// Who holds any.
+pub fn holders(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
+    tx.query("SELECT DISTINCT holder FROM blob_hold ORDER BY holder", params![], |row| row.get(0))
+}
+
+/// Lets some go that the holder has: they are garbage, where no snapshot needs them. How many there were.
+pub fn let_go(tx: &mut Tx<'_>, holder: &str) -> Result<usize, StoreError> {
+    let sql = "SELECT digest FROM blob_hold WHERE holder = ?1 ORDER BY digest LIMIT ?2";
+    let held: Vec<String> = tx.query(sql, params![holder, AT_ONCE], |row| row.get(0))?;
+    for digest in &held {
+        discard(tx, digest)?;
+        tx.execute("DELETE FROM blob_hold WHERE holder = ?1 AND digest = ?2", params![holder, digest])?;
+    }
+    Ok(held.len())
+}
+
 /// It is gone from walrus.
 pub fn taken(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
     tx.execute("DELETE FROM blob_garbage WHERE digest = ?1", params![digest]).map(|_| ())
 }
 
-/// Whether a snapshot needs this blob.
+/// Whether a snapshot needs this blob, or somebody holds it.
 pub fn is_used(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
     for sql in [
         "SELECT 1 FROM page_block WHERE block = ?1 LIMIT 1",
         "SELECT 1 FROM snapshot_page WHERE page = ?1 LIMIT 1",
         "SELECT 1 FROM snapshot WHERE manifest = ?1 LIMIT 1",
+        "SELECT 1 FROM blob_hold WHERE digest = ?1 LIMIT 1",
     ] {
         if !tx.query(sql, params![digest], |row| row.get::<i64>(0))?.is_empty() {
             return Ok(true);
