@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use mallee_store::{Error as StoreError, Tx, params};
 use mallee_tiers::Page;
 
+use super::direct::{self, lineage};
+
 pub const TABLES: &str = "
 CREATE TABLE snapshot_page (
     snapshot TEXT NOT NULL,
@@ -80,7 +82,8 @@ pub fn set_checked(tx: &mut Tx<'_>, page: &str) -> Result<(), StoreError> {
 pub fn copy(tx: &mut Tx<'_>, from: &str, to: &str) -> Result<(), StoreError> {
     let sql = "INSERT INTO snapshot_page (snapshot, page) SELECT ?2, page FROM snapshot_page WHERE snapshot = ?1
          ON CONFLICT DO NOTHING";
-    tx.execute(sql, params![from, to]).map(|_| ())
+    tx.execute(sql, params![from, to])?;
+    lineage::inherit(tx, from, to)
 }
 
 /// The snapshot needs nothing any more.
@@ -92,7 +95,8 @@ pub fn release(tx: &mut Tx<'_>, snapshot: &str, manifest: Option<&str>) -> Resul
     }
 }
 
-fn discard(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
+/// Nothing may need it any more.
+pub fn discard(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
     tx.execute("INSERT INTO blob_garbage (digest) VALUES (?1) ON CONFLICT DO NOTHING", params![digest]).map(|_| ())
 }
 
@@ -115,7 +119,8 @@ pub fn discard_pages(tx: &mut Tx<'_>) -> Result<usize, StoreError> {
     Ok(orphans.len())
 }
 
-/// Blobs that nothing needs. What was garbage and is needed again is forgotten on the way.
+/// Blobs that nothing needs. What was garbage and is needed again is forgotten on the way. From here on nobody may begin to
+/// need one of them, until it was [`taken`].
 pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
     let all: Vec<String> =
         tx.query("SELECT digest FROM blob_garbage ORDER BY digest LIMIT ?1", params![AT_ONCE], |row| row.get(0))?;
@@ -124,6 +129,7 @@ pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
         if is_used(tx, &digest)? || crate::ec2::image::has_bytes(tx, &digest)? {
             taken(tx, &digest)?;
         } else {
+            take(tx, &digest)?;
             unused.push(digest);
         }
     }
@@ -155,6 +161,18 @@ pub fn let_go(tx: &mut Tx<'_>, holder: &str) -> Result<usize, StoreError> {
     Ok(held.len())
 }
 
+/// It is about to go from walrus, and was just found unused: nobody may begin to need it until it was [`taken`].
+pub fn take(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO blob_garbage (digest, taking) VALUES (?1, 1) ON CONFLICT (digest) DO UPDATE SET taking = 1";
+    tx.execute(sql, params![digest]).map(|_| ())
+}
+
+/// Whether it is on its way out of walrus: what is sent now might go with it.
+pub fn is_being_taken(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT taking FROM blob_garbage WHERE digest = ?1";
+    Ok(tx.query_opt(sql, params![digest], |row| row.get(0))?.unwrap_or(false))
+}
+
 /// It is gone from walrus.
 pub fn taken(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
     tx.execute("DELETE FROM blob_garbage WHERE digest = ?1", params![digest]).map(|_| ())
@@ -172,5 +190,5 @@ pub fn is_used(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
             return Ok(true);
         }
     }
-    Ok(false)
+    direct::uses_blob(tx, digest)
 }
