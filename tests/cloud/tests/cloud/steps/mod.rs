@@ -207,7 +207,8 @@ fn deaths(operation: Operation, steps: Vec<(Tier, String)>) -> Vec<Death> {
     for (at, step) in steps {
         let by = |victim| Death { operation, at, step: step.clone(), victim };
         all.push(by(Victim::Itself));
-        if matches!(at, Tier::Storage(_)) {
+        // What others find is the same before one step as after the one before it.
+        if matches!(at, Tier::Storage(_)) && step.starts_with("after") {
             all.extend([by(Victim::Exports), by(Victim::Everything)]);
         }
     }
@@ -256,12 +257,13 @@ async fn all_of_them() {
             continue;
         }
         let world = World::new().await;
-        let steps = world.listen(operation).await;
-        for death in deaths(operation, steps) {
+        let deaths = deaths(operation, world.listen(operation).await);
+        let count = deaths.len();
+        for (n, death) in deaths.into_iter().enumerate() {
             let begun = Instant::now();
-            println!("{death}");
+            print!("{}/{count} {death}", n + 1);
             let met = world.dies(&death).await;
-            println!("  {} after {:?}", if met { "survived" } else { "not come to" }, begun.elapsed());
+            println!(": {} after {:?}", if met { "survived" } else { "not come to" }, begun.elapsed());
             let row = table.entry((operation, death.at.program())).or_default();
             let column = match death.victim {
                 Victim::Itself => 0,

@@ -46,19 +46,19 @@ impl Operation {
     pub fn surely(self) -> &'static [(Tier, &'static str)] {
         use Tier::*;
         match self {
-            Self::Create => &[(CloudController, "before store: CreateVolume"), (Storage(0), "after file: volume.raw")],
+            Self::Create => &[(CloudController, "before store: create a volume"), (Storage(0), "after file: volume.raw")],
             Self::CreateFromSnapshot => &[(Storage(0), "before file: source.json"), (Storage(0), "after file: 1.qcow2")],
             Self::Attach => &[
-                (CloudController, "before store: AttachVolume"), (Storage(0), "after store: make an export"),
+                (CloudController, "before store: attach a volume"), (Storage(0), "after store: make an export"),
                 (Storage(0), "before start: export daemon"), (Storage(0), "after store: an export answers"),
                 (Node(0, 0), "before machine: attach"),
             ],
             Self::Detach | Self::ForceDetach => &[
-                (CloudController, "before store: DetachVolume"), (Storage(0), "before end: export daemon"),
+                (CloudController, "before store: detach a volume"), (Storage(0), "before end: export daemon"),
                 (Storage(0), "after store: end an export"), (Node(0, 0), "after machine: detach"),
             ],
             Self::Snapshot => &[
-                (CloudController, "before store: CreateSnapshot"), (Storage(0), "before daemon: blockdev-snapshot"),
+                (CloudController, "before store: create a snapshot"), (Storage(0), "before daemon: blockdev-snapshot"),
                 (Storage(0), "after daemon: blockdev-snapshot"), (Storage(0), "after blob: put"),
                 (Storage(0), "before store: a snapshot is uploaded"),
             ],
@@ -69,9 +69,9 @@ impl Operation {
                 (Node(0, 0), "before machine: fit"),
             ],
             Self::Copy => &[(Storage(0), "before blob: put")],
-            Self::Import => &[(CloudController, "before store: ImportSnapshot")],
-            Self::DeleteSnapshot => &[(CloudController, "before store: DeleteSnapshot")],
-            Self::Delete => &[(CloudController, "before store: DeleteVolume"), (Storage(0), "before file: remove all")],
+            Self::Import => &[(CloudController, "before store: begin an import")],
+            Self::DeleteSnapshot => &[(CloudController, "before store: delete a snapshot")],
+            Self::Delete => &[(CloudController, "before store: delete a volume"), (Storage(0), "before file: remove all")],
         }
     }
 }
