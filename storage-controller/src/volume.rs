@@ -542,6 +542,9 @@ impl Storage {
                 Phase::Down(why) => report.reason = format!("its export ended and is started again: {why}"),
             }
             let up = matches!(phase, Phase::Ready { .. });
+            if up {
+                self.exports.show_newest_certificate(&served);
+            }
             if up && needs_source {
                 self.begin_fill(id);
                 report.reason = self.sources.trouble(id).map_or_else(String::new, |why| {
