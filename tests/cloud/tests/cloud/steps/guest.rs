@@ -125,7 +125,8 @@ impl Writer {
                     }
                 }
                 counter.store(slot + 1, Ordering::SeqCst);
-                std::thread::sleep(Duration::from_millis(20));
+                // What an hour of this writes must not be much to snapshot.
+                std::thread::sleep(Duration::from_millis(60));
             }
         });
         Self { acknowledged, child }

@@ -53,9 +53,14 @@ impl Operation {
                 (Storage(0), "before start: export daemon"), (Storage(0), "after store: an export answers"),
                 (Node(0, 0), "before machine: attach"),
             ],
-            Self::Detach | Self::ForceDetach => &[
+            Self::Detach => &[
                 (CloudController, "before store: detach a volume"), (Storage(0), "before end: export daemon"),
                 (Storage(0), "after store: end an export"), (Node(0, 0), "after machine: detach"),
+            ],
+            // Nobody waits for the node.
+            Self::ForceDetach => &[
+                (CloudController, "before store: detach a volume"), (Storage(0), "before end: export daemon"),
+                (Storage(0), "after store: end an export"),
             ],
             Self::Snapshot => &[
                 (CloudController, "before store: create a snapshot"), (Storage(0), "before daemon: blockdev-snapshot"),
@@ -68,7 +73,7 @@ impl Operation {
                 (Storage(0), "after daemon: block_resize"), (Storage(0), "after daemon: block-export-add"),
                 (Node(0, 0), "before machine: fit"),
             ],
-            Self::Copy => &[(Storage(0), "before blob: put")],
+            Self::Copy => &[(CloudController, "before store: copy a snapshot")],
             Self::Import => &[(CloudController, "before store: begin an import")],
             Self::DeleteSnapshot => &[(CloudController, "before store: delete a snapshot")],
             Self::Delete => &[(CloudController, "before store: delete a volume"), (Storage(0), "before file: remove all")],
@@ -146,7 +151,7 @@ impl World {
             }
             Operation::Copy => {
                 let ask = format!(
-                    "Action=CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={}&Encrypted=true&Description={token}",
+                    "Action=CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={}&Description={token}",
                     self.snapshot
                 );
                 subject.snapshot = self.made_once(&ask, &token).await;
@@ -324,7 +329,7 @@ impl World {
     }
 
     async fn attached(&self, volume: &str) -> bool {
-        let answer = self.cloud.ec2(&format!("Action=DescribeVolumes&VolumeId.1={volume}")).await;
+        let answer = self.ask(&format!("Action=DescribeVolumes&VolumeId.1={volume}")).await;
         answer.values("status").contains(&"attached".to_owned())
     }
 
