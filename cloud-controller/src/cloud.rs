@@ -47,13 +47,15 @@ pub struct Pokes {
     pub imports: Poke,
     /// Snapshots are being taken together, and may go on.
     pub creations: Poke,
+    /// A snapshot was written through the EBS direct API.
+    pub direct: Poke,
 }
 
 impl Pokes {
     /// Everything: a tier came back, and whatever waited for it can go on.
     pub fn all(&self) {
         let work = [&self.instances, &self.volumes, &self.snapshots, &self.kept, &self.network];
-        for poke in work.into_iter().chain([&self.images, &self.imports, &self.creations]) {
+        for poke in work.into_iter().chain([&self.images, &self.imports, &self.creations, &self.direct]) {
             poke.poke();
         }
     }

@@ -7,7 +7,7 @@ use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use mallee_aws::{
     AwsError, Protocol,
     params::Params,
-    signature::{Presented, Route as SignatureRoute, Rules, SigV2},
+    signature::{Payload, Presented, Route as SignatureRoute, Rules, SigV2},
 };
 use mallee_service::{Body, Connection, Handler, body, call_front, tiers};
 use mallee_tiers::{CloudServer, JOIN_PATH, TierError};
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::{
-    Cloud, Outcome, Principal, Refusal, join,
+    Cloud, Outcome, Principal, Refusal, ebs, join,
     route::{self, Route},
     service::{self, Call, Dialect},
     tier::Tier,
@@ -70,9 +70,12 @@ impl Handler for Front {
         let answered = self.answer(&parts, &form, &request_id).await;
         let took = begun.elapsed().as_millis() as u64;
         match answered {
-            Answered::Done { action, body: answer } => {
+            Answered::Done { action, reply } => {
                 tracing::info!(request.id = request_id, action, duration_ms = took, "answered");
-                xml(StatusCode::OK, answer, &request_id)
+                match reply {
+                    Reply::Xml(answer) => xml(StatusCode::OK, answer, &request_id),
+                    Reply::Direct(answer) => direct(answer, &request_id),
+                }
             }
             Answered::Refused { action, refusal, protocol } => {
                 if let Some(cause) = &refusal.cause {
@@ -93,8 +96,14 @@ impl Handler for Front {
 }
 
 enum Answered {
-    Done { action: String, body: String },
+    Done { action: String, reply: Reply },
     Refused { action: String, refusal: Refusal, protocol: Protocol },
+}
+
+/// What was asked for.
+enum Reply {
+    Xml(String),
+    Direct(ebs::Answer),
 }
 
 impl Front {
@@ -116,6 +125,14 @@ impl Front {
     }
 
     async fn answer(&self, parts: &Parts, form: &Bytes, request_id: &str) -> Answered {
+        let scope = scope_service(parts);
+        if ebs::is_for(parts, scope.as_deref()) {
+            let action = ebs::asked(parts).map(|action| action.name).unwrap_or_default().to_owned();
+            return match self.serve_direct(parts, form, scope, request_id).await {
+                Ok(answer) => Answered::Done { action, reply: Reply::Direct(answer) },
+                Err(refusal) => Answered::Refused { action, refusal, protocol: Protocol::RestJson },
+            };
+        }
         if let Some((refused, protocol)) = not_query(parts, &self.cloud) {
             return Answered::Refused { action: String::new(), refusal: refused.into(), protocol };
         }
@@ -124,7 +141,6 @@ impl Front {
             Err(e) => return Answered::Refused { action: String::new(), refusal: e.into(), protocol: Protocol::Ec2 },
         };
         let action = params.action().unwrap_or_default().to_owned();
-        let scope = scope_service(parts);
         let route = route::query(parts.uri.path(), scope.as_deref(), &params);
         let protocol = match &route {
             Route::Served(s) => match s.dialect {
@@ -134,7 +150,7 @@ impl Front {
             Route::NotServed { xmlns, .. } => Protocol::Query { xmlns: (*xmlns).into() },
         };
         match self.serve(parts, form, params, route, scope, request_id).await {
-            Ok(body) => Answered::Done { action, body },
+            Ok(body) => Answered::Done { action, reply: Reply::Xml(body) },
             Err(refusal) => Answered::Refused { action, refusal, protocol },
         }
     }
@@ -148,7 +164,7 @@ impl Front {
         scope: Option<String>,
         request_id: &str,
     ) -> Outcome<String> {
-        let principal = self.authenticate(parts, form, signature_route(&route)).await?;
+        let (principal, _) = self.authenticate(parts, form, signature_route(&route)).await?;
         let served = match route {
             Route::Served(service) => service,
             Route::NotServed { name, .. } => {
@@ -160,7 +176,7 @@ impl Front {
                 .into());
             }
         };
-        if route::scope_contradicts(served, scope.as_deref()) {
+        if route::scope_contradicts(served.name, scope.as_deref()) {
             return Err(signature_route(&Route::Served(served)).wrong_service().into());
         }
         let call = Call {
@@ -173,14 +189,37 @@ impl Front {
         service::run(served, &call).await
     }
 
-    /// Who signed the request. Anonymous requests are refused: no Query action is for strangers.
-    async fn authenticate(&self, parts: &Parts, form: &Bytes, route: SignatureRoute) -> Outcome<Principal> {
+    /// The EBS direct APIs.
+    async fn serve_direct(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        scope: Option<String>,
+        request_id: &str,
+    ) -> Outcome<ebs::Answer> {
+        let (principal, signed) = self.authenticate(parts, body, SignatureRoute::RestJson).await?;
+        if route::scope_contradicts(ebs::NAME, scope.as_deref()) {
+            return Err(SignatureRoute::RestJson.wrong_service().into());
+        }
+        let call = Call {
+            cloud: self.cloud.clone(),
+            principal,
+            params: Params::default(),
+            request_id: request_id.to_owned(),
+            now: self.cloud.now(),
+        };
+        ebs::run(&call, parts, body, signed).await
+    }
+
+    /// Who signed the request, and what of its body. Anonymous requests are refused: no action here is for strangers.
+    async fn authenticate(&self, parts: &Parts, form: &Bytes, route: SignatureRoute) -> Outcome<(Principal, Payload)> {
         let mut rules = Rules::new(route);
-        if !self.cloud.config.signature_v2 {
+        if !self.cloud.config.signature_v2 || route == SignatureRoute::RestJson {
             rules.sigv2 = SigV2::Refused;
         }
         // A signature in the URL and one in the form are two.
-        let in_form = if parts.method == Method::POST { Some(Params::parse(form)?) } else { None };
+        let has_form = parts.method == Method::POST && route != SignatureRoute::RestJson;
+        let in_form = if has_form { Some(Params::parse(form)?) } else { None };
         let presented =
             Presented::from_request(parts, in_form.as_ref(), &rules)?.ok_or_else(|| route.missing_credentials())?;
         let signer = self
@@ -191,12 +230,12 @@ impl Front {
             .ok_or_else(|| presented.route.unknown_key())?;
         let now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.cloud.now()) * 1_000_000)
             .map_err(|e| Refusal::internal(e.to_string()))?;
-        presented.verify(&signer.secret, Some(Sha256::digest(form).into()), now)?;
+        let verified = presented.verify(&signer.secret, Some(Sha256::digest(form).into()), now)?;
         if presented.session_token.is_some() {
             // Long-lived keys have no session; a token beside one was never made by us.
             return Err(route.wrong_session_token().into());
         }
-        Ok(signer.principal.clone())
+        Ok((signer.principal.clone(), verified.payload))
     }
 }
 
@@ -277,7 +316,24 @@ fn xml(status: StatusCode, text: String, request_id: &str) -> Response<Body> {
 fn error(refused: &AwsError, protocol: &Protocol, request_id: &str, resource: &str) -> Response<Body> {
     let rendered = refused.render(protocol, request_id, resource);
     let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    finish(status, rendered.content_type, rendered.body, request_id)
+    let mut response = finish(status, rendered.content_type, rendered.body, request_id);
+    if *protocol == Protocol::RestJson
+        && let Ok(code) = header::HeaderValue::from_str(&refused.code)
+    {
+        response.headers_mut().insert("x-amzn-errortype", code);
+    }
+    response
+}
+
+fn direct(answer: ebs::Answer, request_id: &str) -> Response<Body> {
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = finish(status, answer.content_type, answer.body, request_id);
+    for (name, value) in answer.headers {
+        if let Ok(value) = header::HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
 }
 
 /// The rest of what the client was sending is not waited for.
@@ -286,8 +342,13 @@ fn closing(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-fn finish(status: StatusCode, content_type: &'static str, text: String, request_id: &str) -> Response<Body> {
-    let mut response = Response::new(body::full(text));
+fn finish(
+    status: StatusCode,
+    content_type: &'static str,
+    content: impl Into<Bytes>,
+    request_id: &str,
+) -> Response<Body> {
+    let mut response = Response::new(body::full(content));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));

@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod bundling;
 pub mod config;
 pub mod disk_key;
+pub mod ebs;
 pub mod ec2;
 pub mod front;
 pub mod identity_document;

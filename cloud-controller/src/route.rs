@@ -118,8 +118,8 @@ fn ec2_has(action: &str) -> bool {
 }
 
 /// Whether a scope names a service this route is not: the one thing about a scope that is refused.
-pub fn scope_contradicts(service: &Service, scope: Option<&str>) -> bool {
-    scope.is_some_and(|s| s != service.name && (s == "s3" || KNOWN.iter().any(|k| k.scope == s)))
+pub fn scope_contradicts(service: &str, scope: Option<&str>) -> bool {
+    scope.is_some_and(|s| s != service && (s == "s3" || KNOWN.iter().any(|k| k.scope == s)))
 }
 
 #[cfg(test)]

@@ -52,5 +52,10 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
     Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
     Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
+    Migration { version: 110, name: "snapshots that are written directly", sql: ec2::snapshot::direct::TABLES },
+    Migration { version: 111, name: "lineages of snapshots", sql: ec2::snapshot::direct::lineage::TABLES },
+    Migration { version: 115, name: "sources of snapshots", sql: ec2::snapshot::SOURCE_COLUMNS },
+    Migration { version: 116, name: "keys of imports", sql: ec2::import::KEY_COLUMN },
+    Migration { version: 117, name: "blobs of imports", sql: ec2::snapshot::HOLD_TABLES },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
 ];

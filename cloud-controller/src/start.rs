@@ -69,6 +69,7 @@ pub async fn start(mut config: Config, clock: Clock) -> Result<Running, TierErro
     crate::ec2::import::drive(&cloud);
     crate::ec2::snapshot::drive(&cloud);
     crate::ec2::snapshot::together::drive(&cloud);
+    crate::ec2::snapshot::direct::drive(&cloud);
     server::serve_admin(&cloud.config.daemon.admin_socket(), Arc::new(admin::Front::new(cloud.clone())))
         .map_err(|e| failed(&e))?;
     server.serve(Arc::new(Front::new(cloud.clone())));

@@ -7,31 +7,12 @@ import random
 import secrets
 
 import pytest
-import with_awscli
-import with_boto3
+from calls import CLIENTS
 from driver import Refused
 from waiting import until
 
 # What AWS answers while something else must go first.
 IN_THE_WAY = {"DependencyViolation", "InvalidIPAddress.InUse", "AuthFailure", "InvalidGroup.InUse"}
-
-
-class Boto3:
-    def __init__(self, cloud):
-        self.ec2 = with_boto3.client(cloud, "ec2", "http")
-
-    def __call__(self, operation, **parameters):
-        with with_boto3.refusals():
-            return getattr(self.ec2, operation)(**parameters)
-
-
-class AwsCli:
-    def __init__(self, cloud):
-        self.aws = with_awscli.AwsCli(cloud, 1)
-
-    def __call__(self, operation, **parameters):
-        text = self.aws("ec2", operation.replace("_", "-"), "--output", "json", "--cli-input-json", json.dumps(parameters))
-        return json.loads(text) if text.strip() else {}
 
 
 class Plan:
@@ -161,7 +142,7 @@ class Plan:
         until(f"{self.name} is down", another_round)
 
 
-@pytest.mark.parametrize("client", [Boto3, AwsCli], ids=["boto3", "awscli"])
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS.keys())
 def test_a_vpc_of_three_tiers_is_applied_twice_and_comes_down_in_any_order(cloud, client):
     plan = Plan(client(cloud))
     have = plan.apply()

@@ -40,19 +40,25 @@ impl Given {
             return Err(Refusal::new("InvalidParameterValue", "ClientToken must be at most 64 ASCII characters"));
         }
         let mut hash = Sha256::new();
+        let action = call.params.action().unwrap_or_default();
         for (name, value) in call.params.iter().filter(|(n, _)| !is_envelope(n)) {
             for part in [name, value] {
                 hash.update((part.len() as u64).to_be_bytes());
                 hash.update(part);
             }
         }
-        Ok(Some(Self {
+        Ok(Some(Self::of_hash(call, action, token, hash.finalize().into())))
+    }
+
+    /// Of a request that is not in parameters: `request_hash` is of everything it said but the token.
+    pub fn of_hash(call: &Call, action: &str, token: &str, request_hash: [u8; 32]) -> Self {
+        Self {
             account: call.account().to_owned(),
-            action: call.params.action().unwrap_or_default().to_owned(),
+            action: action.to_owned(),
             token: token.to_owned(),
-            request_hash: hex::encode(hash.finalize()),
+            request_hash: hex::encode(request_hash),
             now: call.now,
-        }))
+        }
     }
 
     /// What an earlier request with this token made; another request under the same token is refused.

@@ -19,6 +19,18 @@ const KINDS: &[Kind] = &[
     Kind { prefix: "aki-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
     Kind { prefix: "ari-", name: "image", table: "image", not_found: "InvalidAMIID.NotFound" },
     Kind { prefix: "i-", name: "instance", table: "instance", not_found: "InvalidInstanceID.NotFound" },
+    Kind {
+        prefix: "import-ami-",
+        name: "import-image-task",
+        table: "import_task",
+        not_found: "InvalidConversionTaskId",
+    },
+    Kind {
+        prefix: "import-snap-",
+        name: "import-snapshot-task",
+        table: "import_task",
+        not_found: "InvalidConversionTaskId",
+    },
     Kind { prefix: "key-", name: "key-pair", table: "key_pair", not_found: "InvalidKeyPair.NotFound" },
     Kind { prefix: "snap-", name: "snapshot", table: "snapshot", not_found: "InvalidSnapshot.NotFound" },
     Kind { prefix: "vol-", name: "volume", table: "volume", not_found: "InvalidVolume.NotFound" },

@@ -14,8 +14,8 @@ pub struct AwsError {
     pub code: Cow<'static, str>,
     pub message: String,
     pub status: u16,
-    /// Further elements of an S3 error document (`StringToSign`, `ServerTime`, ...), in order. Other protocols have no
-    /// room for them. They may echo parts of the request, so `Debug` leaves them out.
+    /// Further elements of an S3 error document (`StringToSign`, `ServerTime`, ...) or members of a REST-JSON one (`Reason`),
+    /// in order. Other protocols have no room for them. They may echo parts of the request, so `Debug` leaves them out.
     pub fields: Vec<(Cow<'static, str>, String)>,
 }
 
@@ -35,6 +35,8 @@ pub enum Protocol {
     },
     S3,
     Json,
+    /// The code is not in the document but in the header `x-amzn-ErrorType`.
+    RestJson,
 }
 
 /// A rendered error: what to write after the status line. A HEAD answer carries the status alone.
@@ -54,7 +56,7 @@ impl AwsError {
         Self::new(code, 400, message)
     }
 
-    /// Adds an element to the S3 error document.
+    /// Adds an element to the error document of S3 or REST-JSON.
     #[must_use]
     pub fn with_field(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
         self.fields.push((name.into(), value.into()));
@@ -132,6 +134,7 @@ impl AwsError {
                 Rendered { content_type: crate::document::CONTENT_TYPE, body: self.s3(request_id, resource) }
             }
             Protocol::Json => Rendered { content_type: "application/x-amz-json-1.1", body: self.json() },
+            Protocol::RestJson => Rendered { content_type: crate::rest_json::CONTENT_TYPE, body: self.rest_json() },
         }
     }
 
@@ -179,6 +182,21 @@ impl AwsError {
         json_string(&mut out, &self.code);
         out.push_str(",\"message\":");
         json_string(&mut out, &self.message);
+        out.push('}');
+        out
+    }
+}
+
+impl AwsError {
+    fn rest_json(&self) -> String {
+        let mut out = String::from("{\"Message\":");
+        json_string(&mut out, &self.message);
+        for (name, value) in &self.fields {
+            out.push(',');
+            json_string(&mut out, name);
+            out.push(':');
+            json_string(&mut out, value);
+        }
         out.push('}');
         out
     }

@@ -1,9 +1,9 @@
 //! The AWS wire, pure: what comes in and goes out over EC2 Query, Query and S3 REST, with no tokio, store or file system.
 //! It owns no fact of the cloud; it only knows how AWS' clients spell things.
 //!
-//! In the order a request travels: [`signature`] (who sent it), [`chunked`] (S3 bodies in frames), [`params`] and
-//! [`document`] (what is asked), [`filter`] and [`paging`] (which rows), [`answer`] and [`document`] (what is answered),
-//! [`error`] (or refused). [`id`] and [`credential`] are the words they share.
+//! In the order a request travels: [`signature`] (who sent it), [`chunked`] (S3 bodies in frames), [`params`],
+//! [`rest_json`] and [`document`] (what is asked), [`filter`] and [`paging`] (which rows), [`answer`] and [`document`] (what
+//! is answered), [`error`] (or refused). [`id`] and [`credential`] are the words they share.
 //!
 //! A Describe action from the form to the XML:
 //!
@@ -98,6 +98,7 @@ pub mod id;
 mod mac;
 pub mod paging;
 pub mod params;
+pub mod rest_json;
 pub mod signature;
 pub mod xml;
 

@@ -6,12 +6,14 @@
 //!            ├── CancelImportTask, or what is wrong with it ─► deleted                             │
 //!            └─────────────────────────────────────────────────────────────► completed ◄───────────┘
 //! ```
-//! `disk` reads formats and trusts nothing; `task` is the row and EC2's pages; `work` carries it out, from the start after
-//! every crash.
+//! `disk` reads formats and trusts nothing; `task` is the row, `begin` and `show` are EC2's pages; `work` carries it out, from
+//! the start after every crash. What it sends to walrus is held for the task before it is sent, and let go when the task is over.
 
+pub mod begin;
 mod disk;
-pub mod task;
+pub mod show;
+mod task;
 mod work;
 
-pub use task::TABLES;
+pub use task::{KEY_COLUMN, TABLES};
 pub use work::drive;

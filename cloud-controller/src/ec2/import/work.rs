@@ -1,7 +1,8 @@
 //! Carries imports out: fetches the object, takes the disk in it apart into blocks, and leaves the rest to `snapshot::keep`.
 //!
 //! A pass takes what the rows say and begins each import from the start, so that one that was cut off is just another active
-//! one. Blocks that are in walrus already are not sent again.
+//! one. Blocks that are in walrus already are not sent again. Those of an import that is over are let go: what no snapshot
+//! needs is taken out of walrus.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use mallee_aws::id::{ImageId, MachineImageId};
-use mallee_service::{Driven, PassReport, Reconciler, TierHttp, drive as drive_one};
+use mallee_service::{DiskKey, Driven, PassReport, Reconciler, TierHttp, drive as drive_one};
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Digests, Manifest, Page, SNAPSHOT_BLOCK, SNAPSHOT_PAGE, WalrusClient};
 use sha2::{Digest, Sha256};
@@ -20,10 +21,11 @@ use tokio::{io::AsyncWriteExt, sync::Semaphore};
 
 use super::{
     disk::Disk,
-    task::{self, ROOT_DEVICE, State, Task},
+    show::ROOT_DEVICE,
+    task::{self, State, Task},
 };
 use crate::{
-    Cloud, Outcome,
+    Cloud, Outcome, Refusal, disk_key,
     ec2::{
         block_device::{Disk as Device, Mapping, Source, VolumeOf},
         image::{self, NotRead, fetch},
@@ -102,9 +104,17 @@ impl Reconciler for Imports {
     async fn pass(&self) -> PassReport {
         let (mut report, work) = (PassReport::default(), &self.0);
         let now = work.cloud.now();
-        let rows = work.cloud.store.write("look after imports", move |tx| settle(tx, now)).await;
+        let look = move |tx: &mut Tx<'_>| Ok::<_, Refusal>((settle(tx, now)?, let_go(tx)?));
+        let rows = work.cloud.store.write("look after imports", look).await;
         let to_do = match rows {
-            Ok(to_do) => to_do,
+            Ok((to_do, let_go)) => {
+                if let_go > 0 {
+                    report.changed += let_go as u64;
+                    report.again = Some(Duration::ZERO);
+                    work.cloud.pokes.kept.poke();
+                }
+                to_do
+            }
             Err(e) => {
                 report.error(e.cause.unwrap_or(e.answer.message));
                 return report;
@@ -132,6 +142,17 @@ fn settle(tx: &mut Tx<'_>, now: i64) -> Outcome<Vec<Task>> {
         }
     }
     Ok(to_do)
+}
+
+/// Of what imports that are over hold, some at a time; how many blobs.
+fn let_go(tx: &mut Tx<'_>) -> Outcome<usize> {
+    let mut count = 0;
+    for holder in snapshot::holders(tx)? {
+        if task::any(tx, &holder)?.is_none_or(|task| task.state != State::Active) {
+            count += snapshot::let_go(tx, &holder)?;
+        }
+    }
+    Ok(count)
 }
 
 fn complete(tx: &mut Tx<'_>, task: &Task, now: i64) -> Outcome<()> {
@@ -210,7 +231,8 @@ impl Work {
                     if task::any(tx, &task.id)?.is_some_and(|t| t.state == State::Active) {
                         let of = (task.account.as_str(), &task.snapshot);
                         let description = if task.description.is_empty() { &task.id } else { &task.description };
-                        snapshot::put_imported(tx, of, description, manifest.size, &digest, now)?;
+                        let what = (manifest.size, digest.as_str(), task.disk_key.as_deref());
+                        snapshot::put_imported(tx, of, description, what, now)?;
                     }
                     Ok::<_, StoreError>(())
                 };
@@ -287,14 +309,18 @@ impl Work {
     /// Sends what walrus lacks of the disk's blocks, of the pages that name them, and the manifest.
     async fn store(&self, task: &Task, walrus: &TierHttp, mut disk: Disk) -> Result<Imported, Trouble> {
         let size = disk.size.next_multiple_of(1 << 30);
-        let (blocks, mut manifest) = (disk.size.div_ceil(SNAPSHOT_BLOCK), Manifest::new(size, None));
+        let key = self.key(task).await?;
+        let (blocks, mut manifest) = (disk.size.div_ceil(SNAPSHOT_BLOCK), Manifest::new(size, task.disk_key.clone()));
         let (mut page, mut shown) = (Page::default(), 0);
         for first in (0..blocks).step_by(BATCH as usize) {
             let last = (first + BATCH).min(blocks);
+            let key = key.clone();
             let read = tokio::task::spawn_blocking(move || {
                 let mut found: Vec<(u64, String, Vec<u8>)> = Vec::new();
                 for index in first..last {
                     if let Some(block) = disk.block(index)? {
+                        let sealed = key.as_ref().map(|key| key.seal_block(&block)).transpose();
+                        let block = sealed.map_err(io::Error::other)?.unwrap_or(block);
                         found.push((index, hex::encode(Sha256::digest(&block)), block));
                     }
                 }
@@ -307,12 +333,12 @@ impl Work {
                 page.blocks.insert(index % SNAPSHOT_PAGE, digest.clone());
                 blobs.insert(digest, block);
             }
-            put_missing(walrus, blobs).await?;
+            self.put_missing(task, walrus, blobs).await?;
             // A page has a multiple of a batch.
             if last.is_multiple_of(SNAPSHOT_PAGE) || last == blocks {
                 let whole = std::mem::take(&mut page);
                 if !whole.blocks.is_empty() {
-                    let digest = put_document(walrus, &whole).await?;
+                    let digest = self.put_document(task, walrus, &whole).await?;
                     manifest.pages.insert((last - 1) / SNAPSHOT_PAGE, digest);
                 }
             }
@@ -323,7 +349,54 @@ impl Work {
                 self.show(task, all.min(99), 0, "downloading/converting").await?;
             }
         }
-        Ok(Imported { digest: put_document(walrus, &manifest).await?, size })
+        Ok(Imported { digest: self.put_document(task, walrus, &manifest).await?, size })
+    }
+
+    /// The key its blocks are sealed with.
+    async fn key(&self, task: &Task) -> Result<Option<DiskKey>, Trouble> {
+        let Some(id) = task.disk_key.clone() else { return Ok(None) };
+        let asked = id.clone();
+        let sealed = self.cloud.store.read("read a disk key", move |tx| disk_key::sealed(tx, &asked)).await;
+        let sealed = sealed.map_err(|e: StoreError| later(e))?.ok_or_else(|| later(format!("no disk key {id}")))?;
+        let key = disk_key::open(&self.cloud.sealing, &id, &sealed);
+        key.map(Some).map_err(|e| later(e.cause.unwrap_or(e.answer.message)))
+    }
+
+    async fn put_document(
+        &self,
+        task: &Task,
+        walrus: &TierHttp,
+        document: &impl serde::Serialize,
+    ) -> Result<String, Trouble> {
+        let bytes = serde_json::to_vec(document).map_err(later)?;
+        let digest = hex::encode(Sha256::digest(&bytes));
+        self.put_missing(task, walrus, BTreeMap::from([(digest.clone(), bytes)])).await?;
+        Ok(digest)
+    }
+
+    /// Holds them for the task, and sends those that walrus lacks.
+    async fn put_missing(
+        &self,
+        task: &Task,
+        walrus: &TierHttp,
+        blobs: BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), Trouble> {
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let asked = Digests { digests: blobs.keys().cloned().collect() };
+        let (holder, digests) = (task.id.clone(), asked.digests.clone());
+        let held = self.cloud.store.write("hold the blobs of an import", move |tx| {
+            snapshot::hold(tx, &holder, digests.iter().map(String::as_str))
+        });
+        held.await.map_err(|e: StoreError| later(e))?;
+        let client = WalrusClient::new(Arc::new(walrus.clone()));
+        let there: BTreeSet<String> =
+            client.blobs_present(&asked).await.map_err(|e| later(e.message))?.digests.into_iter().collect();
+        for (digest, bytes) in blobs.into_iter().filter(|(digest, _)| !there.contains(digest)) {
+            fetch::put_bytes(walrus, &digest, bytes).await?;
+        }
+        Ok(())
     }
 }
 
@@ -332,27 +405,6 @@ struct Imported {
     /// Of its manifest.
     digest: String,
     size: u64,
-}
-
-async fn put_document(walrus: &TierHttp, document: &impl serde::Serialize) -> Result<String, Trouble> {
-    let bytes = serde_json::to_vec(document).map_err(later)?;
-    let digest = hex::encode(Sha256::digest(&bytes));
-    put_missing(walrus, BTreeMap::from([(digest.clone(), bytes)])).await?;
-    Ok(digest)
-}
-
-async fn put_missing(walrus: &TierHttp, blobs: BTreeMap<String, Vec<u8>>) -> Result<(), Trouble> {
-    if blobs.is_empty() {
-        return Ok(());
-    }
-    let client = WalrusClient::new(Arc::new(walrus.clone()));
-    let asked = Digests { digests: blobs.keys().cloned().collect() };
-    let there: BTreeSet<String> =
-        client.blobs_present(&asked).await.map_err(|e| later(e.message))?.digests.into_iter().collect();
-    for (digest, bytes) in blobs.into_iter().filter(|(digest, _)| !there.contains(digest)) {
-        fetch::put_bytes(walrus, &digest, bytes).await?;
-    }
-    Ok(())
 }
 
 /// Gone when the import is over, however it ended.

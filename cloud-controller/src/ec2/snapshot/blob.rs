@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use mallee_store::{Error as StoreError, Tx, params};
 use mallee_tiers::Page;
 
+use super::direct::{self, lineage};
+
 pub const TABLES: &str = "
 CREATE TABLE snapshot_page (
     snapshot TEXT NOT NULL,
@@ -19,6 +21,12 @@ CREATE TABLE page (digest TEXT PRIMARY KEY, checked BIGINT NOT NULL);
 CREATE TABLE page_block (page TEXT NOT NULL, block TEXT NOT NULL, PRIMARY KEY (page, block));
 CREATE INDEX page_block_by_block ON page_block (block);
 CREATE TABLE blob_garbage (digest TEXT PRIMARY KEY);
+";
+
+/// Blobs that somebody is about to send, before a snapshot's rows name them.
+pub const HOLD_TABLES: &str = "
+CREATE TABLE blob_hold (holder TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (holder, digest));
+CREATE INDEX blob_hold_of ON blob_hold (digest);
 ";
 
 /// Garbage, and orphaned pages, are taken away so many at a time.
@@ -74,7 +82,8 @@ pub fn set_checked(tx: &mut Tx<'_>, page: &str) -> Result<(), StoreError> {
 pub fn copy(tx: &mut Tx<'_>, from: &str, to: &str) -> Result<(), StoreError> {
     let sql = "INSERT INTO snapshot_page (snapshot, page) SELECT ?2, page FROM snapshot_page WHERE snapshot = ?1
          ON CONFLICT DO NOTHING";
-    tx.execute(sql, params![from, to]).map(|_| ())
+    tx.execute(sql, params![from, to])?;
+    lineage::inherit(tx, from, to)
 }
 
 /// The snapshot needs nothing any more.
@@ -86,7 +95,8 @@ pub fn release(tx: &mut Tx<'_>, snapshot: &str, manifest: Option<&str>) -> Resul
     }
 }
 
-fn discard(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
+/// Nothing may need it any more.
+pub fn discard(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
     tx.execute("INSERT INTO blob_garbage (digest) VALUES (?1) ON CONFLICT DO NOTHING", params![digest]).map(|_| ())
 }
 
@@ -109,7 +119,8 @@ pub fn discard_pages(tx: &mut Tx<'_>) -> Result<usize, StoreError> {
     Ok(orphans.len())
 }
 
-/// Blobs that nothing needs. What was garbage and is needed again is forgotten on the way.
+/// Blobs that nothing needs. What was garbage and is needed again is forgotten on the way. From here on nobody may begin to
+/// need one of them, until it was [`taken`].
 pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
     let all: Vec<String> =
         tx.query("SELECT digest FROM blob_garbage ORDER BY digest LIMIT ?1", params![AT_ONCE], |row| row.get(0))?;
@@ -118,10 +129,48 @@ pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
         if is_used(tx, &digest)? || crate::ec2::image::has_bytes(tx, &digest)? {
             taken(tx, &digest)?;
         } else {
+            take(tx, &digest)?;
             unused.push(digest);
         }
     }
     Ok(unused)
+}
+
+/// These are needed from now on, until `holder` lets them go.
+pub fn hold<'d>(tx: &mut Tx<'_>, holder: &str, digests: impl Iterator<Item = &'d str>) -> Result<(), StoreError> {
+    for digest in digests {
+        let sql = "INSERT INTO blob_hold (holder, digest) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        tx.execute(sql, params![holder, digest])?;
+    }
+    Ok(())
+}
+
+/// Who holds any.
+pub fn holders(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
+    tx.query("SELECT DISTINCT holder FROM blob_hold ORDER BY holder", params![], |row| row.get(0))
+}
+
+/// Lets some go that the holder has: they are garbage, where no snapshot needs them. How many there were.
+pub fn let_go(tx: &mut Tx<'_>, holder: &str) -> Result<usize, StoreError> {
+    let sql = "SELECT digest FROM blob_hold WHERE holder = ?1 ORDER BY digest LIMIT ?2";
+    let held: Vec<String> = tx.query(sql, params![holder, AT_ONCE], |row| row.get(0))?;
+    for digest in &held {
+        discard(tx, digest)?;
+        tx.execute("DELETE FROM blob_hold WHERE holder = ?1 AND digest = ?2", params![holder, digest])?;
+    }
+    Ok(held.len())
+}
+
+/// It is about to go from walrus, and was just found unused: nobody may begin to need it until it was [`taken`].
+pub fn take(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO blob_garbage (digest, taking) VALUES (?1, 1) ON CONFLICT (digest) DO UPDATE SET taking = 1";
+    tx.execute(sql, params![digest]).map(|_| ())
+}
+
+/// Whether it is on its way out of walrus: what is sent now might go with it.
+pub fn is_being_taken(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT taking FROM blob_garbage WHERE digest = ?1";
+    Ok(tx.query_opt(sql, params![digest], |row| row.get(0))?.unwrap_or(false))
 }
 
 /// It is gone from walrus.
@@ -129,16 +178,17 @@ pub fn taken(tx: &mut Tx<'_>, digest: &str) -> Result<(), StoreError> {
     tx.execute("DELETE FROM blob_garbage WHERE digest = ?1", params![digest]).map(|_| ())
 }
 
-/// Whether a snapshot needs this blob.
+/// Whether a snapshot needs this blob, or somebody holds it.
 pub fn is_used(tx: &mut Tx<'_>, digest: &str) -> Result<bool, StoreError> {
     for sql in [
         "SELECT 1 FROM page_block WHERE block = ?1 LIMIT 1",
         "SELECT 1 FROM snapshot_page WHERE page = ?1 LIMIT 1",
         "SELECT 1 FROM snapshot WHERE manifest = ?1 LIMIT 1",
+        "SELECT 1 FROM blob_hold WHERE digest = ?1 LIMIT 1",
     ] {
         if !tx.query(sql, params![digest], |row| row.get::<i64>(0))?.is_empty() {
             return Ok(true);
         }
     }
-    Ok(false)
+    direct::uses_blob(tx, digest)
 }

@@ -95,7 +95,7 @@ fn is_ready(volume: &volume::Volume) -> Outcome<()> {
     Err(Refusal::new("IncorrectState", message))
 }
 
-fn checked_description(description: &str) -> Outcome<String> {
+pub(super) fn checked_description(description: &str) -> Outcome<String> {
     if description.chars().count() > 255 {
         let message = "Character sets beyond 255 characters are not supported for description";
         return Err(AwsError::invalid_parameter_value(message).into());
@@ -169,6 +169,7 @@ pub fn begin(
         manifest: None,
         sent: 0,
         disk_key: volume.disk_key.clone(),
+        source: None,
     };
     row::insert(tx, &snapshot)?;
     if !tags.is_empty() {

@@ -105,6 +105,8 @@ const ATTRIBUTES: &[Attribute<SnapshotInfo>] = &[
     ("start-time", |s| vec![(&s.start_time).into()]),
     ("status", |s| vec![s.status.into()]),
     ("storage-tier", |s| vec![s.storage_tier.into()]),
+    // Of copies that were to be there by a certain time.
+    ("transfer-type", |_| vec![]),
     ("volume-id", |s| vec![(&s.volume_id).into()]),
     ("volume-size", |s| vec![s.volume_size.to_string().into()]),
 ];

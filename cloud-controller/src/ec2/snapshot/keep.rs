@@ -4,15 +4,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use mallee_service::{Driven, PassReport, Reconciler, TierHttp, body, drive as drive_one};
+use mallee_service::{Driven, PassReport, Reconciler, drive as drive_one};
 use mallee_store::Error as StoreError;
-use mallee_tiers::{Digests, Manifest, Page, WalrusClient, blob_path};
+use mallee_tiers::{Digests, WalrusClient};
 
 use super::{
     blob::{self, Known},
     row::{self, Snapshot},
+    stored::{Stored, Trouble},
 };
 use crate::{
     Cloud,
@@ -20,8 +19,6 @@ use crate::{
     zone::event::{self, Kind},
 };
 
-/// As large as a manifest of 16 TiB, and more.
-const DOCUMENT_MAX: usize = 8 << 20;
 /// Digests asked for in one call.
 const ASKED_AT_ONCE: usize = 1024;
 
@@ -32,21 +29,6 @@ pub fn drive(cloud: &Arc<Cloud>) -> Driven {
 
 struct Keep {
     cloud: Arc<Cloud>,
-}
-
-/// Why a snapshot could not be looked through.
-enum Trouble {
-    /// Something of it is not in walrus.
-    Missing(String),
-    /// Something in it is not what it should be; trying again changes nothing.
-    Wrong(String),
-    Later(String),
-}
-
-impl From<StoreError> for Trouble {
-    fn from(e: StoreError) -> Self {
-        Trouble::Later(e.to_string())
-    }
 }
 
 #[async_trait::async_trait]
@@ -122,14 +104,15 @@ impl Keep {
         self.cloud.pokes.snapshots.poke();
         self.cloud.pokes.creations.poke();
         self.cloud.pokes.imports.poke();
+        self.cloud.pokes.direct.poke();
         written.map_err(|e: StoreError| e.to_string())
     }
 
     /// Counts every block of it, and then finds every one: in this order, so that what is found is already needed.
     async fn look_through(&self, snapshot: &Snapshot) -> Result<(), Trouble> {
         let digest = snapshot.manifest.clone().unwrap_or_default();
-        let walrus = self.cloud.tiers.walrus_http(&self.cloud.store).await.map_err(|e| Trouble::Later(e.message))?;
-        let manifest = Manifest::read(&get(&walrus, &digest).await?).map_err(Trouble::Wrong)?;
+        let walrus = Stored::open(&self.cloud).await?;
+        let manifest = walrus.manifest(&digest).await?;
         if manifest.size != snapshot.size_gib << 30 {
             return Err(Trouble::Wrong(format!("its manifest is of {} bytes", manifest.size)));
         }
@@ -146,17 +129,17 @@ impl Keep {
         Ok(())
     }
 
-    async fn check_page(&self, walrus: &TierHttp, digest: String, known: Known) -> Result<(), Trouble> {
+    async fn check_page(&self, walrus: &Stored, digest: String, known: Known) -> Result<(), Trouble> {
         let store = &self.cloud.store;
         if known == Known::New {
-            let page = Page::read(&get(walrus, &digest).await?).map_err(Trouble::Wrong)?;
+            let page = walrus.page(&digest).await?;
             let counted = digest.clone();
             store.write("count a page", move |tx| blob::count_page(tx, &counted, &page)).await?;
         }
         let counted = digest.clone();
         let mut blobs = store.read("read a page", move |tx| blob::blocks_of(tx, &counted)).await?;
         blobs.push(digest.clone());
-        let client = WalrusClient::new(Arc::new(walrus.clone()));
+        let client = WalrusClient::new(Arc::new(walrus.0.clone()));
         for some in blobs.chunks(ASKED_AT_ONCE) {
             let there = client.blobs_present(&Digests { digests: some.to_vec() }).await;
             let there = there.map_err(|e| Trouble::Later(e.message))?.digests;
@@ -196,17 +179,4 @@ impl Keep {
             }
         }
     }
-}
-
-async fn get(walrus: &TierHttp, digest: &str) -> Result<Bytes, Trouble> {
-    let later = |e: &dyn std::fmt::Display| Trouble::Later(format!("blob {digest}: {e}"));
-    let request = Request::get("/").body(body::empty()).map_err(|e| later(&e))?;
-    let response = walrus.send(request, &blob_path(digest)).await.map_err(|e| later(&e))?;
-    match response.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => return Err(Trouble::Missing(format!("walrus has no blob {digest}"))),
-        status => return Err(later(&format!("walrus answered {status}"))),
-    }
-    let bytes = body::collect(response.into_body(), DOCUMENT_MAX).await.map_err(|e| later(&e))?;
-    bytes.ok_or_else(|| Trouble::Wrong(format!("blob {digest} is larger than a page or a manifest can be")))
 }

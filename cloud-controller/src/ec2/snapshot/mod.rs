@@ -6,33 +6,36 @@
 //!   blocks counted by rows, and found in walrus ◄── [`keep`] ◄────────────────────────────────────┘
 //!   (completed)                └── something is missing: the zone uploads again
 //! ```
-//! Rows are in `row`, those that count blocks in `blob`. A copy is a row of its own on the same blocks, of no zone.
+//! Rows are in `row`, those that count blocks in `blob`. A copy is a row of its own on the same blocks, of no zone; one under
+//! another key is made by a zone, which encrypts the blocks anew.
 
 pub mod attribute;
 mod blob;
 pub mod copy;
 pub mod create;
 pub mod describe;
+pub mod direct;
 mod keep;
 mod report;
 mod row;
+pub mod stored;
 pub mod together;
 
 use mallee_aws::id::SnapshotId;
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Generation, Snapshot as Body, SnapshotDesired, SnapshotObserved};
 
-pub use blob::{TABLES as BLOB_TABLES, is_used as blob_is_used};
+pub use blob::{HOLD_TABLES, TABLES as BLOB_TABLES, hold, holders, is_used as blob_is_used, let_go};
 pub use keep::drive;
 pub use report::{Follows, take as take_report};
 #[cfg(test)]
 pub use row::set_accepted;
-pub use row::{Snapshot, TABLES, any, in_zone};
+pub use row::{SOURCE_COLUMNS, Snapshot, TABLES, any, in_zone, insert, set_percent, visible};
 
 use crate::{Outcome, Refusal, ec2::block_device::Source};
 
 /// EC2's word for how far it is.
-fn state(snapshot: &Snapshot) -> &'static str {
+pub fn state(snapshot: &Snapshot) -> &'static str {
     match snapshot.observed {
         _ if snapshot.accepted => "completed",
         Some(SnapshotObserved::Failed | SnapshotObserved::Gone) => "error",
@@ -42,6 +45,7 @@ fn state(snapshot: &Snapshot) -> &'static str {
 
 /// What the storage-controller is sent of it.
 pub fn wanted(snapshot: &Snapshot) -> Body {
+    let of_volume = if snapshot.source.is_some() { String::new() } else { snapshot.volume.clone() };
     Body {
         // Nothing is kept in a zone for one that failed here: its volume may go on, and go.
         desired: match snapshot.observed {
@@ -50,7 +54,9 @@ pub fn wanted(snapshot: &Snapshot) -> Body {
         },
         attempt: snapshot.attempt,
         accepted: snapshot.accepted,
-        ..Body::new(snapshot.id.to_string(), snapshot.generation, snapshot.volume.clone())
+        source: snapshot.source.clone(),
+        encrypted: snapshot.source.as_ref().and(snapshot.disk_key.clone()),
+        ..Body::new(snapshot.id.to_string(), snapshot.generation, of_volume)
     }
 }
 
@@ -111,8 +117,7 @@ pub fn put_imported(
     tx: &mut Tx<'_>,
     (account, id): (&str, &SnapshotId),
     description: &str,
-    size: u64,
-    manifest: &str,
+    (size, manifest, disk_key): (u64, &str, Option<&str>),
     now: i64,
 ) -> Result<(), StoreError> {
     if row::any(tx, id.as_str())?.is_some() {
@@ -135,13 +140,14 @@ pub fn put_imported(
         accepted: false,
         manifest: Some(manifest.to_owned()),
         sent: 0,
-        disk_key: None,
+        disk_key: disk_key.map(Into::into),
+        source: None,
     };
     row::insert(tx, &snapshot)
 }
 
 /// What EC2 shows as the volume of one that no volume had.
-const NO_VOLUME: &str = "vol-ffffffff";
+pub const NO_VOLUME: &str = "vol-ffffffff";
 
 /// One that a larger undertaking made, which has failed.
 pub fn withdraw(tx: &mut Tx<'_>, id: &str) -> Outcome<()> {

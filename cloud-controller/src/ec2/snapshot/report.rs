@@ -34,7 +34,9 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &SnapshotReport, now: i64) -> R
             return Ok(Follows::Keep);
         }
         // It would be another instant: better none than a wrong one.
-        (SnapshotDesired::Present, SnapshotObserved::Freezing) if fixed && !before.accepted => {
+        (SnapshotDesired::Present, SnapshotObserved::Freezing)
+            if fixed && !before.accepted && before.source.is_none() =>
+        {
             row::set_failed(tx, &report.id, "its storage-controller lost what it had fixed; take another")?;
             return Ok(Follows::Nothing);
         }

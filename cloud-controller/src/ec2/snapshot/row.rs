@@ -2,8 +2,9 @@
 
 use mallee_aws::id::SnapshotId;
 use mallee_store::{Error as StoreError, Row, Tx, params};
-use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved, SnapshotReport};
+use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved, SnapshotReport, VolumeSource};
 
+use super::direct::lineage;
 use crate::{
     ec2::{
         Id,
@@ -41,6 +42,13 @@ ALTER TABLE volume ADD COLUMN snapshot TEXT;
 ALTER TABLE volume ADD COLUMN manifest TEXT;
 ";
 
+/// Copies whose blocks are encrypted anew: of what.
+pub const SOURCE_COLUMNS: &str = "
+ALTER TABLE snapshot ADD COLUMN source TEXT;
+ALTER TABLE snapshot ADD COLUMN source_manifest TEXT;
+CREATE INDEX snapshot_source ON snapshot (source);
+";
+
 /// Who may make volumes of a shared snapshot when everybody may.
 pub const EVERYBODY: &str = "all";
 
@@ -49,7 +57,7 @@ pub const EVERYBODY: &str = "all";
 pub struct Snapshot {
     pub id: SnapshotId,
     pub account: String,
-    /// Empty: a copy, of which no zone knows.
+    /// Empty: a copy on the blocks of another one, or an import; no zone knows of it.
     pub zone: String,
     pub volume: String,
     pub generation: Generation,
@@ -69,13 +77,17 @@ pub struct Snapshot {
     pub sent: u64,
     /// Id of the key its blocks are encrypted with.
     pub disk_key: Option<String>,
+    /// The one that its zone is to make it of, under its own key.
+    pub source: Option<VolumeSource>,
 }
 
 const COLUMNS: &str = "s.id, s.account, s.zone, s.volume, s.epoch, s.counter, s.size_gib, s.description, s.created, s.desired, \
-     s.observed, s.reason, s.percent, s.attempt, s.accepted, s.manifest, s.sent, s.disk_key";
+     s.observed, s.reason, s.percent, s.attempt, s.accepted, s.manifest, s.sent, s.disk_key, \
+     s.source, s.source_manifest";
 
 fn read(row: &Row<'_>) -> Result<Snapshot, StoreError> {
     let observed: Option<String> = row.get(10)?;
+    let (source, its_manifest): (Option<String>, Option<String>) = (row.get(18)?, row.get(19)?);
     Ok(Snapshot {
         id: row.get::<Id<_>>(0)?.0,
         account: row.get(1)?,
@@ -94,6 +106,7 @@ fn read(row: &Row<'_>) -> Result<Snapshot, StoreError> {
         manifest: row.get(15)?,
         sent: row.get(16)?,
         disk_key: row.get(17)?,
+        source: source.zip(its_manifest).map(|(snapshot, manifest)| VolumeSource { snapshot, manifest }),
     })
 }
 
@@ -102,8 +115,8 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
     let generation = if s.zone.is_empty() { s.generation } else { generation::next(tx, &s.zone, List::Snapshots)? };
     tx.execute(
         "INSERT INTO snapshot (id, account, zone, volume, epoch, counter, size_gib, description, created, desired, observed,
-             reason, percent, attempt, accepted, manifest, sent, disk_key)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, '', ?12, 0, ?13, ?14, 0, ?15)",
+             reason, percent, attempt, accepted, manifest, sent, disk_key, source, source_manifest)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, '', ?12, 0, ?13, ?14, 0, ?15, ?16, ?17)",
         params![
             s.id.as_str(),
             s.account,
@@ -120,9 +133,11 @@ pub fn insert(tx: &mut Tx<'_>, s: &Snapshot) -> Result<(), StoreError> {
             s.accepted,
             s.manifest,
             s.disk_key,
+            s.source.as_ref().map(|source| &source.snapshot),
+            s.source.as_ref().map(|source| &source.manifest),
         ],
-    )
-    .map(|_| ())
+    )?;
+    lineage::found(tx, s)
 }
 
 /// What the storage-controller is sent of it has changed.
@@ -167,13 +182,16 @@ pub fn to_accept(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     tx.query(&sql, params![], read)
 }
 
-/// Deleted, gone from its zone, and needed by no volume that has not fetched all of it.
+/// Deleted, gone from its zone, and needed by no volume and no copy that has not fetched all of it.
 pub fn to_remove(tx: &mut Tx<'_>) -> Result<Vec<Snapshot>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM snapshot s
          WHERE s.desired = 'deleted' AND (s.zone = '' OR s.observed = 'gone') AND NOT EXISTS
              (SELECT 1 FROM volume v WHERE v.snapshot = s.id AND v.desired = 'present'
               AND (v.observed IS NULL OR v.observed = 'creating' OR v.needs_source = 1))
+             AND NOT EXISTS (SELECT 1 FROM snapshot c WHERE c.source = s.id AND c.desired = 'present' AND c.accepted = 0
+              AND (c.observed IS NULL OR c.observed <> 'failed'))
+             AND NOT EXISTS (SELECT 1 FROM direct_snapshot d WHERE d.parent = s.id AND d.state <> 'ended')
          ORDER BY s.id"
     );
     tx.query(&sql, params![], read)
@@ -207,6 +225,18 @@ pub fn set_manifest(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), Sto
     tx.execute(sql, params![id, manifest]).map(|_| ())
 }
 
+/// All that a client wrote of it is in walrus, to be looked through.
+pub fn set_made(tx: &mut Tx<'_>, id: &str, manifest: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE snapshot SET manifest = ?2, observed = ?3, percent = 99
+         WHERE id = ?1 AND accepted = 0 AND desired = 'present'";
+    tx.execute(sql, params![id, manifest, word(SnapshotObserved::Uploaded)]).map(|_| ())
+}
+
+/// How far a client says it is with it.
+pub fn set_percent(tx: &mut Tx<'_>, id: &str, percent: u32) -> Result<(), StoreError> {
+    tx.execute("UPDATE snapshot SET percent = ?2 WHERE id = ?1 AND accepted = 0", params![id, percent]).map(|_| ())
+}
+
 pub fn set_failed(tx: &mut Tx<'_>, id: &str, reason: &str) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE snapshot SET observed = ?2, reason = ?3 WHERE id = ?1",
@@ -232,6 +262,7 @@ pub fn remove(tx: &mut Tx<'_>, snapshot: &Snapshot) -> Result<(), StoreError> {
         generation::next(tx, &snapshot.zone, List::Snapshots)?;
     }
     forbid_all(tx, snapshot.id.as_str())?;
+    lineage::forget(tx, snapshot.id.as_str())?;
     tx.execute("DELETE FROM snapshot WHERE id = ?1", params![snapshot.id.as_str()]).map(|_| ())
 }
 

@@ -243,7 +243,6 @@ async fn a_copy_and_a_share_are_what_they_say_and_nobody_else_sees_anything() {
     stage.ask(&format!("DeleteSnapshot&SnapshotId={id}")).await.unwrap();
     assert_eq!(removed(&stage, &id).await, Vec::<String>::new());
     stage.ask_as(&other, &format!("CreateVolume&AvailabilityZone=z-1a&SnapshotId={theirs}")).await.unwrap();
-    assert_eq!(stage.ask_as(&other, &format!("{copy}&Encrypted=true")).await, Err("Unsupported".into()));
     assert_eq!(
         stage.ask_as(&other, &format!("CopySnapshot&SourceRegion=us-east-1&SourceSnapshotId={theirs}")).await,
         Err("InvalidParameterValue".into())
@@ -289,4 +288,100 @@ async fn snapshots_of_an_instance_are_of_one_instant() {
     };
     let (made, ()) = tokio::join!(asked, begun);
     assert_eq!(made.unwrap().matches("<snapshotId>").count(), 2);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_encrypted_is_made_by_a_zone_and_its_source_stays_until_then() {
+    let stage = Rehearsal::new().await;
+    let volume = volume(&stage).await;
+    let source = snapshot(&stage, &volume).await;
+    complete(&stage, &source, "m", &[("p", &["a"])]).await;
+    let copy = |more: &str| format!("CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={source}{more}");
+    let depends = stage.ask(&copy("&KmsKeyId=alias/aws/ebs")).await;
+    assert_eq!(depends, Err("InvalidParameterDependency".into()));
+    let clear = first(&stage.ask(&copy("")).await.unwrap(), "snapshotId");
+    let status = |id: &str| format!("DescribeSnapshots&SnapshotId.1={id}");
+    assert_eq!(stage.all(&status(&clear), "status").await, ["completed"]);
+    let sealed = first(&stage.ask(&copy("&Encrypted=true&KmsKeyId=alias/aws/ebs")).await.unwrap(), "snapshotId");
+    let shown = stage.ask(&status(&sealed)).await.unwrap();
+    assert_eq!((first(&shown, "status"), first(&shown, "encrypted")), ("pending".into(), "true".into()), "{shown}");
+
+    let asked = sealed.clone();
+    let read = stage.cloud.store.read("read", move |tx| row::any(tx, &asked)).await;
+    let wanted = super::wanted(&read.unwrap_or_else(|e: StoreError| panic!("{e}")).unwrap());
+    let from = wanted.source.unwrap();
+    assert_eq!((from.snapshot.as_str(), from.manifest.as_str(), wanted.volume.as_str()), (source.as_str(), "m", ""));
+    assert!(wanted.encrypted.is_some());
+
+    stage.ask(&format!("DeleteSnapshot&SnapshotId={clear}")).await.unwrap();
+    stage.ask(&format!("DeleteSnapshot&SnapshotId={source}")).await.unwrap();
+    assert_eq!(removed(&stage, &source).await, Vec::<String>::new(), "the zone still reads them");
+    complete(&stage, &sealed, "m2", &[("p2", &["a2"])]).await;
+    assert_eq!(stage.all(&status(&sealed), "progress").await, ["100%"]);
+    let mut garbage = removed(&stage, &source).await;
+    garbage.sort();
+    assert_eq!(garbage, ["a", "m", "p"]);
+    // Of what is encrypted a copy is, whatever was said, and it shares the blocks.
+    let again = format!("CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={sealed}");
+    let again = first(&stage.ask(&again).await.unwrap(), "snapshotId");
+    let shown = stage.ask(&status(&again)).await.unwrap();
+    assert_eq!((first(&shown, "status"), first(&shown, "encrypted")), ("completed".into(), "true".into()), "{shown}");
+}
+
+#[tokio::test]
+async fn an_account_that_encrypts_everything_copies_encrypted_and_an_image_waits_for_its_copies() {
+    let stage = Rehearsal::new().await;
+    let image = stage.image_on_snapshot("").await;
+    let copy =
+        |name: &str, more: &str| format!("CopyImage&SourceRegion=mallee-1&SourceImageId={image}&Name={name}{more}");
+    let at_once = first(&stage.ask(&copy("clear", "")).await.unwrap(), "imageId");
+    let state = |id: &str| format!("DescribeImages&ImageId.1={id}");
+    assert_eq!(stage.all(&state(&at_once), "imageState").await, ["available"]);
+    let of_bundle =
+        format!("CopyImage&SourceRegion=mallee-1&SourceImageId={}&Name=no-disk&Encrypted=true", stage.image);
+    assert_eq!(stage.ask(&of_bundle).await, Err("InvalidParameterCombination".into()));
+    stage.ask("EnableEbsEncryptionByDefault").await.unwrap();
+    let by_default = first(&stage.ask(&copy("by-default", "")).await.unwrap(), "imageId");
+    let fails = first(&stage.ask(&copy("fails", "&Encrypted=true")).await.unwrap(), "imageId");
+    let pass = || async {
+        together::Togethers { cloud: stage.cloud.clone() }.pass().await;
+    };
+    pass().await;
+    let shown = stage.ask(&state(&by_default)).await.unwrap();
+    assert_eq!((first(&shown, "imageState"), first(&shown, "encrypted")), ("pending".into(), "true".into()), "{shown}");
+    let launch = format!("RunInstances&ImageId={by_default}&MinCount=1&MaxCount=1");
+    assert_eq!(stage.ask(&launch).await, Err("InvalidAMIID.Unavailable".into()));
+
+    stage.complete(&first(&shown, "snapshotId")).await;
+    let lost = first(&stage.ask(&state(&fails)).await.unwrap(), "snapshotId");
+    stage.seen_snapshot(&lost, SnapshotObserved::Failed).await;
+    pass().await;
+    assert_eq!(stage.all(&state(&by_default), "imageState").await, ["available"]);
+    stage.ask(&launch).await.unwrap();
+    let shown = stage.ask(&state(&fails)).await.unwrap();
+    assert_eq!(first(&shown, "imageState"), "failed");
+    assert!(first(&shown, "message").contains("no room"), "{shown}");
+    let gone = stage.ask(&format!("DescribeSnapshots&SnapshotId.1={lost}")).await;
+    assert_eq!(gone, Err("InvalidSnapshot.NotFound".into()));
+}
+
+#[tokio::test]
+async fn what_somebody_holds_is_no_garbage_until_it_is_let_go() {
+    let stage = Rehearsal::new().await;
+    let written: Result<(), StoreError> = stage
+        .cloud
+        .store
+        .write("hold", |tx| {
+            blob::hold(tx, "import-snap-1", ["a", "b"].into_iter())?;
+            blob::hold(tx, "import-snap-2", ["b"].into_iter())?;
+            assert_eq!(blob::let_go(tx, "import-snap-1")?, 2);
+            assert_eq!(blob::holders(tx)?, ["import-snap-2"]);
+            assert_eq!(blob::garbage(tx)?, ["a"]);
+            blob::taken(tx, "a")?;
+            assert_eq!(blob::let_go(tx, "import-snap-2")?, 1);
+            assert_eq!(blob::garbage(tx)?, ["b"]);
+            Ok(())
+        })
+        .await;
+    written.unwrap();
 }

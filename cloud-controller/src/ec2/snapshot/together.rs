@@ -266,7 +266,7 @@ fn advance(tx: &mut Tx<'_>, c: &Together, now: i64) -> Outcome<bool> {
             set_step(tx, c, Step::Uploading, c.wish)?;
             Ok(true)
         }
-        Step::Uploading => match uploaded(tx, c)? {
+        Step::Uploading => match uploaded(tx, c.details.parts.iter().map(|part| part.snapshot.as_str()))? {
             Err(why) => fail(tx, c, &why, now).map(|()| true),
             Ok(percent) if percent < 100 => {
                 image::set_making(tx, &c.of, percent)?;
@@ -325,11 +325,15 @@ fn frozen(tx: &mut Tx<'_>, c: &Together) -> Outcome<Result<bool, String>> {
     Ok(Ok(all))
 }
 
-/// Percent of all its snapshots.
-fn uploaded(tx: &mut Tx<'_>, c: &Together) -> Outcome<Result<u32, String>> {
-    let (mut percent, mut complete) = (0, true);
-    for Part { snapshot: id, .. } in &c.details.parts {
-        match super::row::any(tx, id.as_str())?.filter(|s| s.desired == SnapshotDesired::Present) {
+/// Percent of these snapshots. The error says which is not to be had.
+pub fn uploaded<'s>(
+    tx: &mut Tx<'_>,
+    snapshots: impl Iterator<Item = &'s str>,
+) -> Result<Result<u32, String>, StoreError> {
+    let (mut percent, mut count, mut complete) = (0, 0, true);
+    for id in snapshots {
+        count += 1;
+        match super::row::any(tx, id)?.filter(|s| s.desired == SnapshotDesired::Present) {
             Some(s) if s.accepted => percent += 100,
             Some(s) if matches!(s.observed, Some(SnapshotObserved::Failed | SnapshotObserved::Gone)) => {
                 return Ok(Err(format!("snapshot {id}: {}", s.reason)));
@@ -341,8 +345,7 @@ fn uploaded(tx: &mut Tx<'_>, c: &Together) -> Outcome<Result<u32, String>> {
             None => return Ok(Err(format!("snapshot {id} was deleted"))),
         }
     }
-    let of = u32::try_from(c.details.parts.len()).unwrap_or(1).max(1);
-    Ok(Ok(if complete { 100 } else { (percent / of).min(99) }))
+    Ok(Ok(if complete { 100 } else { (percent / count.max(1)).min(99) }))
 }
 
 /// Starts their reconciler.
@@ -383,6 +386,10 @@ impl Reconciler for Togethers {
                 Ok(went_on) => report.changed += u64::from(went_on),
                 Err(e) => report.error(format!("{of}: {}", e.cause.unwrap_or(e.answer.message))),
             }
+        }
+        match store.write("settle images of copies", move |tx| image::copy::settle(tx, now)).await {
+            Ok(settled) => report.changed += settled,
+            Err(e) => report.error(e.cause.unwrap_or(e.answer.message)),
         }
         if report.changed > 0 {
             self.cloud.pokes.instances.poke();

@@ -14,9 +14,10 @@ use super::{
     row::{self, Volume},
 };
 use crate::{
-    Outcome, Refusal, actions,
+    Config, Outcome, Refusal, actions,
     ec2::{
         client_token, encryption, snapshot,
+        subnet::zone_id,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -31,6 +32,7 @@ actions![CreateVolume => create, DeleteVolume => delete];
 struct CreateVolume {
     dry_run: Option<bool>,
     availability_zone: Option<String>,
+    availability_zone_id: Option<String>,
     size: Option<u64>,
     volume_type: Option<String>,
     iops: Option<u32>,
@@ -40,7 +42,6 @@ struct CreateVolume {
     multi_attach_enabled: Option<bool>,
     #[serde(default)]
     tag_specification: Vec<TagSpecification>,
-    availability_zone_id: Option<Unsupported>,
     kms_key_id: Option<String>,
     operator: Option<Unsupported>,
     outpost_arn: Option<Unsupported>,
@@ -64,22 +65,19 @@ struct CreatedVolume {
     kms_key_id: Option<String>,
     multi_attach_enabled: bool,
     throughput: Option<u32>,
+    availability_zone_id: String,
 }
 
 async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
     let token = client_token::Given::of(call, input.client_token.as_deref())?;
     unsupported::refuse(&[
-        ("AvailabilityZoneId", input.availability_zone_id),
         ("Operator", input.operator),
         ("OutpostArn", input.outpost_arn),
         ("VolumeInitializationRate", input.volume_initialization_rate),
     ])?;
     unsupported::refuse_set("MultiAttachEnabled", input.multi_attach_enabled)?;
     let asked = encryption::Asked::of(call, input.encrypted, input.kms_key_id.as_deref())?;
-    let zone = input.availability_zone.ok_or_else(|| AwsError::missing_parameter("AvailabilityZone"))?;
-    if !call.cloud.config.zones.contains(&zone) {
-        return Err(Refusal::new("InvalidZone.NotFound", format!("The zone '{zone}' does not exist.")));
-    }
+    let zone = zone(&call.cloud.config, input.availability_zone, input.availability_zone_id)?;
     let source = match &input.snapshot_id {
         None => None,
         Some(id) => {
@@ -139,6 +137,7 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         volume_id: volume.id,
         size: volume.size_gib,
         snapshot_id: volume.snapshot.unwrap_or_default(),
+        availability_zone_id: zone_id(&call.cloud.config, &volume.zone),
         availability_zone: volume.zone,
         status,
         create_time: timestamp(volume.created),
@@ -150,6 +149,22 @@ async fn create(call: &Call, input: CreateVolume) -> Outcome<CreatedVolume> {
         multi_attach_enabled: false,
         throughput: volume.throughput,
     })
+}
+
+/// The zone that is named, by name or by id.
+fn zone(config: &Config, name: Option<String>, id: Option<String>) -> Outcome<String> {
+    let given = |text: Option<String>| text.filter(|t| !t.is_empty());
+    let (asked, found) = match (given(name), given(id)) {
+        (Some(_), Some(_)) => {
+            let message = "You may specify either AvailabilityZone or AvailabilityZoneId, but not both";
+            return Err(AwsError::invalid_parameter_combination(message).into());
+        }
+        (None, None) => return Err(AwsError::missing_parameter("AvailabilityZone").into()),
+        (Some(name), None) => (name.clone(), config.zones.iter().find(|z| **z == name)),
+        (None, Some(id)) => (id.clone(), config.zones.iter().find(|z| zone_id(config, z) == id)),
+    };
+    let missing = || Refusal::new("InvalidZone.NotFound", format!("The zone '{asked}' does not exist."));
+    found.cloned().ok_or_else(missing)
 }
 
 fn write(

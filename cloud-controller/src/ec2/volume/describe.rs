@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use mallee_aws::{
     answer::timestamp,
     filter::{Attribute, Filter, Tagged},
-    id::VolumeId,
+    id::{InstanceId, VolumeId},
 };
 use mallee_store::{Error as StoreError, Tx};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use crate::{
     ec2::{
         encryption,
         listing::{self, Wanted},
+        subnet::zone_id,
         tag::{self, Tag},
     },
     service::Call,
@@ -30,6 +31,9 @@ actions![
     DescribeVolumeStatus => describe_status,
     DescribeVolumes => describe,
 ];
+
+/// Nothing measures how a volume does beside what it should.
+const NOT_WATCHED: &str = "not-applicable";
 
 /// A volume with what hangs on it.
 type Found = (Volume, Option<Attachment>, Vec<Tag>);
@@ -84,6 +88,7 @@ struct VolumeInfo {
     kms_key_id: Option<String>,
     multi_attach_enabled: bool,
     throughput: Option<u32>,
+    availability_zone_id: String,
 }
 
 fn info(cloud: &Cloud, (volume, attachment, tag_set): Found) -> VolumeInfo {
@@ -94,6 +99,7 @@ fn info(cloud: &Cloud, (volume, attachment, tag_set): Found) -> VolumeInfo {
         volume_id: volume.id,
         size: volume.size_gib,
         snapshot_id: volume.snapshot.unwrap_or_default(),
+        availability_zone_id: zone_id(&cloud.config, &volume.zone),
         availability_zone: volume.zone,
         create_time: timestamp(volume.created),
         attachment_set: attachment.iter().map(AttachmentInfo::of).collect(),
@@ -122,6 +128,7 @@ const ATTRIBUTES: &[Attribute<VolumeInfo>] = &[
     ("attachment.instance-id", |v| each(v, |a| a.instance_id.as_str().into())),
     ("attachment.status", |v| each(v, |a| a.status.into())),
     ("availability-zone", |v| vec![(&v.availability_zone).into()]),
+    ("availability-zone-id", |v| vec![(&v.availability_zone_id).into()]),
     ("create-time", |v| vec![(&v.create_time).into()]),
     ("encrypted", |v| vec![v.encrypted.to_string().into()]),
     ("fast-restored", |_| vec!["false".into()]),
@@ -180,6 +187,16 @@ struct VolumeStatus {
     volume_status: Status,
     events_set: [(); 0],
     actions_set: [(); 0],
+    attachment_statuses: Vec<AttachmentStatus>,
+    availability_zone_id: String,
+}
+
+/// How fast it is at an instance is not watched.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachmentStatus {
+    io_performance: &'static str,
+    instance_id: InstanceId,
 }
 
 #[derive(Serialize)]
@@ -202,8 +219,18 @@ impl Tagged for VolumeStatus {
 
 const STATUS_ATTRIBUTES: &[Attribute<VolumeStatus>] = &[
     ("action.code", |_| vec![]),
+    ("action.description", |_| vec![]),
+    ("action.event-id", |_| vec![]),
+    ("attachment-status.instance-id", |v| {
+        v.attachment_statuses.iter().map(|a| a.instance_id.as_str().into()).collect()
+    }),
+    ("attachment-status.io-performance", |v| v.attachment_statuses.iter().map(|a| a.io_performance.into()).collect()),
     ("availability-zone", |v| vec![(&v.availability_zone).into()]),
+    ("event.description", |_| vec![]),
+    ("event.event-id", |_| vec![]),
     ("event.event-type", |_| vec![]),
+    ("event.not-after", |_| vec![]),
+    ("event.not-before", |_| vec![]),
     ("volume-status.details-name", |v| v.volume_status.details.iter().map(|d| d.name.into()).collect()),
     ("volume-status.details-status", |v| v.volume_status.details.iter().map(|d| d.status.into()).collect()),
     ("volume-status.status", |v| vec![v.volume_status.status.into()]),
@@ -220,16 +247,21 @@ async fn describe_status(call: &Call, input: DescribeVolumeStatus) -> Outcome<De
         };
         VolumeStatus {
             volume_id: volume.id,
+            availability_zone_id: zone_id(&call.cloud.config, &volume.zone),
             availability_zone: volume.zone,
             volume_status: Status {
                 status,
                 details: [
                     Detail { name: "io-enabled", status: enabled },
-                    Detail { name: "io-performance", status: "not-applicable" },
+                    Detail { name: "io-performance", status: NOT_WATCHED },
                 ],
             },
             events_set: [],
             actions_set: [],
+            attachment_statuses: attachment
+                .map(|a| AttachmentStatus { io_performance: NOT_WATCHED, instance_id: a.instance })
+                .into_iter()
+                .collect(),
         }
     };
     let wanted = Wanted {

@@ -247,8 +247,14 @@ const ATTRIBUTES: &[Attribute<Modification>] = &[
 async fn describe(call: &Call, input: DescribeVolumesModifications) -> Outcome<DescribedModifications> {
     let account = call.account().to_owned();
     let sql = format!("SELECT {COLUMNS} FROM volume_modification WHERE account = ?1 ORDER BY volume");
-    let read_all = call.cloud.store.read("describe modifications", move |tx| tx.query(&sql, params![account], read));
-    let infos: Vec<Modification> = read_all.await.map_err(|e: StoreError| Refusal::from(e))?;
+    let named = input.volume_id.clone();
+    let read_all = call.cloud.store.read("describe modifications", move |tx| {
+        for id in &named {
+            row::get(tx, &account, id.as_str())?.ok_or_else(|| not_found(id.as_str()))?;
+        }
+        Ok::<_, Refusal>(tx.query(&sql, params![account], read)?)
+    });
+    let infos: Vec<Modification> = read_all.await?;
     let wanted = Wanted {
         dry_run: input.dry_run,
         filter: &input.filter,

@@ -14,6 +14,9 @@ pub enum Route {
     Ec2,
     /// As EC2, with the codes of IAM, STS and the other Query services.
     Query,
+    /// As EC2, with the codes of services that speak JSON. The body may be unsigned: what such a service then takes proves it
+    /// by a signed checksum.
+    RestJson,
 }
 
 impl Route {
@@ -23,6 +26,7 @@ impl Route {
             Route::S3 => AwsError::access_denied(),
             Route::Ec2 => auth_failure(),
             Route::Query => AwsError::new("MissingAuthenticationToken", 403, "Request is missing Authentication Token"),
+            Route::RestJson => in_json(Route::Query.missing_credentials()),
         }
     }
 
@@ -38,6 +42,7 @@ impl Route {
             Route::Query => {
                 AwsError::new("InvalidClientTokenId", 403, "The security token included in the request is invalid.")
             }
+            Route::RestJson => in_json(Route::Query.unknown_key()),
         }
     }
 
@@ -47,6 +52,7 @@ impl Route {
             Route::S3 => self.malformed_header("The credential is scoped to another service."),
             Route::Ec2 => auth_failure(),
             Route::Query => mismatch_with("Credential should be scoped to correct service."),
+            Route::RestJson => in_json(Route::Query.wrong_service()),
         }
     }
 
@@ -54,7 +60,7 @@ impl Route {
     pub fn wrong_session_token(self) -> AwsError {
         match self {
             Route::S3 => AwsError::bad_request("InvalidToken", "The provided token is malformed or otherwise invalid."),
-            Route::Ec2 | Route::Query => self.unknown_key(),
+            Route::Ec2 | Route::Query | Route::RestJson => self.unknown_key(),
         }
     }
 
@@ -69,6 +75,7 @@ impl Route {
                 "The request signature we calculated does not match the signature you provided. Check your AWS Secret \
                  Access Key and signing method. Consult the service documentation for details.",
             ),
+            Route::RestJson => in_json(Route::Query.signature_mismatch()),
         }
     }
 
@@ -80,7 +87,7 @@ impl Route {
             )
             .with_field("ClientComputedContentSHA256", hex::encode(signed))
             .with_field("S3ComputedContentSHA256", hex::encode(computed)),
-            Route::Ec2 | Route::Query => self.signature_mismatch(),
+            Route::Ec2 | Route::Query | Route::RestJson => self.signature_mismatch(),
         }
     }
 
@@ -103,6 +110,7 @@ impl Route {
                 millis(signed_at),
                 millis(now)
             )),
+            Route::RestJson => in_json(Route::Query.skewed(signed_at, now)),
         }
     }
 
@@ -113,13 +121,14 @@ impl Route {
                 .with_field("ServerTime", millis(now)),
             Route::Ec2 => AwsError::bad_request("RequestExpired", "Request has expired."),
             Route::Query => mismatch_with(&format!("Signature expired: {} is now past.", millis(expiry))),
+            Route::RestJson => in_json(Route::Query.expired(expiry, now)),
         }
     }
 
     pub(crate) fn not_yet_valid(self, from: OffsetDateTime, now: OffsetDateTime) -> AwsError {
         match self {
             Route::S3 => AwsError::new("AccessDenied", 403, "Request is not yet valid"),
-            Route::Ec2 | Route::Query => self.skewed(from, now),
+            Route::Ec2 | Route::Query | Route::RestJson => self.skewed(from, now),
         }
     }
 
@@ -129,6 +138,7 @@ impl Route {
         match self {
             Route::S3 => AwsError::bad_request("AuthorizationHeaderMalformed", message),
             Route::Ec2 | Route::Query => AwsError::bad_request("IncompleteSignature", message),
+            Route::RestJson => in_json(Route::Query.two_credentials()),
         }
     }
 
@@ -140,6 +150,7 @@ impl Route {
                 format!("The authorization header is malformed. {detail}"),
             ),
             Route::Ec2 | Route::Query => incomplete(detail),
+            Route::RestJson => in_json(incomplete(detail)),
         }
     }
 
@@ -148,6 +159,7 @@ impl Route {
         match self {
             Route::S3 => AwsError::bad_request("AuthorizationQueryParametersError", detail),
             Route::Ec2 | Route::Query => incomplete(detail),
+            Route::RestJson => in_json(incomplete(detail)),
         }
     }
 
@@ -157,6 +169,7 @@ impl Route {
         match self {
             Route::S3 => AwsError::new("AuthorizationQueryParametersError", 403, detail),
             Route::Ec2 | Route::Query => incomplete(detail),
+            Route::RestJson => in_json(incomplete(detail)),
         }
     }
 
@@ -164,6 +177,7 @@ impl Route {
         match self {
             Route::S3 => AwsError::bad_request("InvalidArgument", "Unsupported Authorization Type"),
             Route::Ec2 | Route::Query => incomplete("The authorization type is not supported."),
+            Route::RestJson => in_json(Route::Query.unsupported_authorization()),
         }
     }
 
@@ -176,6 +190,7 @@ impl Route {
             Route::Ec2 | Route::Query => {
                 incomplete("Signature version 2 is turned off in this cloud. Please use AWS4-HMAC-SHA256.")
             }
+            Route::RestJson => in_json(incomplete("Signature version 2 is not for this service.")),
         }
     }
 
@@ -186,6 +201,15 @@ impl Route {
                 AwsError::new("AccessDenied", 403, "AWS authentication requires a valid Date or x-amz-date header")
             }
             Route::Ec2 | Route::Query => incomplete("The date of the signature is missing or not a valid date."),
+            Route::RestJson => in_json(Route::Query.bad_date()),
+        }
+    }
+
+    /// The body says what to do, and anybody on the way could have written it.
+    pub fn unsigned_body(self) -> AwsError {
+        match self {
+            Route::S3 => AwsError::access_denied(),
+            Route::Ec2 | Route::Query | Route::RestJson => self.signature_mismatch(),
         }
     }
 
@@ -198,6 +222,7 @@ impl Route {
             }
             Route::Ec2 => auth_failure(),
             Route::Query => mismatch_with(&format!("The header '{name}' must be a signed header.")),
+            Route::RestJson => in_json(Route::Query.unsigned_header(name)),
         }
     }
 }
@@ -212,6 +237,17 @@ fn mismatch_with(message: &str) -> AwsError {
 
 fn incomplete(detail: &str) -> AwsError {
     AwsError::new("IncompleteSignature", 403, detail)
+}
+
+/// A Query service's refusal in the words of one that speaks JSON.
+fn in_json(refused: AwsError) -> AwsError {
+    let code = match refused.code.as_ref() {
+        "MissingAuthenticationToken" => "MissingAuthenticationTokenException",
+        "InvalidClientTokenId" => "UnrecognizedClientException",
+        "SignatureDoesNotMatch" => "InvalidSignatureException",
+        _ => "IncompleteSignatureException",
+    };
+    AwsError { code: code.into(), ..refused }
 }
 
 fn millis(at: OffsetDateTime) -> String {

@@ -176,14 +176,14 @@ pub(super) fn from_url(parts: &http::request::Parts, query: &Query, route: Route
     let timestamp = needed("X-Amz-Date")?.to_string();
     let signed_at = parse_basic_date(&timestamp).ok_or_else(|| match route {
         Route::S3 => route.malformed_query("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""),
-        Route::Ec2 | Route::Query => route.bad_date(),
+        Route::Ec2 | Route::Query | Route::RestJson => route.bad_date(),
     })?;
     if scope.date != timestamp[..8] {
         return Err(route.malformed_query("The date of the Credential is not that of X-Amz-Date."));
     }
     let expires = match (query.get("X-Amz-Expires"), route) {
         // GET requests to Query services need not say how long they live: they get the usual quarter of an hour.
-        (None, Route::Ec2 | Route::Query) => super::MAX_SKEW,
+        (None, Route::Ec2 | Route::Query | Route::RestJson) => super::MAX_SKEW,
         (None, Route::S3) => return Err(route.malformed_query("The query parameter X-Amz-Expires is needed.")),
         (Some(text), _) => text
             .parse::<u32>()
@@ -233,7 +233,7 @@ pub(super) fn canonical_head(
     let path = match route {
         Route::S3 => s3_path(parts.uri.path())
             .ok_or_else(|| AwsError::bad_request("InvalidURI", "Couldn't parse the specified URI."))?,
-        Route::Ec2 | Route::Query => normalised_path(parts.uri.path()),
+        Route::Ec2 | Route::Query | Route::RestJson => normalised_path(parts.uri.path()),
     };
     let mut head = Vec::with_capacity(1024);
     for line in [parts.method.as_str(), &path, query] {
@@ -307,7 +307,7 @@ pub(super) fn parse_signature(text: &str) -> Option<[u8; 32]> {
 pub(super) fn parse_payload(line: &str, route: Route) -> Result<Payload, AwsError> {
     let hash = || parse_signature(line).filter(|_| !line.bytes().any(|byte| byte.is_ascii_uppercase()));
     match (line, route) {
-        ("UNSIGNED-PAYLOAD", Route::S3) => Ok(Payload::Unsigned),
+        ("UNSIGNED-PAYLOAD", Route::S3 | Route::RestJson) => Ok(Payload::Unsigned),
         ("STREAMING-UNSIGNED-PAYLOAD-TRAILER", Route::S3) => Ok(Payload::UnsignedTrailer),
         ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD", Route::S3) => Ok(Payload::SignedChunks),
         ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER", Route::S3) => Ok(Payload::SignedChunksTrailer),
@@ -318,8 +318,8 @@ pub(super) fn parse_payload(line: &str, route: Route) -> Result<Payload, AwsErro
                 "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, \
                  STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
             )),
-            // Outside S3 an unsigned body would be an unsigned request.
-            (None, Route::Ec2 | Route::Query) => Err(route.signature_mismatch()),
+            // Where the body says what to do, an unsigned one would be an unsigned request.
+            (None, Route::Ec2 | Route::Query | Route::RestJson) => Err(route.signature_mismatch()),
         },
     }
 }

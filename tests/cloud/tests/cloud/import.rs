@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use http::Method;
 use mallee_tests_cloud::{Client, Cloud, Tier, eventually};
 
-use crate::snapshot::{read, serve};
+use crate::snapshot::{completed, read, serve, walrus_has};
 
 /// One block of `a`, one of zeros, one of `b`, and a bit.
 fn content() -> Vec<u8> {
@@ -28,8 +28,13 @@ async fn put(user: &Client, file: &Path) -> String {
 }
 
 async fn import(cloud: &Cloud, key: &str, format: &str) -> String {
+    import_with(cloud, key, format, "").await
+}
+
+async fn import_with(cloud: &Cloud, key: &str, format: &str, more: &str) -> String {
     let request = format!(
-        "Action=ImportSnapshot&Description=d&DiskContainer.Format={format}&DiskContainer.UserBucket.S3Bucket=disks&DiskContainer.UserBucket.S3Key={key}"
+        "Action=ImportSnapshot&Description=d&DiskContainer.Format={format}&DiskContainer.UserBucket.S3Bucket=disks\
+         &DiskContainer.UserBucket.S3Key={key}{more}"
     );
     cloud.ec2(&request).await.value("importTaskId")
 }
@@ -147,4 +152,72 @@ async fn an_image_is_imported_and_launched() {
     let foreign = stranger.ec2(&format!("Action=CancelImportTask&ImportTaskId={task}")).await;
     let nobody = stranger.ec2("Action=CancelImportTask&ImportTaskId=import-ami-0123456789abcdef0").await;
     assert_eq!((foreign.code(), nobody.code()), ("InvalidConversionTaskId".into(), "InvalidConversionTaskId".into()));
+}
+
+/// A volume made of a snapshot is what `content` is.
+async fn reads_as_content(cloud: &Cloud, snapshot: &str) {
+    let create = format!("Action=CreateVolume&AvailabilityZone=mallee-1a&SnapshotId={snapshot}");
+    let made = cloud.ec2(&create).await;
+    assert_eq!(made.value("encrypted"), "true");
+    let volume = made.value("volumeId");
+    serve(cloud, &volume).await;
+    for (fill, at) in [(b'a', 0), (0, 1 << 19), (b'b', 2 << 19), (0, 3 << 20)] {
+        read(cloud, &volume, fill, at);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_import_and_an_encrypted_copy_are_what_they_are_of_and_walrus_has_none_of_it_in_clear() {
+    let cloud = Cloud::start().await;
+    let (dir, user) = (tempfile::tempdir().unwrap(), cloud.user().await);
+    let raw = dir.path().join("disk.raw");
+    std::fs::write(&raw, content()).unwrap();
+    let key = put(user, &raw).await;
+    let tag = "&TagSpecification.1.ResourceType=import-snapshot-task&TagSpecification.1.Tag.1.Key=k\
+               &TagSpecification.1.Tag.1.Value=v&Encrypted=true";
+    let task = import_with(&cloud, &key, "raw", tag).await;
+    let (status, sealed, message) = ended(&cloud, &task).await;
+    assert_eq!(status, "completed", "{message}");
+    let tagged = cloud.ec2("Action=DescribeImportSnapshotTasks&Filters.1.Name=tag:k&Filters.1.Value.1=v").await;
+    assert_eq!((tagged.value("importTaskId"), tagged.value("encrypted")), (task, "true".into()));
+    assert!(!walrus_has(&cloud, b'a').await);
+    reads_as_content(&cloud, &sealed.unwrap()).await;
+
+    let clear = import(&cloud, &key, "raw").await;
+    let clear = ended(&cloud, &clear).await.1.unwrap();
+    assert!(walrus_has(&cloud, b'a').await);
+    let copy = format!("Action=CopySnapshot&SourceRegion=mallee-1&SourceSnapshotId={clear}&Encrypted=true");
+    let copy = cloud.ec2(&copy).await.value("snapshotId");
+    // Its blocks stay until the copy has them, whoever is killed.
+    cloud.ec2(&format!("Action=DeleteSnapshot&SnapshotId={clear}")).await.ok();
+    cloud.restart(&[Tier::CloudController, Tier::Storage(0)]).await;
+    cloud.wait_for_everybody().await;
+    completed(&cloud, &copy).await;
+    reads_as_content(&cloud, &copy).await;
+    eventually("what was in clear is gone from walrus", || async { (!walrus_has(&cloud, b'a').await).then_some(()) })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_fails_half_way_leaves_nothing_in_walrus_that_nobody_else_needs() {
+    let cloud = Cloud::start().await;
+    let (dir, user) = (tempfile::tempdir().unwrap(), cloud.user().await);
+    let path = |name: &str| dir.path().join(name);
+    let blocks = |fills: std::ops::RangeInclusive<u8>| fills.flat_map(|fill| vec![fill; 1 << 19]).collect::<Vec<u8>>();
+    std::fs::write(path("small.raw"), blocks(2..=2)).unwrap();
+    std::fs::write(path("large.raw"), blocks(1..=32)).unwrap();
+    let (raw, qcow2) = (path("large.raw"), path("cut.qcow2"));
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), qcow2.to_str().unwrap()]);
+    let file = std::fs::OpenOptions::new().write(true).open(&qcow2).unwrap();
+    file.set_len(file.metadata().unwrap().len() - (1 << 20)).unwrap();
+    let small = put(user, &path("small.raw")).await;
+    let kept = import(&cloud, &small, "raw").await;
+    assert_eq!(ended(&cloud, &kept).await.0, "completed");
+    let cut = put(user, &qcow2).await;
+    let fails = import(&cloud, &cut, "qcow2").await;
+    let (status, _, message) = ended(&cloud, &fails).await;
+    assert_eq!(status, "deleted", "{message}");
+    assert!(message.contains("beyond its end"), "{message}");
+    eventually("what was sent is gone", || async { (!walrus_has(&cloud, 1).await).then_some(()) }).await;
+    assert!(walrus_has(&cloud, 2).await, "another snapshot needs it");
 }

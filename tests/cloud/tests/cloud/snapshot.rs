@@ -12,7 +12,7 @@ use crate::volume::volume_is;
 const BLOCK: usize = 512 << 10;
 
 /// Writes through the export of a volume, as its guest would.
-fn write(cloud: &Cloud, volume: &str, command: &str) {
+pub fn write(cloud: &Cloud, volume: &str, command: &str) {
     let said = io(cloud, volume, command);
     assert!(said.contains("wrote"), "{command}: {said}");
 }
@@ -57,7 +57,7 @@ fn export_name(socket: &Path) -> String {
     panic!("nothing serves {wanted}");
 }
 
-async fn snapshot(cloud: &Cloud, volume: &str) -> String {
+pub async fn snapshot(cloud: &Cloud, volume: &str) -> String {
     let answer = cloud.ec2(&format!("Action=CreateSnapshot&VolumeId={volume}")).await;
     answer.value("snapshotId")
 }
@@ -72,7 +72,7 @@ pub async fn completed(cloud: &Cloud, id: &str) {
 }
 
 /// A volume made of a snapshot, and served.
-async fn restored(cloud: &Cloud, snapshot: &str) -> String {
+pub async fn restored(cloud: &Cloud, snapshot: &str) -> String {
     let create = format!("Action=CreateVolume&AvailabilityZone=mallee-1a&SnapshotId={snapshot}");
     let id = cloud.ec2(&create).await.value("volumeId");
     serve(cloud, &id).await;
@@ -80,7 +80,7 @@ async fn restored(cloud: &Cloud, snapshot: &str) -> String {
 }
 
 /// Whether walrus has the block that is filled with this byte.
-async fn walrus_has(cloud: &Cloud, fill: u8) -> bool {
+pub async fn walrus_has(cloud: &Cloud, fill: u8) -> bool {
     let identity = Identity::load(&cloud.state_of(Tier::CloudController).join("tls")).unwrap();
     let address = cloud.address_of(Tier::Walrus).to_string();
     let walrus = WalrusClient::new(Arc::new(TierHttp::new(&identity, &address, Role::Walrus, "walrus").unwrap()));
