@@ -123,9 +123,11 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     };
     let controller = TierHttp::new(&identity, &daemon.cloud_controller, Role::CloudController, "cloud-controller")?;
     join::keep_renewed(identity.clone(), controller.clone(), faults.clone());
+    let mut disk_tls = None;
     if let Some(engines) = &config.engines {
         let layout = Layout::new(&engines.base).map_err(|e| StartError::Config(e.to_string()))?;
         host::certificate::show(identity.dir(), &layout.nbd_tls()).map_err(io("the certificate for QEMU"))?;
+        disk_tls = Some(layout.nbd_tls());
     }
     let cloud = Arc::new(Cloud {
         identity: identity.clone(),
@@ -177,6 +179,14 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     drive(Arc::new(Wishes(instances.clone())), wished, EVERY);
     let driven = drive(instances, poke, EVERY);
     drive(instance::keep_metadata(machine.clone()), Poke::default(), METADATA_EVERY);
+    if let Some(folder) = disk_tls {
+        let (machine, identity, state) = (machine.clone(), identity.clone(), daemon.state.clone());
+        drive(
+            Arc::new(instance::DiskCredentials { machine, identity, folder, state }),
+            Poke::default(),
+            METADATA_EVERY,
+        );
+    }
 
     let server = Server::bind(&daemon.listen, Some(&identity)).await.map_err(io("the front"))?;
     let addresses = server.addresses();

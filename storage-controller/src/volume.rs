@@ -301,6 +301,11 @@ impl Storage {
                     return Ok(steps + 1);
                 }
                 Some(Step::Create) => self.create(&id, &wish.body).await,
+                // A controller that died with the daemon in the middle of this finds none to tell.
+                Some(Step::Grow) if !self.answers_if_exported(&id, row.as_ref(), export.as_ref()).await? => {
+                    self.report(&id, wish, row.as_ref(), export).await?;
+                    return Err(Trouble::Busy);
+                }
                 Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
                 Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment, &wish.body).await,
@@ -530,19 +535,16 @@ impl Storage {
         report.needs_source = needs_source;
         if let Some(export) = export {
             let served = export.served(id);
-            let passphrase = self.keys.passphrase(row.key.as_deref()).await?;
-            let (described, backend, sockets) = (id.clone(), self.backend.clone(), self.exports.sockets().to_owned());
-            let describe = move || {
-                let source = backend.beginning(&described)?.map(|_| source::blockdev(&sockets, described.as_str()));
-                Ok(Opened { blockdev: backend.blockdev(&described, source)?, passphrase: passphrase.clone() })
-            };
-            let phase = self.exports.serve(&served, Arc::new(describe));
+            let phase = self.serve(id, row, &export).await?;
             match &phase {
                 Phase::Ready { .. } => {}
                 Phase::Starting => report.reason = "its export is being started".into(),
                 Phase::Down(why) => report.reason = format!("its export ended and is started again: {why}"),
             }
             let up = matches!(phase, Phase::Ready { .. });
+            if up {
+                self.exports.show_newest_certificate(&served);
+            }
             if up && needs_source {
                 self.begin_fill(id);
                 report.reason = self.sources.trouble(id).map_or_else(String::new, |why| {
@@ -578,6 +580,30 @@ impl Storage {
         }
         self.reports.put(report);
         Ok(())
+    }
+
+    /// Whether a volume's daemon can be told something, if it has an export. It is started on the way.
+    async fn answers_if_exported(
+        &self,
+        id: &VolumeId,
+        row: Option<&Row>,
+        export: Option<&ExportRow>,
+    ) -> Result<bool, Trouble> {
+        match row.zip(export) {
+            Some((row, export)) => Ok(matches!(self.serve(id, row, export).await?, Phase::Ready { .. })),
+            None => Ok(true),
+        }
+    }
+
+    /// Sees to it that an export has its daemon.
+    async fn serve(&self, id: &VolumeId, row: &Row, export: &ExportRow) -> Result<Phase, Trouble> {
+        let passphrase = self.keys.passphrase(row.key.as_deref()).await?;
+        let (described, backend, sockets) = (id.clone(), self.backend.clone(), self.exports.sockets().to_owned());
+        let describe = move || {
+            let source = backend.beginning(&described)?.map(|_| source::blockdev(&sockets, described.as_str()));
+            Ok(Opened { blockdev: backend.blockdev(&described, source)?, passphrase: passphrase.clone() })
+        };
+        Ok(self.exports.serve(&export.served(id), Arc::new(describe)))
     }
 
     /// Looks for what is there and belongs to nothing, and for a disk that fills. Shows it; removes nothing.

@@ -125,3 +125,35 @@ async fn a_lost_node_is_cut_off_before_another_has_the_volume() {
     let tier = shown_by(&zone, &Peer::new(Role::Walrus, "", "n1"));
     io(&any, Some(&tier), "read 0 4k").unwrap_err();
 }
+
+/// A daemon reads its certificate when it starts, and a volume is attached for longer than a certificate lives.
+#[tokio::test]
+async fn when_the_certificate_was_renewed_its_daemon_shows_the_new_one_at_the_same_place() {
+    let zone = zone();
+    let n1 = node(&zone, "n1");
+    zone.want_volume("vol-1", 1, Some("vattach-a"), |v| v.export_node = Some("n1".into())).await;
+    zone.want("vol-2", VolumeDesired::Present, 1, Some("vattach-b")).await;
+    zone.want_volume("vol-2", 1, Some("vattach-b"), |v| v.export_node = Some("here".into())).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    zone.until("vol-2", "here", |r| r.export.as_ref().is_some_and(|e| matches!(e.address, ExportAddress::Unix(_))))
+        .await;
+    io(&export, Some(&n1), "write -P 7 0 64k").unwrap();
+    let before = zone.daemons();
+    let key = mallee_service::pki::new_key_pem().unwrap();
+    issue(&zone.ca, &key, &Peer::new(Role::StorageController, ZONE, ZONE), &zone.config.daemon.state.join("tls"));
+    let begun = std::time::Instant::now();
+    while zone.daemons().iter().filter(|pid| before.contains(pid)).count() != 1 || zone.daemons().len() != 2 {
+        assert!(begun.elapsed().as_secs() < 30, "{before:?}, {:?}", zone.daemons());
+        // Whatever has it look.
+        zone.send().await.unwrap();
+        zone.want("vol-3", VolumeDesired::Present, 1, None).await;
+    }
+    while io(&export, Some(&n1), "read -P 7 0 64k").is_err() {
+        assert!(begun.elapsed().as_secs() < 60);
+    }
+    assert_eq!(zone.until_served("vol-1", "vattach-a").await, export);
+    let after = zone.daemons();
+    zone.want("vol-3", VolumeDesired::Deleted, 1, None).await;
+    zone.until("vol-3", "gone", |r| r.observed == VolumeObserved::Gone).await;
+    assert_eq!(zone.daemons(), after, "once is enough, and a socket needs no certificate");
+}

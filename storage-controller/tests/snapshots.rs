@@ -378,3 +378,21 @@ async fn a_volume_grows_while_it_is_served_and_its_bytes_stay() {
     zone.want("vol-1", VolumeDesired::Present, 4, None).await;
     zone.until("vol-1", "grown at rest", |r| r.size_gib == 4).await;
 }
+
+/// Nobody is left who could tell a daemon that is not there.
+#[tokio::test]
+async fn a_volume_grows_although_its_daemon_and_the_controller_died_when_it_was_asked_for() {
+    let mut zone = Zone::new();
+    zone.want("vol-1", VolumeDesired::Present, 1, Some("vattach-a")).await;
+    let export = zone.until_served("vol-1", "vattach-a").await;
+    io(&export, "write -P 7 0 64k").unwrap();
+    zone.kill();
+    zone.daemons().into_iter().for_each(kill_nine);
+    zone.wish("vol-1", 2, Some("vattach-a"), |_| {});
+    zone.start();
+    zone.send().await.unwrap();
+    let grown = zone.until("vol-1", "grown", |r| r.size_gib == 2 && r.export.is_some()).await;
+    assert_eq!(grown.export.as_ref(), Some(&export));
+    zone::io_when_it_can(&export, "write -P 8 1900M 64k").await;
+    io(&export, "read -P 7 0 64k").unwrap();
+}

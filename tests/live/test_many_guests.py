@@ -52,10 +52,10 @@ class Guests:
         for guest in self.all:
             guest.wait()
 
-    def launch(self):
+    def launch(self, image=None):
         ec2 = self.net.ec2
         (started,) = ec2.run_instances(
-            ImageId=self.image, InstanceType="mini.nano", KeyName=self.name, SubnetId=self.subnet["SubnetId"],
+            ImageId=image or self.image, InstanceType="mini.nano", KeyName=self.name, SubnetId=self.subnet["SubnetId"],
             SecurityGroupIds=[self.group], MinCount=1, MaxCount=1,
         )["Instances"]  # fmt: skip
         address = self.net.address()

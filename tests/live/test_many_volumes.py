@@ -4,10 +4,14 @@ machine's node and to nobody else, also when that machine is lost and comes back
 import os
 import pathlib
 import re
+import secrets
 import signal
+import time
 
 import pytest
 
+from certificate import reissue
+from conftest import MINI, cleared
 from mallee_cloud import run
 from test_many_guests import Guests
 from test_volumes import Writer, files, make_file_system, stop_writer
@@ -103,6 +107,90 @@ def test_only_the_machine_of_its_guest_opens_an_export(far, many, volumes):
     assert "read 4096/4096" in allowed.stdout, allowed.stdout + allowed.stderr
     assert other.returncode and "read 4096" not in other.stdout, other.stdout + other.stderr
     volume.detach()
+
+
+def test_a_disk_stays_for_longer_than_the_certificate_it_came_with(far, many, volumes):
+    """QEMU reads it when a disk is attached. When it has ended, and what serves the disk dies, the disk comes back all the same,
+    because it was given the node's next one before."""
+    machine = far.machine()
+    tls, shown = machine.home / "node-controller/tls", machine.home / "node-controller/disk-certificate"
+    authority = many.first.home / "cloud-controller/ca"
+    kept = (tls / "cert.pem").read_text()
+    volume = volumes(1)
+    try:
+        ended = reissue(tls, authority, 90)
+        volume.attach(far)
+        make_file_system(far, volume)
+        writer = Writer(far)
+        writer.goes_on()
+        # As when it is renewed.
+        next_one = reissue(tls, authority, 20 * 24 * 3600)
+        machine.kill("node-controller")
+        until("the disk has the next certificate", lambda: shown.read_text() == str(next_one), patience=120)
+        writer.goes_on()
+        until("the first has ended", lambda: time.time() > ended + 1, patience=120)
+        before, _ = export(many, volume)
+        os.kill(before, signal.SIGKILL)
+        writer.goes_on()
+        assert export(many, volume)[0] != before
+        # libvirt finds what it knows: the disk grows, and goes.
+        volumes.ec2.modify_volume(VolumeId=volume.id, Size=2)
+        block = far.run(f"basename $(readlink {volume.path})")
+        until("the guest sees 2 GiB", lambda: far.run(f"cat /sys/class/block/{block}/size") == str(2 << 21))
+        writer.goes_on()
+        stop_writer(far, writer)
+        assert files(far, volume)[0] >= writer.told
+        volume.detach()
+        until("the disk is gone", lambda: not has(far, volume))
+    finally:
+        (tls / "cert.new").write_text(kept)
+        (tls / "cert.new").rename(tls / "cert.pem")
+        machine.kill("node-controller")
+
+
+def test_an_instance_on_a_volume_starts_on_another_machine_with_all_that_was_written(guests, many):
+    ec2, s3 = guests.net.ec2, many.client("s3", attempts=4)
+    bucket = f"disks-{secrets.token_hex(6)}"
+    s3.create_bucket(Bucket=bucket)
+    image = snapshot = None
+    try:
+        s3.upload_file(str(MINI / "mini-disk.raw"), bucket, "disk")
+        task = ec2.import_snapshot(DiskContainer={"Format": "raw", "UserBucket": {"S3Bucket": bucket, "S3Key": "disk"}})["ImportTaskId"]
+
+        def imported():
+            (found,) = ec2.describe_import_snapshot_tasks(ImportTaskIds=[task])["ImportSnapshotTasks"]
+            detail = found["SnapshotTaskDetail"]
+            assert detail["Status"] != "deleted", detail
+            return detail["Status"] == "completed" and detail["SnapshotId"]
+
+        snapshot = until("the disk is imported", imported, patience=180)
+        image = ec2.register_image(
+            Name=f"on-{snapshot}", RootDeviceName="/dev/sda1", Architecture="x86_64", VirtualizationType="hvm",
+            BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
+        )["ImageId"]  # fmt: skip
+        guest = guests.launch(image)
+        boot = guest.wait()
+        was = guest.machine()
+        guest.run("echo kept > /root/kept && sync")
+        ec2.stop_instances(InstanceIds=[guest.id])
+        until(f"{guest.id} is stopped", lambda: guest.state() == "stopped", patience=120)
+        assert not any(guest.id in machine.virsh("list", "--all", "--name").split() for machine in many.machines.values())
+        many.mallee("node", "drain", was.name)
+        try:
+            ec2.start_instances(InstanceIds=[guest.id])
+            guest.wait(other_than=boot)
+            assert guest.machine().name != was.name
+            assert guest.run("cat /root/kept") == "kept"
+        finally:
+            many.mallee("node", "serve", was.name)
+        ec2.terminate_instances(InstanceIds=[guest.id])
+        until(f"{guest.id} is terminated", lambda: guest.state() == "terminated", patience=90)
+    finally:
+        if image:
+            ec2.deregister_image(ImageId=image)
+        if snapshot:
+            ec2.delete_snapshot(SnapshotId=snapshot)
+        cleared(s3, bucket)
 
 
 def test_a_volume_is_taken_by_force_and_its_guest_goes_on(near, far, volumes):

@@ -25,7 +25,7 @@ use crate::volume::ROOT_TARGET;
 pub const ROOT_CACHE: &str = "writeback";
 pub(crate) const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
 /// How long a guest's requests wait for a storage daemon that went away, in seconds.
-const RECONNECT_S: u32 = 120;
+pub(super) const RECONNECT_S: u32 = 120;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {

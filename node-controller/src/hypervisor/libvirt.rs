@@ -9,6 +9,7 @@
 mod cut;
 mod fit;
 mod monitor;
+mod show;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mallee_tiers::DiskLimits;
+use mallee_tiers::{DiskLimits, Export};
 use quick_xml::events::{BytesStart, Event as Xml};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -34,8 +35,8 @@ use virt::{
 
 use super::domain::tunables;
 use super::{
-    DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen, SeenDisk, SeenNic,
-    VolumeDisk, domain::Place,
+    Credentials, DomainSpec, EMULATOR, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, Seen,
+    SeenDisk, SeenNic, VolumeDisk, domain::Place,
 };
 
 /// Looking at a domain that is just ending waits for its end; others need not.
@@ -189,6 +190,13 @@ impl Hypervisor for Libvirt {
     async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()> {
         let (disk, tunables) = (disk.clone(), tunables(&limits));
         Self::on(&self.slow, name, move |domain| fit::fit(domain, &disk, size_gib << 30, &tunables)).await
+    }
+
+    async fn show(&self, name: &str, disk: &SeenDisk, export: &Export, credentials: &Credentials) -> Result<()> {
+        let (disk, export, credentials) = (disk.clone(), export.clone(), credentials.clone());
+        Self::on(&self.slow, name, move |domain| Ok(show::show(domain, &disk, &export, &credentials)))
+            .await?
+            .map_err(HypervisorError::Refused)
     }
 
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {

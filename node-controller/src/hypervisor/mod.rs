@@ -7,8 +7,10 @@ mod domain;
 mod libvirt;
 mod simulated;
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
-use mallee_tiers::{DiskLimits, ExportAddress};
+use mallee_tiers::{DiskLimits, Export, ExportAddress};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -100,6 +102,15 @@ impl VolumeDisk {
     }
 }
 
+/// What a guest's disk shows to a machine that serves it by TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// As QEMU's `tls-creds-x509` wants it.
+    pub folder: PathBuf,
+    /// When its certificate ends, in seconds since the epoch.
+    pub until: i64,
+}
+
 /// What a hypervisor tells without being asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -158,6 +169,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn attach(&self, name: &str, disk: &VolumeDisk) -> Result<()>;
     /// Sees to it that the guest knows a disk of this size (in GiB; 0: whatever it has) and is held to these limits.
     async fn fit(&self, name: &str, disk: &SeenDisk, size_gib: u64, limits: DiskLimits) -> Result<()>;
+    /// Has a disk that another machine serves show these credentials from now on, whoever it showed before. The guest, which
+    /// may be writing, notices nothing.
+    async fn show(&self, name: &str, disk: &SeenDisk, export: &Export, credentials: &Credentials) -> Result<()>;
     /// Returns when the guest has let go of the disk.
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()>;
     /// Plugs a card into a running domain; its port is bound when this returns.

@@ -11,12 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mallee_tiers::DiskLimits;
+use mallee_tiers::{DiskLimits, Export};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, RootDisk, Seen, SeenDisk, SeenNic,
-    VolumeDisk,
+    Credentials, DomainSpec, Event, Events, Hypervisor, HypervisorError, Nic, Off, Power, Result, RootDisk, Seen,
+    SeenDisk, SeenNic, VolumeDisk,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -319,6 +319,9 @@ impl Hypervisor for Simulated {
         let mut inner = self.asked()?;
         let there = inner.machine(name)?.disks.iter().any(|d| d.alias == disk.alias);
         if there { Ok(()) } else { Err(HypervisorError::Refused(format!("{} is not there", disk.serial))) }
+    }
+    async fn show(&self, _: &str, _: &SeenDisk, _: &Export, _: &Credentials) -> Result<()> {
+        Ok(())
     }
     async fn detach(&self, name: &str, disk: &SeenDisk) -> Result<()> {
         let mut inner = self.asked()?;

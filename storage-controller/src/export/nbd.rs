@@ -29,6 +29,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Beyond, Place, PlaceError, Qmp, QmpError,
     daemon::{self, At},
+    place::SERVER_CERTIFICATE,
 };
 use crate::{backend::BackendError, volume::VolumeId};
 
@@ -85,10 +86,19 @@ pub struct Exports {
     kept: Mutex<BTreeMap<VolumeId, Kept>>,
 }
 
+/// What the one who keeps a daemon is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    KeepIt,
+    /// End it and start it again.
+    Anew,
+    EndIt,
+}
+
 struct Kept {
     served: Served,
     phase: watch::Receiver<Phase>,
-    end: watch::Sender<bool>,
+    tell: watch::Sender<Told>,
     task: JoinHandle<Result<(), mallee_engines::Error>>,
 }
 
@@ -211,9 +221,9 @@ impl Exports {
             return k.phase.borrow().clone();
         }
         let (tell, phase) = watch::channel(Phase::Starting);
-        let (end, ending) = watch::channel(false);
-        let task = tokio::spawn(keep(self.clone(), served.clone(), describe, tell, ending));
-        kept.insert(served.volume.clone(), Kept { served: served.clone(), phase, end, task });
+        let (order, told) = watch::channel(Told::KeepIt);
+        let task = tokio::spawn(keep(self.clone(), served.clone(), describe, tell, told));
+        kept.insert(served.volume.clone(), Kept { served: served.clone(), phase, tell: order, task });
         Phase::Starting
     }
 
@@ -221,7 +231,7 @@ impl Exports {
     pub async fn end(&self, volume: &VolumeId) -> Result<(), mallee_engines::Error> {
         let kept = self.lock().remove(volume);
         if let Some(kept) = kept {
-            kept.end.send_replace(true);
+            kept.tell.send_replace(Told::EndIt);
             // A task that panicked stopped nothing; what it kept is found below.
             if let Ok(outcome) = kept.task.await {
                 outcome?;
@@ -242,6 +252,21 @@ impl Exports {
             }
         }
         Ok(())
+    }
+
+    /// Starts the daemon of an export again that shows an older certificate than there is: it read it when it was started, and
+    /// when that one ends nobody comes back to it. Its guest waits a moment for its disk, as when a daemon dies.
+    pub fn show_newest_certificate(&self, served: &Served) {
+        let written = |path: PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
+        let certificate = written(self.credentials.join(SERVER_CERTIFICATE));
+        // It is written when a daemon is started.
+        let started = written(self.plan(served, Vec::new()).record);
+        if matches!(served.place, Place::Unix) || certificate.zip(started).is_none_or(|(c, s)| c <= s) {
+            return;
+        }
+        if let Some(kept) = self.lock().get(&served.volume).filter(|k| k.served == *served) {
+            kept.tell.send_replace(Told::Anew);
+        }
     }
 
     /// Ends every daemon on one of our sockets, for a machine that is cleared; how many there were.
@@ -299,10 +324,14 @@ impl Exports {
 }
 
 /// Nobody who could tell is nobody who told: a controller that ends leaves its daemons running.
-async fn told_to_end(ending: &mut watch::Receiver<bool>) {
-    if ending.wait_for(|end| *end).await.is_err() {
-        std::future::pending::<()>().await;
+async fn told_to_stop(told: &mut watch::Receiver<Told>) -> Told {
+    while told.changed().await.is_ok() {
+        let now = *told.borrow_and_update();
+        if now != Told::KeepIt {
+            return now;
+        }
     }
+    std::future::pending().await
 }
 
 /// Keeps one daemon running until it is told to end it.
@@ -311,7 +340,7 @@ async fn keep(
     served: Served,
     describe: Describe,
     tell: watch::Sender<Phase>,
-    mut ending: watch::Receiver<bool>,
+    mut told: watch::Receiver<Told>,
 ) -> Result<(), mallee_engines::Error> {
     let mut early_deaths: u32 = 0;
     loop {
@@ -357,15 +386,23 @@ async fn keep(
                     std::future::pending::<()>().await
                 };
                 let ended = tokio::select! {
-                    ended = process.exited() => Some(ended),
-                    () = becoming_ready => None,
-                    () = told_to_end(&mut ending) => None,
+                    ended = process.exited() => Ok(ended),
+                    () = becoming_ready => Err(Told::KeepIt),
+                    order = told_to_stop(&mut told) => Err(order),
                 };
-                let Some(ended) = ended else {
-                    tracing::trace!(target: TARGET, "before end: export daemon");
-                    let stopped = process.stop(&plan).await;
-                    tracing::trace!(target: TARGET, "after end: export daemon");
-                    return stopped;
+                let ended = match ended {
+                    Ok(ended) => ended,
+                    Err(order) => {
+                        tracing::trace!(target: TARGET, "before end: export daemon");
+                        let stopped = process.stop(&plan).await;
+                        tracing::trace!(target: TARGET, "after end: export daemon");
+                        if order == Told::EndIt || stopped.is_err() {
+                            return stopped;
+                        }
+                        tracing::info!(export = plan.name, "starting the daemon again, with the newest certificate");
+                        tell.send_replace(Phase::Starting);
+                        continue;
+                    }
                 };
                 let words = process::last_words(&plan, &process);
                 let ended = ended.unwrap_or_else(|e| e.to_string());
@@ -384,7 +421,7 @@ async fn keep(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = told_to_end(&mut ending) => return Ok(()),
+            order = told_to_stop(&mut told) => if order == Told::EndIt { return Ok(()) },
         }
     }
 }

@@ -68,10 +68,13 @@ impl Beyond {
     }
 }
 
+/// What QEMU calls a server's certificate.
+pub(super) const SERVER_CERTIFICATE: &str = "server-cert.pem";
+
 /// The tier's certificate under the names QEMU looks for.
 pub fn credentials(tls: &Path, folder: &Path) -> Result<(), PlaceError> {
     std::fs::create_dir_all(folder).map_err(|e| PlaceError::File(folder.into(), e))?;
-    for (ours, name) in [("ca.pem", "ca-cert.pem"), ("cert.pem", "server-cert.pem"), ("key.pem", "server-key.pem")] {
+    for (ours, name) in [("ca.pem", "ca-cert.pem"), ("cert.pem", SERVER_CERTIFICATE), ("key.pem", "server-key.pem")] {
         let link = folder.join(name);
         let _ = std::fs::remove_file(&link);
         symlink(tls.join(ours), &link).map_err(|e| PlaceError::File(link.clone(), e))?;

@@ -4,7 +4,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mallee_service::Poke;
 use mallee_tiers::{Manifest, Page, SNAPSHOT_PAGE, Snapshot, VolumeSource};
 
 use super::{
@@ -31,7 +30,7 @@ impl Storage {
             Some(key) => Some(self.keys.get(key).await?),
             None => None,
         };
-        let from = Source::open(manifest, self.blobs.clone(), &self.keys, Poke::default()).await?;
+        let from = Source::to_copy(manifest, &self.sources).await?;
         let numbers = from.numbers().await?;
         let mut copy = Manifest::new(from.manifest.size, key);
         let mut pages: BTreeMap<u64, Page> = BTreeMap::new();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use mallee_service::{DiskKey, Poke, disk_key::BLOCK_OVERHEAD};
 use mallee_tiers::{Manifest, Page, SNAPSHOT_BLOCK, SNAPSHOT_PAGE};
 use tokio::sync::OnceCell;
@@ -20,9 +21,15 @@ use crate::{
     volume::{Trouble, VolumeId},
 };
 
-/// Blocks that were fetched last: 8 MiB. A guest reads a block in many pieces.
-const BLOCKS_HELD: usize = 16;
+/// Blocks that were fetched last, of all sources: 32 MiB. A guest reads a block in many pieces, and guests that are started
+/// together from one snapshot read the same ones.
+const BLOCKS_HELD: usize = 64;
 const PAGES_HELD: usize = 8;
+/// Blocks that are fetched before they are asked for, of whoever reads one after the other: a guest that boots, and the job
+/// that brings over the rest. One at a time each would wait for walrus' answer.
+const AHEAD: u64 = 4;
+/// Blocks that were read last, to know who reads one after the other.
+const READ_LAST: usize = 16;
 /// Walrus is asked again after this.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -45,6 +52,27 @@ impl<K: PartialEq + Clone, V: Clone> Held<K, V> {
         all.truncate(self.limit);
         cell
     }
+
+    fn clear(&self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// The blocks somebody read last.
+#[derive(Default)]
+struct ReadLast(VecDeque<u64>);
+
+impl ReadLast {
+    /// Notes it; whether it comes after one that was read before, and is read for the first time in a while.
+    fn goes_on_with(&mut self, block: u64) -> bool {
+        if self.0.contains(&block) {
+            return false;
+        }
+        let goes_on = block == 0 || self.0.contains(&(block - 1));
+        self.0.push_front(block);
+        self.0.truncate(READ_LAST);
+        goes_on
+    }
 }
 
 /// A block as walrus has it, deciphered when it is sealed.
@@ -66,7 +94,9 @@ pub struct Source {
     key: Option<DiskKey>,
     blobs: Arc<Blobs>,
     pages: Held<u64, Arc<Page>>,
-    blocks: Held<String, Bytes>,
+    /// By their digests; those of other volumes are among them.
+    blocks: Arc<Held<String, Bytes>>,
+    read_last: Mutex<ReadLast>,
     /// Why the last fetch did not work.
     trouble: Mutex<Option<String>>,
     /// Poked when that changed.
@@ -74,18 +104,26 @@ pub struct Source {
 }
 
 impl Source {
-    pub(crate) async fn open(
-        manifest: Manifest,
-        blobs: Arc<Blobs>,
-        keys: &Keys,
-        changed: Poke,
-    ) -> Result<Self, Trouble> {
+    /// For whoever reads it once, from one end to the other, and must not push out what guests wait for.
+    pub(crate) async fn to_copy(manifest: Manifest, of: &Sources) -> Result<Self, Trouble> {
+        Self::open(manifest, of, Arc::new(Held::new(READ_LAST))).await
+    }
+
+    async fn open(manifest: Manifest, of: &Sources, blocks: Arc<Held<String, Bytes>>) -> Result<Self, Trouble> {
         let key = match &manifest.encrypted {
-            Some(id) => Some(keys.get(id).await?),
+            Some(id) => Some(of.keys.get(id).await?),
             None => None,
         };
-        let (pages, blocks) = (Held::new(PAGES_HELD), Held::new(BLOCKS_HELD));
-        Ok(Self { manifest, key, blobs, pages, blocks, trouble: Mutex::default(), changed })
+        Ok(Self {
+            manifest,
+            key,
+            blobs: of.blobs.clone(),
+            pages: Held::new(PAGES_HELD),
+            blocks,
+            read_last: Mutex::default(),
+            trouble: Mutex::default(),
+            changed: of.changed.clone(),
+        })
     }
 
     /// None: nothing is in it.
@@ -162,10 +200,22 @@ impl Source {
         }
     }
 
+    /// Fetches what will be asked for next. What fails is fetched when it is asked for, and tells its trouble then.
+    fn look_ahead(self: &Arc<Self>, from: u64) {
+        if !self.read_last.lock().unwrap_or_else(PoisonError::into_inner).goes_on_with(from) {
+            return;
+        }
+        let source = self.clone();
+        tokio::spawn(async move {
+            join_all((from + 1..=from + AHEAD).map(|next| source.block(next))).await;
+        });
+    }
+
     /// The part of a block from `offset` on, at most `length` bytes; None: as many zeros. How many bytes that is.
-    pub(super) async fn part(&self, offset: u64, length: u64) -> (Option<Bytes>, u64) {
+    pub(super) async fn part(self: &Arc<Self>, offset: u64, length: u64) -> (Option<Bytes>, u64) {
         let (number, within) = (offset / SNAPSHOT_BLOCK, offset % SNAPSHOT_BLOCK);
         let length = length.min(SNAPSHOT_BLOCK - within);
+        self.look_ahead(number);
         let block = self.until(|| self.block(number)).await;
         let (from, to) = (within as usize, (within + length) as usize);
         (block.map(|bytes| bytes.slice(from..to)), length)
@@ -225,13 +275,15 @@ pub(crate) struct Sources {
     pub blobs: Arc<Blobs>,
     pub keys: Arc<Keys>,
     open: Mutex<BTreeMap<VolumeId, Arc<Source>>>,
+    blocks: Arc<Held<String, Bytes>>,
     /// Poked when one can be read no more, or again.
     changed: Poke,
 }
 
 impl Sources {
     pub fn new(backend: Arc<dyn Backend>, blobs: Arc<Blobs>, keys: Arc<Keys>, changed: Poke) -> Self {
-        Self { backend, blobs, keys, open: Mutex::default(), changed }
+        let blocks = Arc::new(Held::new(BLOCKS_HELD));
+        Self { backend, blobs, keys, open: Mutex::default(), blocks, changed }
     }
 
     fn opened(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeId, Arc<Source>>> {
@@ -249,8 +301,7 @@ impl Sources {
         if let Some(source) = self.opened().get(id) {
             return Ok(Some(source.clone()));
         }
-        let opened =
-            Arc::new(Source::open(beginning.manifest, self.blobs.clone(), &self.keys, self.changed.clone()).await?);
+        let opened = Arc::new(Source::open(beginning.manifest, self, self.blocks.clone()).await?);
         Ok(Some(self.opened().entry(id.clone()).or_insert(opened).clone()))
     }
 
@@ -260,6 +311,35 @@ impl Sources {
     }
 
     pub fn forget(&self, id: &VolumeId) {
-        self.opened().remove(id);
+        let mut opened = self.opened();
+        opened.remove(id);
+        if opened.is_empty() {
+            self.blocks.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_one_block_after_the_other_is_told_from_who_jumps() {
+        let mut read = ReadLast::default();
+        let goes_on: Vec<bool> = [0, 0, 1, 7, 2, 7, 8, 100].map(|block| read.goes_on_with(block)).into();
+        // Two readers take turns; a block that is read in pieces counts once.
+        assert_eq!(goes_on, [true, false, true, false, true, false, true, false]);
+        (200..200 + READ_LAST as u64 * 2).step_by(2).for_each(|block| assert!(!read.goes_on_with(block)));
+        assert!(!read.goes_on_with(101), "what was read long ago is forgotten");
+    }
+
+    #[tokio::test]
+    async fn what_was_used_last_is_held_and_fetched_once() {
+        let held = Held::new(2);
+        for key in ["a", "b", "a", "c"] {
+            let _: Result<_, ()> = held.cell(&key).get_or_try_init(|| async { Ok(key) }).await;
+        }
+        assert!(held.cell(&"a").initialized() && held.cell(&"c").initialized());
+        assert!(!held.cell(&"b").initialized());
     }
 }

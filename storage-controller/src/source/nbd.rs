@@ -284,7 +284,7 @@ fn refusal(asked: Asked, agreed: &Agreed) -> Vec<u8> {
     message
 }
 
-async fn answer_to(asked: Asked, source: &Source, agreed: &Agreed) -> Vec<u8> {
+async fn answer_to(asked: Asked, source: &Arc<Source>, agreed: &Agreed) -> Vec<u8> {
     let length = u64::from(asked.length);
     let within = asked.offset.checked_add(length).is_some_and(|end| end <= source.manifest.size) && length > 0;
     match asked.kind {
@@ -302,7 +302,7 @@ async fn answer_to(asked: Asked, source: &Source, agreed: &Agreed) -> Vec<u8> {
     }
 }
 
-async fn read(asked: Asked, source: &Source, agreed: &Agreed) -> Vec<u8> {
+async fn read(asked: Asked, source: &Arc<Source>, agreed: &Agreed) -> Vec<u8> {
     let (mut offset, end) = (asked.offset, asked.offset + u64::from(asked.length));
     let mut message = Vec::with_capacity(asked.length as usize + 64);
     if !agreed.structured {

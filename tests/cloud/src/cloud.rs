@@ -105,11 +105,21 @@ pub struct Options {
     pub lease_ms: u64,
     /// The real binaries, each a process.
     pub processes: bool,
+    /// Processes that tell their steps, and stop at one that is asked for (`mallee_service::steps`).
+    pub steps: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { zones: 1, nodes: 1, memory_mib: 64 << 10, clock: Clock::System, lease_ms: 3_000, processes: false }
+        Self {
+            zones: 1,
+            nodes: 1,
+            memory_mib: 64 << 10,
+            clock: Clock::System,
+            lease_ms: 3_000,
+            processes: false,
+            steps: false,
+        }
     }
 }
 
@@ -276,7 +286,11 @@ impl Cloud {
         std::fs::write(&path, config).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_of(tier));
         let log = log.unwrap_or_else(|e| panic!("{}: {e}", self.log_of(tier).display()));
-        std::process::Command::new(binary(tier))
+        let mut command = std::process::Command::new(binary(tier));
+        if self.options.steps {
+            command.env("MALLEE_STOP_AT", self.stop_file(tier)).env("MALLEE_LOG", "info,step=trace");
+        }
+        command
             .arg("--config")
             .arg(&path)
             .stdin(Stdio::null())
@@ -288,6 +302,19 @@ impl Cloud {
 
     fn log_of(&self, tier: Tier) -> PathBuf {
         self.dir.path().join(format!("{}.log", tier.folder()))
+    }
+
+    /// The process of a tier stops at the step that is written here.
+    pub fn stop_file(&self, tier: Tier) -> PathBuf {
+        self.dir.path().join(format!("{}.stop", tier.folder()))
+    }
+
+    /// Of a tier that runs as a process.
+    pub fn pid_of(&self, tier: Tier) -> Option<u32> {
+        match self.lock().get(&tier) {
+            Some(Running::Process(child)) => Some(child.id()),
+            _ => None,
+        }
     }
 
     /// What the process of a tier logged so far.

@@ -14,6 +14,7 @@ mod launch;
 mod orphan;
 mod placement;
 mod snapshot;
+mod steps;
 mod stranger;
 mod token;
 mod volume;
