@@ -2,7 +2,7 @@
 
 use mallee_store::Migration;
 
-use crate::{account, disk_key, ec2, join, network, zone};
+use crate::{account, allowance, disk_key, ec2, join, network, zone};
 
 /// Only ever added to: a release that went out has made its tables already.
 pub const MIGRATIONS: &[Migration] = &[
@@ -53,4 +53,6 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
     Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
+    Migration { version: 121, name: "kinds of subnets", sql: ec2::subnet::kind::COLUMN },
+    Migration { version: 122, name: "what accounts are allowed", sql: allowance::TABLES },
 ];

@@ -10,7 +10,10 @@ use super::{
     tree::rule_text,
     wanted::Wanted,
 };
-use crate::ec2::interface::{InterfaceRow, Kind};
+use crate::ec2::{
+    interface::{InterfaceRow, Kind},
+    subnet,
+};
 
 /// Any port a client would take.
 const SOURCE_PORT: u16 = 40_000;
@@ -27,6 +30,12 @@ pub fn trace(wanted: &Wanted, outside: &Outside, asked: &TraceAsked) -> Result<T
         None => asked.to.parse().map_err(|_| format!("{} is no instance, interface or IPv4 address", asked.to))?,
     };
     let subnet = wanted.subnets.iter().find(|s| s.id == from.subnet).ok_or("its subnet is gone")?;
+    if subnet.kind == subnet::Kind::PrivateL2 {
+        return Err(format!(
+            "{} is in the private L2 subnet {}: everything there reaches everybody",
+            from.id, subnet.id
+        ));
+    }
     let neighbour = to.filter(|to| to.subnet == from.subnet && to.address == address);
     let hop = neighbour.map_or(subnet.router_mac.as_str(), |to| to.mac.as_str());
     let flow = match (asked.protocol.as_str(), asked.port) {

@@ -8,7 +8,7 @@ use crate::ec2::{
     network_acl::NetworkAclRow,
     route_table::RouteTableRow,
     security_group::{Direction, GroupRow, RuleRow},
-    subnet::SubnetRow,
+    subnet::{Kind, SubnetRow},
     vpc::VpcRow,
 };
 
@@ -39,8 +39,10 @@ fn of_vpc(wanted: &Wanted, vpc: &VpcRow) -> NetworkThing {
 fn of_subnet(wanted: &Wanted, subnet: &SubnetRow) -> NetworkThing {
     let mut nets = vec![subnet.cidr.to_string()];
     nets.extend(subnet.ipv6.iter().map(|(_, cidr)| cidr.to_string()));
+    let routed = subnet.kind == Kind::Routed;
     let own = wanted.route_tables.iter().find(|t| t.associations.iter().any(|a| a.subnet.as_ref() == Some(&subnet.id)));
-    let table = own.or_else(|| wanted.route_tables.iter().find(|t| t.vpc == subnet.vpc && t.is_main()));
+    let main = || wanted.route_tables.iter().find(|t| t.vpc == subnet.vpc && t.is_main());
+    let table = own.or_else(main).filter(|_| routed);
     let acl = wanted.acls.iter().find(|a| a.associations.iter().any(|(_, of)| *of == subnet.id));
     let leads_to = table.map(|t| t.id.to_string()).into_iter().chain(acl.map(|a| a.id.to_string())).collect();
     let nats = wanted.nat_gateways.iter().filter(|n| n.subnet == subnet.id).map(|n| NetworkThing {
@@ -53,7 +55,7 @@ fn of_subnet(wanted: &Wanted, subnet: &SubnetRow) -> NetworkThing {
     let interfaces = wanted.interfaces.iter().filter(|i| i.subnet == subnet.id).filter(worn).map(of_interface);
     NetworkThing {
         id: subnet.id.to_string(),
-        text: format!("{} in {}", nets.join(", "), subnet.zone),
+        text: format!("{} in {}{}", nets.join(", "), subnet.zone, if routed { "" } else { ", private L2" }),
         leads_to,
         inside: nats.chain(interfaces).collect(),
     }

@@ -13,7 +13,7 @@ use crate::{
         prefix_list::{self, PrefixListRow},
         route_table::{self, RouteTableRow},
         security_group::{self, GroupRow, RuleRow},
-        subnet::{self, SubnetRow},
+        subnet::{self, Kind, SubnetRow},
         vpc::{self, VpcRow},
     },
 };
@@ -35,6 +35,13 @@ pub struct Wanted {
     pub peerings: Vec<PeeringRow>,
     /// The accounts' and the cloud's own.
     pub prefix_lists: Vec<PrefixListRow>,
+}
+
+impl Wanted {
+    /// The subnets that hang on their VPC's router.
+    pub fn routed(&self) -> impl Iterator<Item = &SubnetRow> {
+        self.subnets.iter().filter(|subnet| subnet.kind == Kind::Routed)
+    }
 }
 
 /// `s3`: the cloud's own prefix list.

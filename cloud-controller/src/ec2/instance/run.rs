@@ -22,7 +22,7 @@ use crate::{
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
         interface::{self, InterfaceRow, Phase, attach},
-        key_pair, security_group, snapshot,
+        key_pair, snapshot,
         subnet::{self, Place, SubnetRow},
         tag::{self, Tag},
         unless_dry_run,
@@ -392,7 +392,7 @@ fn give_interface(
         let message = format!("Subnet {} is not in the zone and VPC of subnet {}", subnet.id, template.subnet.id);
         return Err(AwsError::invalid_parameter_combination(message).into());
     }
-    let groups = security_group::for_launch(tx, &plan.account, &subnet.vpc, &asked.group_ids, &asked.group_names)?;
+    let groups = subnet::kind::groups(tx, subnet, &asked.group_ids, &asked.group_names)?;
     let new = interface::New {
         account: &plan.account,
         subnet,

@@ -14,7 +14,8 @@ use super::{Destination, RouteTableRow, Target, get, insert_route};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        egress_only_gateway, interface, internet_gateway, nat_gateway, peering, prefix_list, resource, unless_dry_run,
+        egress_only_gateway, interface, internet_gateway, nat_gateway, peering, prefix_list, resource, subnet,
+        unless_dry_run,
         unsupported::{self, Unsupported},
         vpc,
     },
@@ -179,6 +180,7 @@ impl CreateRoute {
         if interface.vpc != table.vpc {
             return Err(elsewhere(&format!("interface {}", interface.id)));
         }
+        subnet::kind::require_routed(tx, &interface.subnet, "router")?;
         Ok(Target::Interface(interface.id))
     }
 }

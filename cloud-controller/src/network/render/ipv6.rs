@@ -77,7 +77,7 @@ pub fn render(out: &mut Content, wanted: &Wanted, tables: &route::Tables<'_>, ou
     transit(out, vpcs.values().copied(), outside);
     let lists: BTreeSet<_> = wanted.prefix_lists.iter().filter(|l| l.is_ipv6).map(|l| &l.id).collect();
     let mut open = Vec::new();
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         let (Some((_, cidr)), Some(vpc)) = (&subnet.ipv6, vpcs.get(&subnet.vpc)) else { continue };
         dhcp(out, subnet, cidr);
         let ways = tables.of(subnet).map(|table| Ways::of(table, &lists)).unwrap_or_default();

@@ -27,7 +27,7 @@ pub fn render(out: &mut Content, wanted: &Wanted) {
     for acl in &wanted.acls {
         acls.extend(acl.associations.iter().map(|(_, subnet)| (subnet, acl)));
     }
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         let Some(acl) = acls.get(&subnet.id) else { continue };
         for egress in [false, true] {
             let (edge, name) = if egress { ("inport", "out") } else { ("outport", "in") };

@@ -104,7 +104,7 @@ pub fn render(out: &mut Content, wanted: &Wanted, tables: &Tables<'_>, outside: 
             out.refer(Table::Router, table.vpc.as_str(), "static_routes", key);
         }
     }
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         translations(out, subnet, tables.of(subnet), &ends);
         endpoints(out, subnet, tables.of(subnet), &ends);
     }

@@ -20,6 +20,7 @@ use crate::ec2::{
     prefix_list::{Entry, PrefixListRow},
     route_table::{AssociationRow, Destination, RouteRow, Target},
     security_group::{GroupRow, Traffic},
+    subnet::Kind as SubnetKind,
 };
 
 pub(in crate::network) fn outside() -> Outside {
@@ -72,6 +73,7 @@ pub(in crate::network) fn cloud(vpcs: u8) -> Wanted {
             vpc: vpc.id.clone(),
             zone: "mallee-1a".into(),
             cidr: "172.31.0.0/20".parse().unwrap(),
+            kind: SubnetKind::Routed,
             is_default: true,
             public_on_launch: true,
             ipv6: None,
@@ -242,6 +244,45 @@ fn a_vpc_with_one_instance() {
     let ssh = Traffic { protocol: Protocol::Tcp, from: 22, to: 22, peer: Peer::anywhere() };
     all.rules.push(rule(&group, 1, Direction::Ingress, ssh));
     golden("one_instance", &all);
+}
+
+/// Beside the instance's own subnet one of pure L2, in which it has a second interface. The subnet is asked for by all that
+/// could hang on it: the main table with its NAT gateway, a network ACL, a group.
+#[test]
+fn a_private_l2_subnet_is_a_switch_that_hangs_on_nothing() {
+    let mut all = cloud(1);
+    launch(&mut all, 0, 1, false);
+    let private = SubnetRow {
+        id: SubnetId::from_random([9; 9]),
+        kind: SubnetKind::PrivateL2,
+        cidr: "172.31.16.0/20".parse().unwrap(),
+        router_mac: "06:00:00:00:01:09".into(),
+        ..all.subnets[0].clone()
+    };
+    all.subnets.push(private.clone());
+    let mut second = all.interfaces[0].clone();
+    second.id = NetworkInterfaceId::from_random([9; 9]);
+    second.subnet = private.id.clone();
+    second.address = private.cidr.nth(4);
+    second.mac = "06:00:00:01:00:09".into();
+    second.port = Uuid::from_u128(9);
+    second.source_dest_check = false;
+    second.groups.clear();
+    all.interfaces.push(second);
+    golden("private_l2", &all);
+    let nat = nat_gateway(&all);
+    let target = Target::Nat(nat.id.clone());
+    all.route_tables[0].routes.push(RouteRow {
+        destination: "8.8.0.0/16".parse::<Cidr>().unwrap().into(),
+        target,
+        active: true,
+        instance: None,
+    });
+    all.nat_gateways.push(nat);
+    let content = render(&all, &outside()).to_string();
+    let about: Vec<_> =
+        content.lines().filter(|l| l.contains(private.id.as_str()) || l.contains("172.31.16.")).collect();
+    assert!(about.iter().all(|line| !line.contains("inner-") && !line.contains("172.31.16.")), "{about:#?}");
 }
 
 #[test]
