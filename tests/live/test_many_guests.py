@@ -7,7 +7,7 @@ import pytest
 
 from conftest import mini
 from guest import write_key
-from many import FarGuest, place
+from many import FarGuest, gateway, place
 from test_many_networks import SERVED, Net, everything, rule
 from waiting import until
 
@@ -31,13 +31,13 @@ class Placed(FarGuest):
 
 
 class Guests:
-    """A VPC with two guests, on two machines of the first zone."""
+    """A VPC with two guests, on two machines of the first zone, if nothing else is said."""
 
-    def __init__(self, many, tmp):
+    def __init__(self, many, tmp, zone=0, count=2):
         self.net = net = Net(many)
         ec2 = net.ec2
         self.vpc = net.vpc("10.9.0.0/16")
-        self.subnet = net.subnet(self.vpc, "10.9.1.0/24")
+        self.subnet = net.subnet(self.vpc, "10.9.1.0/24", zone)
         gateway = net.internet(self.vpc)
         ec2.create_route(RouteTableId=net.table(self.vpc, self.subnet), DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
         self.group = net.group(self.vpc, rule("tcp", (22, 22), cidr="0.0.0.0/0"), rule("icmp", cidr="0.0.0.0/0"))
@@ -46,7 +46,7 @@ class Guests:
             ec2.delete_key_pair(KeyName=self.name)
         self.key = write_key(tmp / "id", ec2.create_key_pair(KeyName=self.name)["KeyMaterial"])
         self.image = mini(many, ec2)
-        self.all = [self.launch(), self.launch()]
+        self.all = [self.launch() for _ in range(count)]
         for guest in self.all:
             until(f"{guest.id} runs", lambda guest=guest: guest.state() == "running", patience=120)
         for guest in self.all:
@@ -135,6 +135,11 @@ def test_an_interface_comes_and_goes_while_the_guest_runs(guests, many):
     attachment = ec2.describe_network_interfaces(NetworkInterfaceIds=[id])["NetworkInterfaces"][0]["Attachment"]["AttachmentId"]
     ec2.detach_network_interface(AttachmentId=attachment)
     until("a card that was there from the start is let go as well", lambda: shown() == ("available", None))
+    # Whoever has the address next is not the guest that had it.
+    ec2.delete_network_interface(NetworkInterfaceId=id)
+    heir = net.probe("a2", other, open, address=address).bound()
+    told = metadata_of(heir)
+    assert "404" in told.split("\r\n")[0] and guest.id not in told, told
 
 
 def test_an_elastic_ip_moves_between_running_guests(guests):
@@ -160,8 +165,26 @@ def test_an_elastic_ip_moves_between_running_guests(guests):
     assert [guest.boot_id() for guest in guests.all] == before
 
 
-def asks(address, port):
-    return f"timeout 3 nc -w 2 {address} {port} </dev/null >/dev/null 2>&1 && echo yes || echo no"
+ASK_METADATA = """
+import socket, sys
+peer = socket.socket()
+peer.settimeout(1)
+if sys.argv[1]:
+    peer.bind((sys.argv[1], 0))
+peer.connect(("169.254.169.254", 80))
+said = "".join(f"\\r\\n{header}" for header in sys.argv[2:])
+peer.sendall(f"GET /latest/meta-data/instance-id HTTP/1.0{said}\\r\\n\\r\\n".encode())
+answer = b""
+while (part := peer.recv(2048)):
+    answer += part
+print(answer.decode())
+"""
+
+
+def metadata_of(probe, *headers, source=""):
+    """What the metadata service says to somebody who is no instance; it does answer."""
+    ask = lambda: probe.exec("python3", "-c", ASK_METADATA, source, *headers, check=False).stdout
+    return until("the metadata service answers", ask)
 
 
 def test_a_guest_reaches_neither_the_machines_nor_the_tiers(guests, many):
@@ -186,6 +209,34 @@ def test_metadata_is_that_of_who_asks_on_every_machine(guests):
     there = two.described()["PrivateIpAddress"]
     asked = f"printf 'GET /latest/meta-data/instance-id HTTP/1.0\\r\\n\\r\\n' | timeout 5 nc -w 3 {there} 80"
     assert two.id not in one.run(asked, check=False), "a guest's address serves no metadata to others"
+
+
+def test_nobody_gets_the_metadata_of_a_guest_by_its_name_or_address_or_card(guests):
+    """Beside it, on its machine and on another, and in another VPC where the same address is somebody else's."""
+    net, guest = guests.net, guests.all[0]
+    own = guest.described()["PrivateIpAddress"]
+    mac = guest.run("cat /sys/class/net/eth0/address")
+    open = net.group(guests.vpc, everything())
+    for machine in ("a1", "a2"):
+        beside = net.probe(machine, guests.subnet, open).bound()
+        for claims in ([], [f"X-Forwarded-For: {own}", f"X-Instance-ID: {guest.id}", f"Host: {own}"]):
+            told = metadata_of(beside, *claims)
+            assert "404" in told.split("\r\n")[0] and guest.id not in told, told
+        beside.ip("addr", "add", f"{own}/32", "dev", "eth0")
+        assert beside.exec("python3", "-c", ASK_METADATA, own, check=False).stdout == "", "as another address it is not heard"
+        metadata_of(beside, source=beside.address)
+        route = f"route replace default via {gateway(guests.subnet['CidrBlock'])}".split()
+        for worn, heard in ((mac, False), (beside.mac, True)):
+            beside.ip("link", "set", "eth0", "address", worn)
+            beside.ip(*route)
+            for source in (own, beside.address):
+                answer = beside.exec("python3", "-c", ASK_METADATA, source, check=False).stdout
+                assert guest.id not in answer and (heard or answer == ""), answer
+        metadata_of(beside, source=beside.address)
+    vpc = net.vpc("10.9.0.0/16")
+    twin = net.probe(guest.machine().name, net.subnet(vpc, "10.9.1.0/24"), net.group(vpc, everything()), address=own).bound()
+    assert guest.id not in twin.exec("python3", "-c", ASK_METADATA, "", check=False).stdout
+    assert guest.run("imds meta-data/instance-id") == guest.id
 
 
 def test_a_guest_and_a_probe_of_another_zone_meet(guests, many):

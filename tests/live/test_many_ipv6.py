@@ -3,7 +3,7 @@ Every claim that something does not pass shows in the same breath that it does w
 
 import pytest
 
-from test_many_networks import EVERYWHERE, SERVED, Net, are_silent, everything, hears, is_silent, is_told, rule
+from test_many_networks import EVERYWHERE, SERVED, Net, are_not_told, are_silent, everything, hears, is_silent, is_told, rule
 from waiting import until
 
 ALL6 = "::/0"
@@ -166,3 +166,10 @@ def test_nobody_sends_as_somebody_else(dual, net):
         until("its own address is believed, so the claims have been delivered", its_own_is_heard)
         assert f"{dual.two.ipv6} is at {dual.one.mac}" not in ears.lines()
         ears.end()
+
+
+def test_nobody_but_the_subnet_itself_gives_addresses(dual, net):
+    near = net.probe("a1", dual.near, dual.open, Ipv6AddressCount=1).bound()
+    near.wear_ipv6()
+    ways = [(address, 547, 546, 548) for address in ("ff02::1", near.ipv6, dual.two.ipv6)]
+    are_not_told(dual.one, (near, dual.two), ways)

@@ -431,3 +431,55 @@ def test_nobody_sends_as_somebody_else(plain, net):
         assert f"{plain.two.address} is at {plain.one.mac}" not in ears.lines()
         ears.end()
         assert plain.two.mac in listener.ip("neigh", "show", plain.two.address)
+
+
+def are_not_told(prober, listeners, ways):
+    """What is sent from the first port to the second does not arrive; to the third it does. Each way: an address, three ports."""
+    ears = {listener.address: listener.listen_for_claims() for listener in listeners}
+    named = {address: listener.address for listener in listeners for address in (listener.address, listener.ipv6)}
+    for address, source, forbidden, allowed in ways:
+        # What is for nobody by name is for all.
+        hearing = [ears[named[address]]] if address in named else ears.values()
+        prober.tells(address, (source, forbidden))
+
+        def is_heard(address=address, source=source, allowed=allowed, hearing=hearing):
+            prober.tells(address, (source, allowed))
+            return all(f"{source} to {allowed} of {prober.mac}" in one.lines() for one in hearing)
+
+        until(f"what is sent to {address} is heard", is_heard)
+        for one in ears.values():
+            assert f"{source} to {forbidden} of {prober.mac}" not in one.lines(), f"{address} was told at {forbidden}"
+    for one in ears.values():
+        one.end()
+
+
+def test_nobody_but_the_subnet_itself_gives_addresses(plain, net):
+    """A guest that plays DHCP server is heard by nobody, on its machine or another."""
+    near = net.probe("a1", plain.near, plain.open).bound()
+    hears(plain.one, near), hears(plain.one, plain.two)
+    ways = [(address, 67, 68, 69) for address in ("255.255.255.255", near.address, plain.two.address)]
+    are_not_told(plain.one, (near, plain.two), ways)
+
+
+def test_with_a_way_to_the_internet_the_machines_stay_shut(plain, net, many):
+    """`mallee up --internet`: what is beyond the first machine is reached, by its address; the cloud's other machines are not."""
+    gateway = net.internet(plain.vpc)
+    net.ec2.create_route(RouteTableId=net.table(plain.vpc, plain.far), DestinationCidrBlock=EVERYWHERE, GatewayId=gateway)
+    net.ec2.associate_address(AllocationId=net.address()["AllocationId"], NetworkInterfaceId=plain.three.id)
+    beyond, b2 = f"{many.underlay}.254", many.machines["b2"]
+    servers = [Server(many.here, 7100, "beyond"), Server(b2, 7100, "b2")]
+    ports = (7100, 8774, 8775, 8776)
+    try:
+        is_silent(plain.three, beyond, 7100)
+        many.mallee("up", "--internet")
+        is_told(plain.three, beyond, 7100, f"beyond hears {many.first.address}")
+        assert asks_from_outside(many, b2.address, 7100) == f"b2 hears {many.first.address}"
+        others = [machine.address for name, machine in many.machines.items() if name != "a1"]
+        are_silent([(plain.three, address, port, "tcp") for address in others for port in ports])
+        are_silent([(plain.three, many.first.address, port, "tcp") for port in ports])
+        is_silent(plain.three, b2.address, 7100, kind="udp")
+    finally:
+        many.mallee("up", "--internet", "no")
+        for server in servers:
+            server.end()
+    until("the way is shut again", lambda: plain.three.asks(beyond, 7100) == "")

@@ -7,13 +7,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import uuid
 
 from guest import Guest
 from mallee_cloud import Cloud, run
-from waiting import until
+from waiting import until, until_empty
 
 UNDERLAY = "10.123"
 
@@ -99,6 +100,24 @@ class Machine:
     def state(self):
         return self.home
 
+    def lose_power(self):
+        """Everything that runs on it is gone at once, and what it had on disk with it."""
+        name = os.readlink(f"/proc/{self.holder()}/ns/uts")
+        run(["ip", "link", "del", self.link])
+
+        def running():
+            found = []
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(process / "ns/uts") == name:
+                        found.append(int(process.name))
+                        os.kill(found[-1], signal.SIGKILL)
+            return found
+
+        until_empty(f"nothing of {self.name} runs", running, every=0.05)
+        self.record.unlink()
+        shutil.rmtree(self.home)
+
     def end(self):
         if not self.holder():
             return
@@ -108,6 +127,13 @@ class Machine:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.holder(), signal.SIGKILL)
         self.record.unlink()
+
+
+class Here:
+    """Where the tests run: beyond the machines, on the link that joins them."""
+
+    def command(self, *words):
+        return [str(word) for word in words]
 
 
 class Probe:
@@ -181,9 +207,9 @@ class Probe:
         """Tells another probe, by an answer that nobody asked for, that `address` is here: by ARP, or as IPv6 does."""
         self.exec("python3", "-c", CLAIM if "." in address else CLAIM6, self.mac, address, to.mac, to.address)
 
-    def sends(self, frame):
-        """One Ethernet frame, byte for byte."""
-        self.exec("python3", "-c", SEND, frame.hex())
+    def tells(self, address, ports):
+        """One datagram, from a port to a port of everybody or of somebody."""
+        self.exec("python3", "-c", TELL, address, *ports)
 
     def listen_for_claims(self):
         return Ears(self)
@@ -250,7 +276,7 @@ print(peer.recv(2048).decode().strip())
 """
 
 class Ears:
-    """What a probe is told about who has which address, and by whom it is told of ways and leases."""
+    """What a probe hears of who has which address, and of datagrams: from which port to which, and whose."""
 
     def __init__(self, probe):
         command = probe.machine.command("ip", "netns", "exec", probe.name, "python3", "-c", EARS)
@@ -278,12 +304,10 @@ while True:
     kind, source, packet = frame[12:14], frame[6:12].hex(":"), frame[14:]
     if kind == b"\\x08\\x06":
         print(socket.inet_ntoa(packet[14:18]), "is at", packet[8:14].hex(":"), flush=True)
-    elif kind == b"\\x08\\x00" and packet[9] == 17 and packet[20:24] == bytes([0, 67, 0, 68]):
-        print("lease of", source, flush=True)
-    elif kind == b"\\x86\\xdd" and packet[6] == 17 and packet[40:44] == bytes([2, 35, 2, 34]):
-        print("lease6 of", source, flush=True)
-    elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 134:
-        print("way by", source, flush=True)
+    elif kind == b"\\x08\\x00" and packet[9] == 17:
+        print(int.from_bytes(packet[20:22], "big"), "to", int.from_bytes(packet[22:24], "big"), "of", source, flush=True)
+    elif kind == b"\\x86\\xdd" and packet[6] == 17:
+        print(int.from_bytes(packet[40:42], "big"), "to", int.from_bytes(packet[42:44], "big"), "of", source, flush=True)
     elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 136:
         print(socket.inet_ntop(socket.AF_INET6, packet[48:64]), "is at", packet[66:72].hex(":"), flush=True)
 """
@@ -299,11 +323,14 @@ for target in (mac(other), b"\\xff" * 6):
     link.send(target + mac(own) + head + mac(own) + socket.inet_aton(address) + mac(other) + socket.inet_aton(its))
 """
 
-SEND = """
+TELL = """
 import socket, sys
-link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-link.bind(("eth0", 0))
-link.send(bytes.fromhex(sys.argv[1]))
+address, source, target = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+peer = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+peer.bind(("", source))
+peer.sendto(b"x" * 300, (address, target))
 """
 
 CLAIM6 = """
@@ -453,6 +480,7 @@ class Many(Cloud):
         self.programs = programs
         self.machines = {name: Machine(self, name, at) for at, name in enumerate(("a1", "a2", "b1", "b2"), 1)}
         self.first = self.machines["a1"]
+        self.here = Here()
         self.state = self.first.home
 
     def mallee(self, *words, check=True, timeout=300):

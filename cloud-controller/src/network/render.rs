@@ -242,6 +242,22 @@ fn shared(out: &mut Content, outside: &Outside) {
             format!("inport == @{DROP} && ip6 && udp.src == 546 && udp.dst == 547"),
             "allow",
         ),
+        // Addresses are given by the switch: who else answers for it lies. (That a way is advertised by another than the
+        // router is what OVN cannot be asked to drop: its ACLs let all of neighbour discovery pass.)
+        (
+            "base-no-dhcp-server",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip4 && udp.src == 67 && udp.dst == 68"),
+            "drop",
+        ),
+        (
+            "base-no-dhcpv6-server",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip6 && udp.src == 547 && udp.dst == 546"),
+            "drop",
+        ),
         (
             "base-metadata",
             "from-lport",

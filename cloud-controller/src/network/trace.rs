@@ -114,6 +114,7 @@ fn told(wanted: &Wanted, key: &str, columns: &Columns) -> String {
         "outside-leaving" | "outside6-leaving-others" => "it has no public address to leave with".into(),
         "outside-entering" | "outside6-entering-others" => "nothing outside knows that address".into(),
         "base-metadata" => "metadata passes all security groups".into(),
+        "base-no-dhcp-server" | "base-no-dhcpv6-server" => "nobody but the subnet itself gives addresses".into(),
         "base-names" => "questions about names pass all security groups".into(),
         _ if key.starts_with("vpce-") => format!("by the endpoint {}", key.split("-subnet-").next().unwrap_or(key)),
         _ if key.starts_with("peer-") => "what comes from a peer goes to subnets only".into(),
