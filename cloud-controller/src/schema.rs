@@ -52,6 +52,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
     Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
     Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
+    Migration { version: 105, name: "flow logs", sql: ec2::flow_log::TABLES },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
     Migration { version: 121, name: "kinds of subnets", sql: ec2::subnet::kind::COLUMN },
     Migration { version: 122, name: "what accounts are allowed", sql: allowance::TABLES },

@@ -24,6 +24,7 @@ use crate::{
     ec2::{
         Id,
         address::{self as ec2_address, Elastic},
+        flow_log,
         instance, listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::{self, SubnetRow},
@@ -203,6 +204,7 @@ impl InterfaceRow {
             address: self.address,
             secondary: self.secondary.iter().map(|s| s.address).collect(),
             vpc: self.link.clone(),
+            flow: None,
         }
     }
 }
@@ -671,6 +673,7 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
         tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
     }
     mac::free(tx, id)?;
+    flow_log::forget(tx, id)?;
     tag::drop_all(tx, id)?;
     tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     Ok(())

@@ -8,6 +8,7 @@ pub mod dhcp_options;
 pub mod egress_only_gateway;
 pub mod encryption;
 pub mod endpoint;
+pub mod flow_log;
 pub mod image;
 pub mod import;
 pub mod instance;
@@ -56,6 +57,8 @@ pub const SERVICE: Service = Service {
         egress_only_gateway::ACTIONS,
         endpoint::ACTIONS,
         endpoint::change::ACTIONS,
+        flow_log::ACTIONS,
+        flow_log::change::ACTIONS,
         image::attribute::ACTIONS,
         image::copy::ACTIONS,
         image::create::ACTIONS,

@@ -16,6 +16,7 @@
 //! - A peering connection is a switch between two routers. See [`peering`].
 //! - IPv6 is not translated on its way in and out; see [`ipv6`].
 //! - A private L2 subnet is a switch that hangs on nothing. See [`private`].
+//! - What is refused of an interface with a flow log is told to its node: see [`flow_log`].
 //! - A subnet whose table has no way out may not reach the outside link either, which the router is connected to.
 
 use std::{
@@ -25,6 +26,7 @@ use std::{
 
 use mallee_aws::id::{PrefixListId, SecurityGroupId, SubnetId, VpcId};
 
+mod flow_log;
 mod ipv6;
 mod nacl;
 mod peering;
@@ -130,6 +132,7 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
         }
     }
     ipv6::render(&mut out, wanted, &tables, outside);
+    flow_log::render(&mut out, wanted);
     nacl::render(&mut out, wanted);
     for list in &wanted.prefix_lists {
         address_set(&mut out, address_set_of(&list.id), list.nets());

@@ -98,7 +98,14 @@ fn told(wanted: &Wanted, key: &str, columns: &Columns) -> String {
         let acl = wanted.acls.iter().find(|a| a.associations.iter().any(|(_, of)| of.as_str() == subnet));
         acl.map_or_else(String::new, |a| format!("network ACL {} of {subnet}", a.id))
     };
-    for (prefix, way) in [("acl-in-", "in"), ("acl6-in-", "in"), ("acl-out-", "out"), ("acl6-out-", "out")] {
+    for (prefix, way) in [
+        ("acl-in-", "in"),
+        ("acl6-in-", "in"),
+        ("acl-out-", "out"),
+        ("acl6-out-", "out"),
+        ("flow-ip4-", "out"),
+        ("flow-ip6-", "out"),
+    ] {
         if let Some(subnet) = key.strip_prefix(prefix) {
             return format!("{} does not let it {way}", acl_of(subnet));
         }
@@ -109,8 +116,8 @@ fn told(wanted: &Wanted, key: &str, columns: &Columns) -> String {
         }
     }
     match key {
-        "base-drop-in" => "no rule of the receiver's security groups lets it in".into(),
-        "base-drop-out" => "no rule of the sender's security groups lets it out".into(),
+        "base-drop-in" | "flow-drop-in" => "no rule of the receiver's security groups lets it in".into(),
+        "base-drop-out" | "flow-drop-out" => "no rule of the sender's security groups lets it out".into(),
         "outside-leaving" | "outside6-leaving-others" => "it has no public address to leave with".into(),
         "outside-entering" | "outside6-entering-others" => "nothing outside knows that address".into(),
         "base-metadata" => "metadata passes all security groups".into(),

@@ -11,7 +11,7 @@ use super::{Kind, New, SubnetInfo, get, in_vpc, info, insert, ipv6, kind, zone_i
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        interface, network_acl, route_table,
+        flow_log, interface, network_acl, route_table,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -216,6 +216,7 @@ async fn delete(call: &Call, input: DeleteSubnet) -> Outcome<()> {
             network_acl::forget_subnet(tx, id)?;
             ipv6::drop_of_subnet(tx, id)?;
             mac::free(tx, id.as_str())?;
+            flow_log::forget(tx, id.as_str())?;
             tag::drop_all(tx, id.as_str())?;
             tx.execute("DELETE FROM subnet WHERE id = ?1", params![id.as_str()])?;
             unless_dry_run(input.dry_run)
