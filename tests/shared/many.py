@@ -249,7 +249,7 @@ def datagrams():
         _, sender = udp.recvfrom(2048)
         udp.sendto(greeting(sender), sender)
 def greeting(sender):
-    return name + b" hears " + sender[0].encode() + b"\\n"
+    return name + b" hears " + sender[0].removeprefix("::ffff:").encode() + b"\\n"
 def session(connection, sender):
     # And then everything back that it is told.
     connection.sendall(greeting(sender))
