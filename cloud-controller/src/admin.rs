@@ -277,7 +277,7 @@ impl Admin for Operator {
         let adopt = mallee_tiers::Adopt { sender: self.cloud.store.incarnation() };
         self.cloud.tiers.cluster(&self.cloud.store, &asked.zone).await?.adopt(&adopt).await?;
         self.cloud.tiers.storage(&self.cloud.store, &asked.zone).await?.adopt(&adopt).await?;
-        crate::network::adopt(&self.cloud.config.network, &self.cloud.store).await.map_err(TierError::internal)?;
+        crate::network::adopt(&self.cloud.config, &self.cloud.store).await.map_err(TierError::internal)?;
         self.cloud.pokes.all();
         Ok(Done {})
     }

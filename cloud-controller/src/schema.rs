@@ -56,4 +56,6 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
     Migration { version: 121, name: "kinds of subnets", sql: ec2::subnet::kind::COLUMN },
     Migration { version: 122, name: "what accounts are allowed", sql: allowance::TABLES },
+    Migration { version: 123, name: "defaults of metadata options", sql: ec2::instance::metadata_default::TABLES },
+    Migration { version: 124, name: "images for IMDSv2", sql: ec2::image::IMDS_COLUMN },
 ];

@@ -69,6 +69,7 @@ pub const SERVICE: Service = Service {
         instance::console::ACTIONS,
         instance::describe::ACTIONS,
         instance::lifecycle::ACTIONS,
+        instance::metadata_default::ACTIONS,
         instance::run::ACTIONS,
         instance::status::ACTIONS,
         instance_type::ACTIONS,

@@ -295,6 +295,7 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("default-for-az", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("defaultForAz", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("enable-dns64", |subnet| vec![subnet.enable_dns64.to_string().into()]),
+    ("enable-lni-at-device-index", |_| vec![]),
     ("ipv6-cidr-block-association.association-id", |subnet| {
         subnet.ipv6_cidr_block_association_set.iter().map(|a| a.id().into()).collect()
     }),
@@ -309,6 +310,8 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("map-public-ip-on-launch", |subnet| vec![subnet.map_public_ip_on_launch.to_string().into()]),
     ("outpost-arn", |_| vec![]),
     ("owner-id", |subnet| vec![(&subnet.owner_id).into()]),
+    ("private-dns-name-options-on-launch.enable-resource-name-dns-a-record", |_| vec!["false".into()]),
+    ("private-dns-name-options-on-launch.enable-resource-name-dns-aaaa-record", |_| vec!["false".into()]),
     ("private-dns-name-options-on-launch.hostname-type", |subnet| {
         vec![subnet.private_dns_name_options_on_launch.hostname_type.into()]
     }),

@@ -166,7 +166,7 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
         })
         .await?;
     call.cloud.pokes.network.poke();
-    Ok(Created { network_interface: info(call.cloud.region(), row, tag_set), client_token: input.client_token })
+    Ok(Created { network_interface: info(&call.cloud.config, row, tag_set), client_token: input.client_token })
 }
 
 #[derive(Deserialize)]

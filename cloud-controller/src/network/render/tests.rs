@@ -402,6 +402,37 @@ fn what_a_route_leads_to_decides_what_becomes_of_it() {
     assert!(is_closed(&content) && is_held(&content));
 }
 
+/// Two VPCs of both families, each of which leads to the other's addresses; and what is left of that without one's IPv6.
+#[test]
+fn peers_reach_each_other_by_both_families() {
+    let mut all = cloud(2);
+    for (n, vpc, subnet) in
+        [(0, "fd00:1:0:100::/56", "fd00:1:0:101::/64"), (1, "fd00:1:0:200::/56", "fd00:1:0:201::/64")]
+    {
+        let number = [n as u8 + 1; 9];
+        all.vpcs[n].ipv6 = Some((VpcCidrAssociationId::from_random(number), vpc.parse().unwrap()));
+        all.subnets[n].ipv6 = Some((SubnetCidrAssociationId::from_random(number), subnet.parse().unwrap()));
+    }
+    all.vpcs[1].cidr = "10.1.0.0/16".parse().unwrap();
+    all.subnets[1].cidr = "10.1.0.0/20".parse().unwrap();
+    let peering = peering(&all);
+    for (n, other) in [(0, 1), (1, 0)] {
+        let nets = [Net::V4(all.vpcs[other].cidr), Net::V6(all.vpcs[other].ipv6.as_ref().unwrap().1)];
+        all.route_tables[n].routes.extend(nets.map(|net| RouteRow {
+            destination: Destination::Net(net),
+            target: Target::Peering(peering.id.clone()),
+            active: true,
+            instance: None,
+        }));
+    }
+    all.peerings.push(peering);
+    golden("peering", &all);
+    all.vpcs[1].ipv6 = None;
+    all.subnets[1].ipv6 = None;
+    let route = "rtb-01010101010101010-fd00:1:0:200::/56";
+    assert_eq!(render(&all, &outside()).get(Table::StaticRoute, route).unwrap()["nexthop"], Column::text("discard"));
+}
+
 fn peering(all: &Wanted) -> PeeringRow {
     let end = |n: usize| End {
         account: all.vpcs[n].account.clone(),

@@ -357,6 +357,7 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "AssociateAddress" => &[("AllocationId", "{allocation}"), ("InstanceId", "{instance}")],
         "DescribeInstanceAttribute" => &[("Attribute", "userData")],
         "DescribeVolumeAttribute" => &[("Attribute", "autoEnableIO")],
+        "ResetAddressAttribute" => &[("Attribute", "domain-name")],
         "DescribeVpcAttribute" => &[("Attribute", "enableDnsSupport")],
         "DescribeImageAttribute" => &[("Attribute", "launchPermission")],
         "DescribeNetworkInterfaceAttribute" => &[("Attribute", "description")],
