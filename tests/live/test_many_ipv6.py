@@ -173,3 +173,24 @@ def test_nobody_but_the_subnet_itself_gives_addresses(dual, net):
     near.wear_ipv6()
     ways = [(address, 547, 546, 548) for address in ("ff02::1", near.ipv6, dual.two.ipv6)]
     are_not_told(dual.one, (near, dual.two), ways)
+
+
+def test_a_guest_that_advertises_itself_by_mistake_leads_nobody_away(dual):
+    """OVN lets all of neighbour discovery pass, so it is heard; the subnet's own router is of a higher preference."""
+    rogue, listener = dual.one, dual.two
+    (router,) = set(listener.ways())
+    chosen = lambda: listener.ip("-6", "route", "get", "2001:db8::1").split()
+    assert router in chosen()
+    ears = listener.listen_for_claims()
+
+    def heard():
+        rogue.advertises()
+        return f"way by {rogue.mac}" in ears.lines() and len(set(listener.ways())) == 2
+
+    until("both are known as routers", heard)
+    ears.end()
+    try:
+        assert router in chosen(), "and the way out is the same"
+    finally:
+        for way in set(listener.ways()) - {router}:
+            listener.ip("-6", "route", "del", "default", "via", way, "dev", "eth0")

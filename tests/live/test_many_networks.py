@@ -456,7 +456,7 @@ def are_not_told(prober, listeners, ways):
 def test_nobody_but_the_subnet_itself_gives_addresses(plain, net):
     """A guest that plays DHCP server is heard by nobody, on its machine or another."""
     near = net.probe("a1", plain.near, plain.open).bound()
-    hears(plain.one, near), hears(plain.one, plain.two)
+    hears(near, plain.one), hears(plain.one, plain.two)
     ways = [(address, 67, 68, 69) for address in ("255.255.255.255", near.address, plain.two.address)]
     are_not_told(plain.one, (near, plain.two), ways)
 

@@ -211,6 +211,10 @@ class Probe:
         """One datagram, from a port to a port of everybody or of somebody."""
         self.exec("python3", "-c", TELL, address, *ports)
 
+    def advertises(self):
+        """Tells everybody, as a router would, that it is the way out."""
+        self.exec("python3", "-c", ADVERTISE)
+
     def listen_for_claims(self):
         return Ears(self)
 
@@ -276,7 +280,7 @@ print(peer.recv(2048).decode().strip())
 """
 
 class Ears:
-    """What a probe hears of who has which address, and of datagrams: from which port to which, and whose."""
+    """What a probe hears of who has which address, and of datagrams: from which port to which, and whose, and of routers."""
 
     def __init__(self, probe):
         command = probe.machine.command("ip", "netns", "exec", probe.name, "python3", "-c", EARS)
@@ -308,6 +312,8 @@ while True:
         print(int.from_bytes(packet[20:22], "big"), "to", int.from_bytes(packet[22:24], "big"), "of", source, flush=True)
     elif kind == b"\\x86\\xdd" and packet[6] == 17:
         print(int.from_bytes(packet[40:42], "big"), "to", int.from_bytes(packet[42:44], "big"), "of", source, flush=True)
+    elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 134:
+        print("way by", source, flush=True)
     elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 136:
         print(socket.inet_ntop(socket.AF_INET6, packet[48:64]), "is at", packet[66:72].hex(":"), flush=True)
 """
@@ -353,6 +359,15 @@ link.bind(("eth0", 0))
 everybody = socket.inet_pton(socket.AF_INET6, "ff02::1")
 for to in (mac(other), bytes([0x33, 0x33, 0, 0, 0, 1])):
     link.send(claim(to, everybody))
+"""
+
+ADVERTISE = """
+import socket
+peer = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+peer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+# Of ordinary preference, for half an hour.
+said = bytes([134, 0, 0, 0, 64, 0, 0x07, 0x08]) + bytes(8)
+peer.sendto(said, ("ff02::1", 0, 0, socket.if_nametoindex("eth0")))
 """
 
 DHCPV6 = """
