@@ -6,13 +6,13 @@ use http::{Request, Response};
 use mallee_service::{Body, Connection, Handler, tiers::TierOnly};
 use mallee_store::Error as StoreError;
 use mallee_tiers::{
-    AccountAsked, AccountCreate, AccountKeys, AccountRow, Accounts, Admin, AdminServer, CertificateAdd, CloudStatus,
-    Done, NetworkAsked, NetworkTree, NodeAsked, NodeWish, Peer, Role, Secret, StatusAsked, TierError, TierRow, Token,
-    TokenAsked, TraceAsked, TracePlan, WhyAnswer, WhyAsked, ZoneAsked, ZoneNode,
+    AccountAllow, AccountAsked, AccountCreate, AccountKeys, AccountRow, Accounts, Admin, AdminServer, CertificateAdd,
+    CloudStatus, Done, NetworkAsked, NetworkTree, NodeAsked, NodeWish, Peer, Role, Secret, StatusAsked, TierError,
+    TierRow, Token, TokenAsked, TraceAsked, TracePlan, WhyAnswer, WhyAsked, ZoneAsked, ZoneNode,
 };
 
 use crate::{
-    Cloud, account, ec2, join,
+    Cloud, account, allowance, ec2, join,
     zone::{self, registry},
 };
 
@@ -35,6 +35,10 @@ pub struct Operator {
     cloud: Arc<Cloud>,
 }
 
+fn no_account(name: &str) -> TierError {
+    TierError::not_found(format!("no account {name:?}: `mallee account list` shows them"))
+}
+
 fn internal(e: StoreError) -> TierError {
     TierError::internal(e.to_string())
 }
@@ -53,8 +57,7 @@ impl Operator {
             })
             .await
             .map_err(internal)?;
-        let (account, key, signing_certificates) = found
-            .ok_or_else(|| TierError::not_found(format!("no account {name:?}: `mallee account list` shows them")))?;
+        let (account, key, signing_certificates) = found.ok_or_else(|| no_account(name))?;
         let (access_key, sealed) =
             key.ok_or_else(|| TierError::not_found(format!("account {name:?} has no active key")))?;
         let secret = self.cloud.sealing.open(&access_key, &sealed).map_err(|e| TierError::internal(e.to_string()))?;
@@ -140,11 +143,13 @@ impl Admin for Operator {
                 let mut rows = Vec::new();
                 for account in account::all(tx)? {
                     let instances = ec2::instance::count(tx, &account.id)?;
+                    let allowed = allowance::of(tx, &account.id)?;
                     rows.push(AccountRow {
                         account: account.id,
                         name: account.name,
                         created: account.created,
                         instances,
+                        allowed,
                     });
                 }
                 Ok::<_, StoreError>(rows)
@@ -152,6 +157,22 @@ impl Admin for Operator {
             .await
             .map_err(internal)?;
         Ok(Accounts { accounts })
+    }
+
+    async fn account_allow(&self, _: &Peer, asked: AccountAllow) -> Result<Done, TierError> {
+        let what: allowance::Allowance = asked.what.parse()?;
+        let name = asked.name.clone();
+        let found = self
+            .cloud
+            .store
+            .write("allow an account something", move |tx| {
+                let Some(account) = account::by_name(tx, &name)? else { return Ok::<_, StoreError>(false) };
+                allowance::set(tx, &account.id, what, asked.allowed)?;
+                Ok(true)
+            })
+            .await
+            .map_err(internal)?;
+        if found { Ok(Done {}) } else { Err(no_account(&asked.name)) }
     }
 
     async fn account_keys(&self, _: &Peer, asked: AccountAsked) -> Result<AccountKeys, TierError> {
@@ -180,7 +201,7 @@ impl Admin for Operator {
             })
             .await
             .map_err(internal)?;
-        if found { Ok(Done {}) } else { Err(TierError::not_found(format!("no account {:?}", asked.account))) }
+        if found { Ok(Done {}) } else { Err(no_account(&asked.account)) }
     }
 
     async fn join_token(&self, _: &Peer, asked: TokenAsked) -> Result<Token, TierError> {
@@ -256,7 +277,7 @@ impl Admin for Operator {
         let adopt = mallee_tiers::Adopt { sender: self.cloud.store.incarnation() };
         self.cloud.tiers.cluster(&self.cloud.store, &asked.zone).await?.adopt(&adopt).await?;
         self.cloud.tiers.storage(&self.cloud.store, &asked.zone).await?.adopt(&adopt).await?;
-        crate::network::adopt(&self.cloud.config.network, &self.cloud.store).await.map_err(TierError::internal)?;
+        crate::network::adopt(&self.cloud.config, &self.cloud.store).await.map_err(TierError::internal)?;
         self.cloud.pokes.all();
         Ok(Done {})
     }

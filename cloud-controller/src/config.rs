@@ -1,7 +1,8 @@
 //! What a cloud-controller is told.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::net::Ipv4Addr;
 
+use mallee_ovsdb::Remotes;
 use serde::{Deserialize, Serialize};
 
 use crate::{Refusal, network::Cidr6};
@@ -30,6 +31,9 @@ pub struct Config {
     /// Accept bundles whose manifest is not signed (they are shown as such).
     #[serde(default = "yes")]
     pub unsigned_bundles: bool,
+    /// Instances of images that do not say `ImdsSupport=v2.0` answer IMDSv1 as well, unless their launch says otherwise.
+    #[serde(default)]
+    pub imds_v1: bool,
     /// Most instances an account may have.
     #[serde(default = "default_instances")]
     pub max_instances: u64,
@@ -45,8 +49,11 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
-    /// Socket of OVN's northbound database. None: no network is rendered, and guests have none (simulated ones need none).
-    pub northbound: Option<PathBuf>,
+    /// OVN's northbound database: a socket's path, or `ssl:HOST:PORT` of its servers on other machines, separated by commas.
+    /// None: no network is rendered, and guests have none (simulated ones need none).
+    pub northbound: Option<Remotes>,
+    /// Whom those servers' certificates, which are of the cloud's CA, must be for. None: the host they are reached by.
+    pub northbound_name: Option<String>,
     /// OVN's southbound database as other machines reach it, such as `ssl:10.0.0.1:8778`; it is told in join tokens.
     pub southbound: Option<String>,
     /// The network elastic IPs and routers' outer addresses are on.
@@ -74,6 +81,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             northbound: None,
+            northbound_name: None,
             southbound: None,
             outside: "172.29.0.0/24".into(),
             gateway: Ipv4Addr::new(172, 29, 0, 1),

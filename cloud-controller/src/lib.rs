@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod admin;
+pub mod allowance;
 pub mod bootstrap;
 pub mod bundling;
 pub mod config;

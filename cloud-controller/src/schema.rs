@@ -2,7 +2,7 @@
 
 use mallee_store::Migration;
 
-use crate::{account, disk_key, ec2, join, network, zone};
+use crate::{account, allowance, disk_key, ec2, join, network, zone};
 
 /// Only ever added to: a release that went out has made its tables already.
 pub const MIGRATIONS: &[Migration] = &[
@@ -52,10 +52,15 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 102, name: "encryption of volumes", sql: ec2::encryption::TABLES },
     Migration { version: 103, name: "attributes of volumes", sql: ec2::volume::attribute::COLUMN },
     Migration { version: 104, name: "imports of disks", sql: ec2::import::TABLES },
+    Migration { version: 105, name: "flow logs", sql: ec2::flow_log::TABLES },
     Migration { version: 110, name: "snapshots that are written directly", sql: ec2::snapshot::direct::TABLES },
     Migration { version: 111, name: "lineages of snapshots", sql: ec2::snapshot::direct::lineage::TABLES },
     Migration { version: 115, name: "sources of snapshots", sql: ec2::snapshot::SOURCE_COLUMNS },
     Migration { version: 116, name: "keys of imports", sql: ec2::import::KEY_COLUMN },
     Migration { version: 117, name: "blobs of imports", sql: ec2::snapshot::HOLD_TABLES },
     Migration { version: 120, name: "phases of interfaces' attachments", sql: ec2::interface::phase::COLUMNS },
+    Migration { version: 121, name: "kinds of subnets", sql: ec2::subnet::kind::COLUMN },
+    Migration { version: 122, name: "what accounts are allowed", sql: allowance::TABLES },
+    Migration { version: 123, name: "defaults of metadata options", sql: ec2::instance::metadata_default::TABLES },
+    Migration { version: 124, name: "images for IMDSv2", sql: ec2::image::IMDS_COLUMN },
 ];

@@ -48,6 +48,9 @@ pub struct Config {
     /// Unused images go when less than this is free.
     #[serde(default = "floor")]
     pub disk_floor_gib: u64,
+    /// Flow logs of this node are written at least this often, whatever interval was asked for them.
+    #[serde(default)]
+    pub flow_log_window_s: Option<u64>,
     #[serde(default)]
     pub simulated: crate::hypervisor::SimulatedConfig,
 }
@@ -105,6 +108,7 @@ impl Config {
             data: None,
             patience_s: patience(),
             disk_floor_gib: floor(),
+            flow_log_window_s: None,
             simulated: crate::hypervisor::SimulatedConfig::default(),
         }
     }

@@ -6,6 +6,7 @@
 //! | [`hypervisor`] | the boundary to libvirt (KVM or TCG), and the simulated machine |
 //! | [`image`] | plain images by digest, fetched from walrus |
 //! | [`volume`], [`nic`] | which disks stand for which volumes, which cards for which interfaces |
+//! | `flow_log` | the packets of watched interfaces, written down and brought to walrus |
 //! | [`metadata`] | 169.254.169.254 in every VPC |
 //! | [`host`] | the metadata service's links in the machine's network |
 //! | [`cluster`] | where other tiers are, and the lease at the cluster-controller |
@@ -14,6 +15,7 @@
 
 pub mod cluster;
 pub mod config;
+mod flow_log;
 pub mod host;
 pub mod hypervisor;
 pub mod image;
@@ -43,6 +45,7 @@ pub use config::Config;
 use cluster::{Cloud, Standing};
 use config::{AcceleratorChoice, HypervisorChoice};
 use hypervisor::{Accelerator, Hypervisor, Libvirt, Simulated};
+use flow_log::FlowLogs;
 use image::{ImageCache, Walrus};
 use instance::{Instances, Machine, Rows, Wishes};
 use metadata::{Book, Links, MetadataSockets, NoSockets, Service, TokenKey};
@@ -53,8 +56,12 @@ const METADATA_EVERY: Duration = Duration::from_secs(30);
 /// Overlays made at a time.
 const DISKS_AT_ONCE: usize = 4;
 
-const MIGRATIONS: [Migration; 3] =
-    [Migration { version: 1, name: "intent", sql: INTENT_TABLES }, instance::MIGRATION, metadata::MIGRATION];
+const MIGRATIONS: [Migration; 4] = [
+    Migration { version: 1, name: "intent", sql: INTENT_TABLES },
+    instance::MIGRATION,
+    metadata::MIGRATION,
+    flow_log::MIGRATION,
+];
 
 /// What a test may bring along; a daemon brings nothing.
 #[derive(Default)]
@@ -103,6 +110,8 @@ struct Ground {
     simulated: Option<Simulated>,
     plans: Vec<Plan>,
     sockets: Arc<dyn MetadataSockets>,
+    /// Where packets of guests are seen.
+    flow_logs: Option<flow_log::Ground>,
 }
 
 /// Starts a node-controller: port 0 in `listen` asks for a free one.
@@ -151,7 +160,21 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     let book = Arc::new(Book::default());
     let key = TokenKey::load(&daemon.state.join("metadata.key")).map_err(io("the key of metadata tokens"))?;
     let metadata = Service::new(book.clone(), key, ground.sockets, parts.clock.clone(), faults.clone());
+    let flow_logs = FlowLogs::new(flow_log::Parts {
+        node: daemon.name.clone(),
+        ground: ground.flow_logs,
+        store: store.clone(),
+        dir: daemon.state.join("flow-logs"),
+        carrier: flow_log::Carrier::new(cloud.clone()),
+        longest_window: config.flow_log_window_s.map(Duration::from_secs),
+        clock: parts.clock.clone(),
+        faults: faults.clone(),
+        changed: poke.clone(),
+    })
+    .map_err(io("the flow logs"))?;
+    flow_logs.run();
     let machine = Arc::new(Machine {
+        flow_logs,
         node: daemon.name.clone(),
         hypervisor: ground.hypervisor,
         images,
@@ -255,6 +278,7 @@ async fn ground(
             simulated: Some(machine),
             plans: Vec::new(),
             sockets: Arc::new(NoSockets),
+            flow_logs: None,
         });
     }
     let engines = match &config.engines {
@@ -286,7 +310,12 @@ async fn ground(
             Arc::new(NoSockets)
         }
     };
+    let flow_logs = engines.as_ref().map(|e| flow_log::Ground {
+        netns: e.netns().clone(),
+        management: e.layout().ovs().join(format!("{}.mgmt", config.bridge)),
+    });
     Ok(Ground {
+        flow_logs,
         hypervisor: Arc::new(Libvirt::new(&uri, kind, &why, events)?),
         accelerator,
         simulated: None,

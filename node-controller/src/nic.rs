@@ -53,6 +53,7 @@ pub(crate) mod tests {
             address: [10, 0, 0, number].into(),
             secondary: Vec::new(),
             vpc: VpcLink { id: "vpc-1".into(), metadata_port: "m".into(), metadata_mac: "m".into() },
+            flow: None,
         }
     }
     pub(crate) fn seen(number: u8) -> SeenNic {

@@ -105,6 +105,7 @@ fn guest(mini: &Path, whole_disk: bool, key: &str) -> impl FnOnce(&mut Instance)
                 metadata_port: "md-vpc".into(),
                 metadata_mac: "0e:00:01:a9:fe:fe".into(),
             },
+            flow: None,
         }];
         let tree = [
             ("meta-data/instance-id", w.id.clone()),

@@ -1,13 +1,14 @@
 """Guests on several machines: an interface that comes and goes while they run, an address that moves between them, and what
 none of them may reach."""
 
+import ast
 import contextlib
 
 import pytest
 
 from conftest import mini
 from guest import write_key
-from many import FarGuest, place
+from many import FarGuest, gateway, place
 from test_many_networks import SERVED, Net, everything, rule
 from waiting import until
 
@@ -31,13 +32,13 @@ class Placed(FarGuest):
 
 
 class Guests:
-    """A VPC with two guests, on two machines of the first zone."""
+    """A VPC with two guests, on two machines of the first zone, if nothing else is said."""
 
-    def __init__(self, many, tmp):
+    def __init__(self, many, tmp, zone=0, count=2):
         self.net = net = Net(many)
         ec2 = net.ec2
         self.vpc = net.vpc("10.9.0.0/16")
-        self.subnet = net.subnet(self.vpc, "10.9.1.0/24")
+        self.subnet = net.subnet(self.vpc, "10.9.1.0/24", zone)
         gateway = net.internet(self.vpc)
         ec2.create_route(RouteTableId=net.table(self.vpc, self.subnet), DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
         self.group = net.group(self.vpc, rule("tcp", (22, 22), cidr="0.0.0.0/0"), rule("icmp", cidr="0.0.0.0/0"))
@@ -46,7 +47,7 @@ class Guests:
             ec2.delete_key_pair(KeyName=self.name)
         self.key = write_key(tmp / "id", ec2.create_key_pair(KeyName=self.name)["KeyMaterial"])
         self.image = mini(many, ec2)
-        self.all = [self.launch(), self.launch()]
+        self.all = [self.launch() for _ in range(count)]
         for guest in self.all:
             until(f"{guest.id} runs", lambda guest=guest: guest.state() == "running", patience=120)
         for guest in self.all:
@@ -135,6 +136,11 @@ def test_an_interface_comes_and_goes_while_the_guest_runs(guests, many):
     attachment = ec2.describe_network_interfaces(NetworkInterfaceIds=[id])["NetworkInterfaces"][0]["Attachment"]["AttachmentId"]
     ec2.detach_network_interface(AttachmentId=attachment)
     until("a card that was there from the start is let go as well", lambda: shown() == ("available", None))
+    # Whoever has the address next is not the guest that had it.
+    ec2.delete_network_interface(NetworkInterfaceId=id)
+    heir = net.probe("a2", other, open, address=address).bound()
+    told = until("the metadata service answers it", lambda: metadata_of(heir, address)[0])
+    assert is_nobody(told) and guest.id not in told, told
 
 
 def test_an_elastic_ip_moves_between_running_guests(guests):
@@ -160,8 +166,34 @@ def test_an_elastic_ip_moves_between_running_guests(guests):
     assert [guest.boot_id() for guest in guests.all] == before
 
 
-def asks(address, port):
-    return f"timeout 3 nc -w 2 {address} {port} </dev/null >/dev/null 2>&1 && echo yes || echo no"
+ASK_METADATA = """
+import socket, sys
+claims, *sources = sys.argv[1:]
+for source in sources:
+    answer = b""
+    try:
+        with socket.socket() as peer:
+            peer.settimeout(1)
+            peer.bind((source, 0))
+            peer.connect(("169.254.169.254", 80))
+            peer.sendall(f"GET /latest/meta-data/instance-id HTTP/1.0{claims}\\r\\n\\r\\n".encode())
+            while (part := peer.recv(2048)):
+                answer += part
+    except OSError:
+        pass
+    print(repr(answer.decode()))
+"""
+
+
+def metadata_of(probe, *sources, claims=()):
+    """What the metadata service says to somebody who is no instance, asked from each of these addresses."""
+    said = "".join(f"\r\n{header}" for header in claims)
+    lines = probe.exec("python3", "-c", ASK_METADATA, said, *sources).stdout.splitlines()
+    return [ast.literal_eval(line) for line in lines]
+
+
+def is_nobody(answer):
+    return answer.split("\r\n")[0].split()[1:2] == ["404"]
 
 
 def test_a_guest_reaches_neither_the_machines_nor_the_tiers(guests, many):
@@ -186,6 +218,32 @@ def test_metadata_is_that_of_who_asks_on_every_machine(guests):
     there = two.described()["PrivateIpAddress"]
     asked = f"printf 'GET /latest/meta-data/instance-id HTTP/1.0\\r\\n\\r\\n' | timeout 5 nc -w 3 {there} 80"
     assert two.id not in one.run(asked, check=False), "a guest's address serves no metadata to others"
+
+
+def test_nobody_gets_the_metadata_of_a_guest_by_its_name_or_address_or_card(guests):
+    """Beside it, on its machine and on another, and in another VPC where the same address is somebody else's."""
+    net, guest = guests.net, guests.all[0]
+    own = guest.described()["PrivateIpAddress"]
+    mac = guest.run("cat /sys/class/net/eth0/address")
+    open = net.group(guests.vpc, everything())
+    claims = (f"X-Forwarded-For: {own}", f"X-Instance-ID: {guest.id}", f"Host: {own}")
+    way = f"route replace default via {gateway(guests.subnet['CidrBlock'])}".split()
+    for machine in ("a1", "a2"):
+        beside = net.probe(machine, guests.subnet, open).bound()
+        beside.ip("addr", "add", f"{own}/32", "dev", "eth0")
+        as_itself = lambda beside=beside: metadata_of(beside, beside.address, claims=claims)[0]
+        until("it is nobody, whatever it claims", lambda: is_nobody(as_itself()))
+        assert metadata_of(beside, own) == [""], "as another address it is not heard"
+        beside.ip("link", "set", "eth0", "address", mac)
+        beside.ip(*way)
+        assert metadata_of(beside, own, beside.address) == ["", ""], "nor with the guest's card"
+        beside.ip("link", "set", "eth0", "address", beside.mac)
+        beside.ip(*way)
+        until("as itself it is", lambda: is_nobody(as_itself()))
+    vpc = net.vpc("10.9.0.0/16")
+    twin = net.probe(guest.machine().name, net.subnet(vpc, "10.9.1.0/24"), net.group(vpc, everything()), address=own).bound()
+    assert guest.id not in metadata_of(twin, own, claims=claims)[0]
+    assert guest.run("imds meta-data/instance-id") == guest.id
 
 
 def test_a_guest_and_a_probe_of_another_zone_meet(guests, many):

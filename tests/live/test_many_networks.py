@@ -58,8 +58,30 @@ class Net:
         self.later(self.ec2.detach_internet_gateway, InternetGatewayId=id, VpcId=vpc)
         return id
 
-    def probe(self, machine, subnet, *groups, address=None, check=True):
-        more = {"PrivateIpAddress": address} if address else {}
+    def acl(self, vpc, subnet):
+        """A network ACL of the subnet's own, without entries."""
+        ec2 = self.ec2
+        id = ec2.create_network_acl(VpcId=vpc)["NetworkAcl"]["NetworkAclId"]
+        self.later(ec2.delete_network_acl, NetworkAclId=id)
+        found = ec2.describe_network_acls(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["NetworkAcls"]
+        (default,) = [one for one in found if one["IsDefault"]]
+        (association,) = [one for each in found for one in each["Associations"] if one["SubnetId"] == subnet["SubnetId"]]
+        replaced = ec2.replace_network_acl_association(AssociationId=association["NetworkAclAssociationId"], NetworkAclId=id)
+        self.later(
+            ec2.replace_network_acl_association, AssociationId=replaced["NewAssociationId"], NetworkAclId=default["NetworkAclId"]
+        )
+        return id
+
+    def prefixes(self, family, *cidrs):
+        made = self.ec2.create_managed_prefix_list(
+            PrefixListName=f"l-{secrets.token_hex(4)}", AddressFamily=family, MaxEntries=5, Entries=[{"Cidr": cidr} for cidr in cidrs]
+        )
+        id = made["PrefixList"]["PrefixListId"]
+        self.later(self.ec2.delete_managed_prefix_list, PrefixListId=id)
+        return id
+
+    def probe(self, machine, subnet, *groups, address=None, check=True, **more):
+        more |= {"PrivateIpAddress": address} if address else {}
         made = self.ec2.create_network_interface(SubnetId=subnet["SubnetId"], Groups=list(groups), **more)["NetworkInterface"]
         self.later(self.ec2.delete_network_interface, NetworkInterfaceId=made["NetworkInterfaceId"])
         if not check:
@@ -80,17 +102,23 @@ class Net:
                 call(**parameters)
 
 
-def rule(protocol, ports=(-1, -1), cidr=None, group=None):
+def rule(protocol, ports=(-1, -1), cidr=None, group=None, prefixes=None):
     given = {"IpProtocol": protocol, "FromPort": ports[0], "ToPort": ports[1]}
     if cidr:
-        given["IpRanges"] = [{"CidrIp": cidr}]
+        given.update(ranges(cidr))
     if group:
         given["UserIdGroupPairs"] = [{"GroupId": group}]
+    if prefixes:
+        given["PrefixListIds"] = [{"PrefixListId": prefixes}]
     return given
 
 
+def ranges(cidr):
+    return {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
+
+
 def everything(cidr=EVERYWHERE):
-    return {"IpProtocol": "-1", "IpRanges": [{"CidrIp": cidr}]}
+    return {"IpProtocol": "-1", **ranges(cidr)}
 
 
 @pytest.fixture
@@ -233,6 +261,25 @@ def test_groups_by_address_by_member_and_by_themselves(plain, net):
     until("and is no friend any more", lambda: friend.asks(server.address, 7002) == "")
 
 
+def test_a_rule_with_a_prefix_list_lets_in_and_out_what_the_list_says_now(plain, net):
+    ec2 = net.ec2
+    listed = net.prefixes("IPv4", f"{plain.one.address}/32")
+    group = net.group(plain.vpc, rule("tcp", (SERVED, SERVED), prefixes=listed))
+    ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything()])
+    ec2.authorize_security_group_egress(GroupId=group, IpPermissions=[rule("udp", (SERVED, SERVED), prefixes=listed)])
+    held = net.probe("b2", plain.far, group).serve(SERVED).bound()
+    hears(plain.one, held), hears(held, plain.one, kind="udp")
+    are_silent([(plain.two, held.address, SERVED, "tcp"), (plain.one, held.address, SERVED, "udp")])
+    are_silent([(held, plain.two.address, SERVED, "udp"), (held, plain.one.address, SERVED, "tcp")])
+    ec2.modify_managed_prefix_list(
+        PrefixListId=listed, CurrentVersion=1,
+        AddEntries=[{"Cidr": f"{plain.two.address}/32"}], RemoveEntries=[{"Cidr": f"{plain.one.address}/32"}],
+    )  # fmt: skip
+    hears(plain.two, held), hears(held, plain.two, kind="udp")
+    until("what is no longer listed is shut out", lambda: plain.one.asks(held.address, SERVED) == "")
+    until("nor is it reached", lambda: held.asks(plain.one.address, SERVED, kind="udp") == "")
+
+
 def test_egress_is_what_its_rules_say(plain, net):
     group = net.group(plain.vpc)
     net.ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything()])
@@ -252,8 +299,7 @@ def test_network_acls_deny_by_number_in_both_directions_and_not_within_the_subne
     neighbour = net.probe("a2", subnet, plain.open).serve(7001)
     inside.bound(), neighbour.bound()
     hears(plain.three, inside, 7001)
-    acl = ec2.create_network_acl(VpcId=plain.vpc)["NetworkAcl"]["NetworkAclId"]
-    net.later(ec2.delete_network_acl, NetworkAclId=acl)
+    acl = net.acl(plain.vpc, subnet)
 
     def entry(number, egress, action, protocol="-1", ports=None, cidr=EVERYWHERE):
         more = {"PortRange": {"From": ports[0], "To": ports[1]}} if ports else {}
@@ -261,16 +307,6 @@ def test_network_acls_deny_by_number_in_both_directions_and_not_within_the_subne
             NetworkAclId=acl, RuleNumber=number, Protocol=protocol, RuleAction=action, Egress=egress, CidrBlock=cidr, **more
         )
 
-    (association,) = [
-        a["NetworkAclAssociationId"]
-        for one in ec2.describe_network_acls(Filters=[{"Name": "association.subnet-id", "Values": [subnet["SubnetId"]]}])["NetworkAcls"]
-        for a in one["Associations"]
-        if a["SubnetId"] == subnet["SubnetId"]
-    ]
-    replaced = ec2.replace_network_acl_association(AssociationId=association, NetworkAclId=acl)["NewAssociationId"]
-    default = ec2.describe_network_acls(Filters=[{"Name": "vpc-id", "Values": [plain.vpc]}, {"Name": "default", "Values": ["true"]}])
-    default = default["NetworkAcls"][0]["NetworkAclId"]
-    net.later(ec2.replace_network_acl_association, AssociationId=replaced, NetworkAclId=default)
     until("a list without entries lets nothing in", lambda: plain.three.asks(inside.address, 7001) == "")
     hears(neighbour, inside, 7001), "what stays in the subnet is not asked"
     # The lower number decides; what goes out is asked as well, with no memory of what came in.
@@ -386,7 +422,7 @@ def test_nobody_sends_as_somebody_else(plain, net):
     for listener in (near, far):
         hears(listener, plain.two)
         assert plain.two.mac in listener.ip("neigh", "show", plain.two.address)
-        ears = listener.listen_for_arp()
+        ears = listener.listen_for_claims()
         for source, heard in ((plain.two.address, False), (plain.one.address, True)):
             plain.one.claims(source, listener)
             until_heard = lambda: f"{source} is at {plain.one.mac}" in ears.lines()
@@ -395,3 +431,55 @@ def test_nobody_sends_as_somebody_else(plain, net):
         assert f"{plain.two.address} is at {plain.one.mac}" not in ears.lines()
         ears.end()
         assert plain.two.mac in listener.ip("neigh", "show", plain.two.address)
+
+
+def are_not_told(prober, listeners, ways):
+    """What is sent from the first port to the second does not arrive; to the third it does. Each way: an address, three ports."""
+    ears = {listener.address: listener.listen_for_claims() for listener in listeners}
+    named = {address: listener.address for listener in listeners for address in (listener.address, listener.ipv6)}
+    for address, source, forbidden, allowed in ways:
+        # What is for nobody by name is for all.
+        hearing = [ears[named[address]]] if address in named else ears.values()
+        prober.tells(address, (source, forbidden))
+
+        def is_heard(address=address, source=source, allowed=allowed, hearing=hearing):
+            prober.tells(address, (source, allowed))
+            return all(f"{source} to {allowed} of {prober.mac}" in one.lines() for one in hearing)
+
+        until(f"what is sent to {address} is heard", is_heard)
+        for one in ears.values():
+            assert f"{source} to {forbidden} of {prober.mac}" not in one.lines(), f"{address} was told at {forbidden}"
+    for one in ears.values():
+        one.end()
+
+
+def test_nobody_but_the_subnet_itself_gives_addresses(plain, net):
+    """A guest that plays DHCP server is heard by nobody, on its machine or another."""
+    near = net.probe("a1", plain.near, plain.open).bound()
+    hears(near, plain.one), hears(plain.one, plain.two)
+    ways = [(address, 67, 68, 69) for address in ("255.255.255.255", near.address, plain.two.address)]
+    are_not_told(plain.one, (near, plain.two), ways)
+
+
+def test_with_a_way_to_the_internet_the_machines_stay_shut(plain, net, many):
+    """`mallee up --internet`: what is beyond the first machine is reached, by its address; the cloud's other machines are not."""
+    gateway = net.internet(plain.vpc)
+    net.ec2.create_route(RouteTableId=net.table(plain.vpc, plain.far), DestinationCidrBlock=EVERYWHERE, GatewayId=gateway)
+    net.ec2.associate_address(AllocationId=net.address()["AllocationId"], NetworkInterfaceId=plain.three.id)
+    beyond, b2 = f"{many.underlay}.254", many.machines["b2"]
+    servers = [Server(many.here, 7100, "beyond"), Server(b2, 7100, "b2")]
+    ports = (7100, 8774, 8775, 8776)
+    try:
+        is_silent(plain.three, beyond, 7100)
+        many.mallee("up", "--internet")
+        is_told(plain.three, beyond, 7100, f"beyond hears {many.first.address}")
+        assert asks_from_outside(many, b2.address, 7100) == f"b2 hears {many.first.address}"
+        others = [machine.address for name, machine in many.machines.items() if name != "a1"]
+        are_silent([(plain.three, address, port, "tcp") for address in others for port in ports])
+        are_silent([(plain.three, many.first.address, port, "tcp") for port in ports])
+        is_silent(plain.three, b2.address, 7100, kind="udp")
+    finally:
+        many.mallee("up", "--internet", "no")
+        for server in servers:
+            server.end()
+    until("the way is shut again", lambda: plain.three.asks(beyond, 7100) == "")

@@ -3,7 +3,8 @@ what is wanted comes back by itself."""
 
 import pytest
 
-from many import Machine, Traffic
+from many import Machine, Traffic, place
+from test_many_guests import Guests
 from test_many_networks import SERVED, Net, Plain, are_silent, hears, rule
 from waiting import until
 
@@ -57,12 +58,20 @@ def test_a_part_of_a_joined_machines_switch_is_killed(engine, many, flows):
     assert machine.tunnel.split(":")[1] in machine.run("ip", "-n", many.namespace, "-4", "addr").stdout
 
 
-def test_tiers_are_killed(many, flows):
+def test_tiers_are_killed(many, plain, flows):
+    """While nobody decides, somebody else's hand is in the northbound database, and what was asked for is not done yet."""
+    group = plain.net.group(plain.vpc)
+    shut = plain.net.probe("b1", plain.far, group).serve(7300).bound()
     many.machines["b1"].kill("cluster-controller", "node-controller")
+    plain.net.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule("tcp", (7300, 7300), cidr="10.7.0.0/16")])
+    many.northbound("lsp-set-addresses", many.port_of(plain.two.id), f"{plain.two.mac} 10.7.1.99")
     many.first.kill("cloud-controller", "cluster-controller")
     for one in flows:
         one.goes_on()
     many.are_up(*many.machines)
+    hears(plain.one, shut, 7300)
+    wanted = lambda: plain.two.address in many.northbound("get", "logical_switch_port", many.port_of(plain.two.id), "addresses")
+    until("the northbound database is as wanted", wanted)
 
 
 def test_what_somebody_changes_by_hand_is_mended_and_told(many, plain, flows):
@@ -136,5 +145,59 @@ def test_a_machine_joins_and_leaves_while_traffic_flows(many, plain, flows):
         many.effective()
     finally:
         net.end()
+        machine.end()
+        many.machines.pop("b3", None)
+
+
+def test_an_instance_outlives_a_drain_and_begins_anew_when_its_machine_is_lost(many, tmp_path):
+    """On a machine that is given it because the others of its zone drain. What is told at each step is what is so."""
+    machine = Machine(many, "b3", 5)
+    machine.make()
+    guests = None
+    try:
+        machine.join(many.token("b3", many.zones[1], "node-controller"))
+        many.machines["b3"] = machine
+        many.are_up("b3")
+        for name in ("b1", "b2"):
+            many.mallee("node", "drain", name)
+        guests = Guests(many, tmp_path, zone=1, count=1)
+        (guest,), ec2 = guests.all, guests.net.ec2
+        assert guest.machine() is machine
+        for name in ("b1", "b2"):
+            many.mallee("node", "serve", name)
+        boot, private = guest.boot_id(), guest.described()["PrivateIpAddress"]
+        guest.run("echo there > /root/marker && sync")
+
+        def system():
+            (found,) = ec2.describe_instance_status(InstanceIds=[guest.id])["InstanceStatuses"]
+            return found["InstanceState"]["Name"], found["SystemStatus"]["Status"]
+
+        many.mallee("node", "drain", "b3")
+        refused = many.mallee("node", "remove", "b3", check=False)
+        assert refused.returncode != 0 and f"1 instance is on node b3: {guest.id}" in refused.stderr, refused.stderr
+        late = guests.launch()
+        until("a later one runs", lambda: late.state() == "running", patience=120)
+        assert late.machine().name in ("b1", "b2"), "a machine that drains is given nothing new"
+        assert guest.boot_id() == boot and system() == ("running", "ok"), "and keeps what it has"
+        ec2.terminate_instances(InstanceIds=[late.id])
+
+        del many.machines["b3"]
+        machine.lose_power()
+        until("it is told that nothing is known of it", lambda: system() == ("running", "impaired"))
+        told = many.mallee("why", guest.id).stdout
+        assert "b3" in told and "unreachable" in told.lower(), told
+        assert place(many, guest.id) is None, "it is on no other machine before somebody says that this one is lost"
+        many.mallee("node", "remove", "b3", "--lost")
+        guest.wait(other_than=boot)
+        assert guest.machine().name in ("b1", "b2")
+        until("it is well", lambda: system() == ("running", "ok"))
+        assert guest.described()["PrivateIpAddress"] == private and guest.run("imds meta-data/instance-id") == guest.id
+        assert guest.run("cat /root/marker", check=False) == "", "its disk was that machine's"
+        assert "b3 was declared lost, and its disk with it" in many.mallee("why", guest.id).stdout
+    finally:
+        for name in ("b1", "b2"):
+            many.mallee("node", "serve", name)
+        if guests:
+            guests.net.end()
         machine.end()
         many.machines.pop("b3", None)

@@ -57,10 +57,12 @@ class Cloud:
         return run([self.programs / "mallee", "--state", self.state, *words], check=check, env=environment, timeout=timeout)
 
     def up(self):
-        """With what an operator adds: names of hosts for buckets."""
+        """With what an operator adds: names of hosts for buckets, quick flow logs."""
         own = self.state / "etc/walrus.own.toml"
         own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         own.write_text('host_suffixes = ["s3.test"]\n')
+        # Flow logs as soon as a test can see them.
+        own.with_name("node-controller.own.toml").write_text("flow_log_window_s = 5\n")
         return self.mallee(
             "up", "--name", self.name, "--namespace", self.namespace, "--link", self.link,
             "--address", f"{self.address}/24", "--elastic", self.elastic, "--port-base", str(self.port), "--node", f"{self.name}-n1",

@@ -7,13 +7,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import uuid
 
 from guest import Guest
 from mallee_cloud import Cloud, run
-from waiting import until
+from waiting import until, until_empty
 
 UNDERLAY = "10.123"
 
@@ -99,6 +100,24 @@ class Machine:
     def state(self):
         return self.home
 
+    def lose_power(self):
+        """Everything that runs on it is gone at once, and what it had on disk with it."""
+        name = os.readlink(f"/proc/{self.holder()}/ns/uts")
+        run(["ip", "link", "del", self.link])
+
+        def running():
+            found = []
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(process / "ns/uts") == name:
+                        found.append(int(process.name))
+                        os.kill(found[-1], signal.SIGKILL)
+            return found
+
+        until_empty(f"nothing of {self.name} runs", running, every=0.05)
+        self.record.unlink()
+        shutil.rmtree(self.home)
+
     def end(self):
         if not self.holder():
             return
@@ -110,12 +129,20 @@ class Machine:
         self.record.unlink()
 
 
+class Here:
+    """Where the tests run: beyond the machines, on the link that joins them."""
+
+    def command(self, *words):
+        return [str(word) for word in words]
+
+
 class Probe:
     """A network namespace in the place of a guest: an interface of the cloud's, bound on one machine's switch."""
 
     def __init__(self, many, machine, interface, gateway):
         self.many, self.machine = many, machine
         self.id, self.mac, self.address = interface["NetworkInterfaceId"], interface["MacAddress"], interface["PrivateIpAddress"]
+        self.ipv6 = next((one["Ipv6Address"] for one in interface.get("Ipv6Addresses", [])), None)
         self.name = f"p{uuid.uuid4().hex[:8]}"
         self.outer = f"{self.name}o"
         self.servers = []
@@ -161,11 +188,34 @@ class Probe:
         words = ["python3", "-c", CLIENT, address, port, kind, seconds, source or ""]
         return self.exec(*words, check=False).stdout.strip()
 
-    def claims(self, address, to):
-        """Tells another probe, by an ARP answer that nobody asked for, that `address` is here."""
-        self.exec("python3", "-c", CLAIM, self.mac, address, to.mac, to.address)
+    def lease(self):
+        """What it is told when it asks by DHCPv6 for an address; empty when nobody answers."""
+        return self.exec("python3", "-c", DHCPV6, check=False).stdout.strip()
 
-    def listen_for_arp(self):
+    def wear_ipv6(self):
+        """The address it is given and the way out that its router advertises, as a guest takes them."""
+        leased = until(f"{self.id} is given an IPv6 address", self.lease)
+        self.ip("-6", "addr", "add", f"{leased}/128", "dev", "eth0", "nodad")
+        until(f"{self.id} has heard its router", lambda: self.ways())
+        return leased
+
+    def ways(self):
+        """The routers it has heard advertise themselves."""
+        return re.findall(r"default (?:proto ra )?via (\S+)", self.ip("-6", "route", "show", "proto", "ra"))
+
+    def claims(self, address, to):
+        """Tells another probe, by an answer that nobody asked for, that `address` is here: by ARP, or as IPv6 does."""
+        self.exec("python3", "-c", CLAIM if "." in address else CLAIM6, self.mac, address, to.mac, to.address)
+
+    def tells(self, address, ports):
+        """One datagram, from a port to a port of everybody or of somebody."""
+        self.exec("python3", "-c", TELL, address, *ports)
+
+    def advertises(self):
+        """Tells everybody, as a router would, that it is the way out."""
+        self.exec("python3", "-c", ADVERTISE)
+
+    def listen_for_claims(self):
         return Ears(self)
 
     def end(self):
@@ -192,17 +242,18 @@ class Server:
 SERVER = """
 import socket, sys, threading
 port, name = int(sys.argv[1]), sys.argv[2].encode()
-tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+tcp, udp = socket.socket(socket.AF_INET6), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 for one in (tcp, udp):
-    one.bind(("", port))
+    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    one.bind(("::", port))
 tcp.listen(64)
 def datagrams():
     while True:
         _, sender = udp.recvfrom(2048)
         udp.sendto(greeting(sender), sender)
 def greeting(sender):
-    return name + b" hears " + sender[0].encode() + b"\\n"
+    return name + b" hears " + sender[0].removeprefix("::ffff:").encode() + b"\\n"
 def session(connection, sender):
     # And then everything back that it is told.
     connection.sendall(greeting(sender))
@@ -217,7 +268,8 @@ while True:
 CLIENT = """
 import socket, sys
 address, port, kind, seconds, source = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), sys.argv[5]
-peer = socket.socket(type=socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+peer = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
 peer.settimeout(seconds)
 if source:
     peer.bind((source, 0))
@@ -228,10 +280,10 @@ print(peer.recv(2048).decode().strip())
 """
 
 class Ears:
-    """What ARP frames tell a probe."""
+    """What a probe hears of who has which address, and of datagrams: from which port to which, and whose, and of routers."""
 
     def __init__(self, probe):
-        command = probe.machine.command("ip", "netns", "exec", probe.name, "python3", "-c", ARP)
+        command = probe.machine.command("ip", "netns", "exec", probe.name, "python3", "-c", EARS)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self.process.stdout.readline() == b"ready\n"
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -246,14 +298,24 @@ class Ears:
         self.process.wait()
 
 
-ARP = """
+EARS = """
 import socket
-link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(0x0806))
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
 link.bind(("eth0", 0))
 print("ready", flush=True)
 while True:
     frame = link.recv(2048)
-    print(socket.inet_ntoa(frame[28:32]), "is at", frame[22:28].hex(":"), flush=True)
+    kind, source, packet = frame[12:14], frame[6:12].hex(":"), frame[14:]
+    if kind == b"\\x08\\x06":
+        print(socket.inet_ntoa(packet[14:18]), "is at", packet[8:14].hex(":"), flush=True)
+    elif kind == b"\\x08\\x00" and packet[9] == 17:
+        print(int.from_bytes(packet[20:22], "big"), "to", int.from_bytes(packet[22:24], "big"), "of", source, flush=True)
+    elif kind == b"\\x86\\xdd" and packet[6] == 17:
+        print(int.from_bytes(packet[40:42], "big"), "to", int.from_bytes(packet[42:44], "big"), "of", source, flush=True)
+    elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 134:
+        print("way by", source, flush=True)
+    elif kind == b"\\x86\\xdd" and packet[6] == 58 and packet[40] == 136:
+        print(socket.inet_ntop(socket.AF_INET6, packet[48:64]), "is at", packet[66:72].hex(":"), flush=True)
 """
 
 CLAIM = """
@@ -267,9 +329,94 @@ for target in (mac(other), b"\\xff" * 6):
     link.send(target + mac(own) + head + mac(own) + socket.inet_aton(address) + mac(other) + socket.inet_aton(its))
 """
 
+TELL = """
+import socket, sys
+address, source, target = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+peer = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+peer.bind(("", source))
+peer.sendto(b"x" * 300, (address, target))
+"""
+
+CLAIM6 = """
+import socket, sys
+own, address, other, _ = (word for word in sys.argv[1:])
+mac = lambda text: bytes.fromhex(text.replace(":", ""))
+target = socket.inet_pton(socket.AF_INET6, address)
+def claim(to, destination):
+    # Neighbour advertisement, unasked, to be believed instead of what was known; as the one it claims to be.
+    body = bytes([136, 0, 0, 0, 0x20, 0, 0, 0]) + target + bytes([2, 1]) + mac(own)
+    pseudo = target + destination + len(body).to_bytes(4, "big") + bytes([0, 0, 0, 58]) + body
+    total = sum(int.from_bytes(pseudo[at : at + 2], "big") for at in range(0, len(pseudo), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    head = bytes([0x60, 0, 0, 0]) + len(body).to_bytes(2, "big") + bytes([58, 255])
+    return to + mac(own) + b"\\x86\\xdd" + head + target + destination + body
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+link.bind(("eth0", 0))
+everybody = socket.inet_pton(socket.AF_INET6, "ff02::1")
+for to in (mac(other), bytes([0x33, 0x33, 0, 0, 0, 1])):
+    link.send(claim(to, everybody))
+"""
+
+ADVERTISE = """
+import socket
+peer = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+peer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+# Of ordinary preference, for half an hour.
+said = bytes([134, 0, 0, 0, 64, 0, 0x07, 0x08]) + bytes(8)
+peer.sendto(said, ("ff02::1", 0, 0, socket.if_nametoindex("eth0")))
+"""
+
+DHCPV6 = """
+import os, socket, sys
+def option(code, data):
+    return code.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+def options(data):
+    found = {}
+    while len(data) >= 4:
+        code, length = int.from_bytes(data[:2], "big"), int.from_bytes(data[2:4], "big")
+        found[code], data = data[4 : 4 + length], data[4 + length :]
+    return found
+CLIENT, SERVER, IA_NA, ADDRESS, ELAPSED = 1, 2, 3, 5, 8
+SOLICIT, ADVERTISE, REQUEST, REPLY = 1, 2, 3, 7
+with open("/sys/class/net/eth0/address") as file:
+    mac = bytes.fromhex(file.read().strip().replace(":", ""))
+peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+peer.bind(("::", 546))
+peer.settimeout(2)
+def asked(kind, expected, more):
+    number = os.urandom(3)
+    said = option(CLIENT, bytes([0, 3, 0, 1]) + mac) + option(IA_NA, mac[2:] + bytes(8) + more.pop(IA_NA, b"")) + option(ELAPSED, bytes(2))
+    said += b"".join(option(*one) for one in more.items())
+    peer.sendto(bytes([kind]) + number + said, ("ff02::1:2", 547, 0, socket.if_nametoindex("eth0")))
+    while True:
+        answer = peer.recv(2048)
+        if answer[0] == expected and answer[1:4] == number:
+            return options(answer[4:])
+offer = asked(SOLICIT, ADVERTISE, {})
+told = asked(REQUEST, REPLY, {SERVER: offer[SERVER], IA_NA: offer[IA_NA][12:]})
+print(socket.inet_ntop(socket.AF_INET6, options(told[IA_NA][12:])[ADDRESS][:16]))
+"""
+
 ECHO = """
 import os, socket, struct, sys, time
 address, seconds, size = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+if ":" in address:
+    # The kernel counts the sum of ICMPv6 itself.
+    peer = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    data = os.urandom(size)
+    peer.sendto(struct.pack("!BBHHH", 128, 0, 0, os.getpid() & 0xFFFF, 1) + data, (address, 0))
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        peer.settimeout(left)
+        message, sender = peer.recvfrom(65535)
+        if sender[0] == address and message[0] == 129 and message[8:] == data:
+            sys.exit(0)
+    sys.exit(1)
 peer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 peer.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
@@ -348,6 +495,7 @@ class Many(Cloud):
         self.programs = programs
         self.machines = {name: Machine(self, name, at) for at, name in enumerate(("a1", "a2", "b1", "b2"), 1)}
         self.first = self.machines["a1"]
+        self.here = Here()
         self.state = self.first.home
 
     def mallee(self, *words, check=True, timeout=300):

@@ -12,6 +12,7 @@ pub mod checksum;
 mod circumstances;
 pub mod config;
 mod error;
+mod flow_log;
 mod front;
 pub mod identity;
 pub mod operation;

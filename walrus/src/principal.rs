@@ -26,6 +26,8 @@ enum Whose {
     Importer(Account),
     /// walrus itself, delivering access logs for this account.
     LogDelivery(Account),
+    /// The cloud's nodes, delivering flow logs of this account.
+    FlowLogDelivery(Account),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +59,9 @@ impl Principal {
     pub fn log_delivery(account: Account) -> Self {
         Self::new(Whose::LogDelivery(account))
     }
+    pub fn flow_log_delivery(account: Account) -> Self {
+        Self::new(Whose::FlowLogDelivery(account))
+    }
     #[must_use]
     pub fn with_context(self, context: Context) -> Self {
         Self { context: Arc::new(context), ..self }
@@ -65,7 +70,10 @@ impl Principal {
     pub fn account(&self) -> Option<&Account> {
         match &self.who {
             Whose::Anonymous => None,
-            Whose::Account(account) | Whose::Importer(account) | Whose::LogDelivery(account) => Some(account),
+            Whose::Account(account)
+            | Whose::Importer(account)
+            | Whose::LogDelivery(account)
+            | Whose::FlowLogDelivery(account) => Some(account),
         }
     }
     pub fn is_anonymous(&self) -> bool {
@@ -77,7 +85,11 @@ impl Principal {
     }
     pub fn is(&self, canonical_id: &str) -> bool {
         let owner = match &self.who {
-            Whose::Account(account) | Whose::Importer(account) => &account.canonical_id,
+            // AWS adds a statement for the delivery service to the bucket of whoever makes a flow log; here a bucket of the
+            // log's own account lets it in without one.
+            Whose::Account(account) | Whose::Importer(account) | Whose::FlowLogDelivery(account) => {
+                &account.canonical_id
+            }
             Whose::Anonymous | Whose::LogDelivery(_) => return false,
         };
         owner == canonical_id
@@ -87,6 +99,7 @@ impl Principal {
         match &self.who {
             Whose::Anonymous => Who::Anonymous,
             Whose::LogDelivery(_) => Who::Service("logging.s3.amazonaws.com"),
+            Whose::FlowLogDelivery(_) => Who::Service("delivery.logs.amazonaws.com"),
             Whose::Account(account) | Whose::Importer(account) => {
                 Who::Account { account: &account.account, arn: &self.arn, canonical_id: &account.canonical_id }
             }

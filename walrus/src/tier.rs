@@ -10,7 +10,7 @@ use mallee_service::{
 };
 use mallee_store::{Row, Tx, params};
 use mallee_tiers::{
-    CALL_PREFIX, Digests, OBJECTS_PREFIX, Peer, Role, StatusAsked, TierError, TierErrorKind, TierStatus, WalrusServer,
+    CALL_PREFIX, Digests, FLOW_LOGS_PREFIX, OBJECTS_PREFIX, Peer, Role, StatusAsked, TierError, TierErrorKind, TierStatus, WalrusServer,
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     arrival::Arrival,
     blob::{self, BlobId, Content, Piece, Place, Source, fetch, outflow},
     call::{Payload, Plus, decode},
+    flow_log,
     principal::Principal,
     s3::{
         encryption::Keys,
@@ -77,7 +78,8 @@ impl mallee_tiers::Walrus for Walrus {
 pub async fn handle(walrus: &Arc<Walrus>, request: Request<Incoming>, connection: &Connection) -> Response<Body> {
     let path = request.uri().path();
     let digest = path.strip_prefix(CALL_PREFIX).and_then(|rest| rest.strip_prefix("blobs/")).map(str::to_owned);
-    if digest.is_none() && !path.starts_with(OBJECTS_PREFIX) {
+    let flow_log = path.starts_with(FLOW_LOGS_PREFIX);
+    if digest.is_none() && !flow_log && !path.starts_with(OBJECTS_PREFIX) {
         let server = Arc::new(WalrusServer(walrus.clone()));
         return match call_front(&server, request, connection).await {
             Ok(response) => response,
@@ -88,13 +90,14 @@ pub async fn handle(walrus: &Arc<Walrus>, request: Request<Incoming>, connection
         None => Err(TierError::new(TierErrorKind::Forbidden, "tiers talk to each other over mutual TLS only")),
         Some(peer) => match digest {
             Some(digest) => of_digest(walrus, request, peer, &digest).await,
+            None if flow_log => flow_log::handle(walrus, request, peer).await,
             None => of_object(walrus, request, peer).await,
         },
     };
     outcome.unwrap_or_else(|e| refusal(&e))
 }
 
-fn only(peer: &Peer, roles: &[Role]) -> Result<(), TierError> {
+pub(crate) fn only(peer: &Peer, roles: &[Role]) -> Result<(), TierError> {
     if roles.contains(&peer.role) {
         return Ok(());
     }
@@ -102,7 +105,7 @@ fn only(peer: &Peer, roles: &[Role]) -> Result<(), TierError> {
 }
 
 /// A refusal of S3's, as tiers say it.
-fn told(e: Error) -> TierError {
+pub(crate) fn told(e: Error) -> TierError {
     match e {
         Error::Refused(refusal) | Error::Hidden { refusal, .. } => {
             let kind = match refusal.status {

@@ -24,9 +24,10 @@ use crate::{
     ec2::{
         Id,
         address::{self as ec2_address, Elastic},
+        flow_log,
         instance, listing,
         security_group::{self, MAX_PER_INTERFACE},
-        subnet::SubnetRow,
+        subnet::{self, SubnetRow},
         tag, vpc,
     },
     network::{
@@ -203,6 +204,7 @@ impl InterfaceRow {
             address: self.address,
             secondary: self.secondary.iter().map(|s| s.address).collect(),
             vpc: self.link.clone(),
+            flow: None,
         }
     }
 }
@@ -457,6 +459,9 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
     ipv6::take_first(tx, new.subnet, &new.ipv6, &id)?;
     let mac = mac::take(tx, id.as_str())?;
     let public_wanted = new.public.unwrap_or(new.attached.is_some() && new.subnet.public_on_launch);
+    if public_wanted {
+        new.subnet.require_routed("public addresses")?;
+    }
     let automatic_ip = if public_wanted { outside::take(tx, network, Pool::Elastic, id.as_str())? } else { None };
     let attachment = new.attached.map(|_| InterfaceAttachmentId::from_random(rand::random()));
     tx.execute(
@@ -479,7 +484,7 @@ pub fn create(tx: &mut Tx<'_>, network: &config::Network, new: New<'_>) -> Outco
             Address(address),
             Uuid::new_v4(),
             new.description,
-            new.source_dest_check,
+            new.source_dest_check && new.subnet.kind == subnet::Kind::Routed,
             public_wanted,
             automatic_ip.map(Address),
             new.kind.as_str(),
@@ -567,6 +572,7 @@ pub fn only_of(tx: &mut Tx<'_>, instance: &InstanceId) -> Outcome<InterfaceRow> 
 /// `ModifyInstanceAttribute GroupId`: the instance's interface is in exactly these groups from now on.
 pub fn set_groups(tx: &mut Tx<'_>, instance: &InstanceId, groups: &[SecurityGroupId]) -> Outcome<()> {
     let row = only_of(tx, instance)?;
+    subnet::kind::require_routed(tx, &row.subnet, "security groups")?;
     let groups = security_group::for_launch(tx, &row.account, &row.vpc, groups, &[])?;
     put_groups(tx, &row.id, &groups)?;
     network::touch(tx, instance)
@@ -575,6 +581,13 @@ pub fn set_groups(tx: &mut Tx<'_>, instance: &InstanceId, groups: &[SecurityGrou
 /// `ModifyInstanceAttribute SourceDestCheck`.
 pub fn set_source_dest_check(tx: &mut Tx<'_>, instance: &InstanceId, check: bool) -> Outcome<()> {
     let row = only_of(tx, instance)?;
+    set_check(tx, &row, check)
+}
+
+fn set_check(tx: &mut Tx<'_>, row: &InterfaceRow, check: bool) -> Outcome<()> {
+    if check {
+        subnet::kind::require_routed(tx, &row.subnet, "check of sources and destinations")?;
+    }
     tx.execute("UPDATE network_interface SET source_dest_check = ?2 WHERE id = ?1", params![row.id.as_str(), check])?;
     Ok(())
 }
@@ -660,6 +673,7 @@ fn delete_row(tx: &mut Tx<'_>, row: &InterfaceRow) -> Outcome<()> {
         tx.execute(&format!("DELETE FROM {table} WHERE interface = ?1"), params![id])?;
     }
     mac::free(tx, id)?;
+    flow_log::forget(tx, id)?;
     tag::drop_all(tx, id)?;
     tx.execute("DELETE FROM network_interface WHERE id = ?1", params![id])?;
     Ok(())

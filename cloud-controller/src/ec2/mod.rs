@@ -8,6 +8,7 @@ pub mod dhcp_options;
 pub mod egress_only_gateway;
 pub mod encryption;
 pub mod endpoint;
+pub mod flow_log;
 pub mod image;
 pub mod import;
 pub mod instance;
@@ -56,6 +57,8 @@ pub const SERVICE: Service = Service {
         egress_only_gateway::ACTIONS,
         endpoint::ACTIONS,
         endpoint::change::ACTIONS,
+        flow_log::ACTIONS,
+        flow_log::change::ACTIONS,
         image::attribute::ACTIONS,
         image::copy::ACTIONS,
         image::create::ACTIONS,
@@ -67,6 +70,7 @@ pub const SERVICE: Service = Service {
         instance::console::ACTIONS,
         instance::describe::ACTIONS,
         instance::lifecycle::ACTIONS,
+        instance::metadata_default::ACTIONS,
         instance::run::ACTIONS,
         instance::status::ACTIONS,
         instance_type::ACTIONS,

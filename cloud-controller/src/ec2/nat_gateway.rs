@@ -281,6 +281,7 @@ pub fn make(
     now: i64,
 ) -> Outcome<NatGatewayId> {
     let subnet = subnet::get(tx, account, subnet)?;
+    subnet.require_routed("NAT gateway")?;
     let elastic = address::named(tx, account, Some(allocation), None)?;
     if elastic.interface.is_some() {
         let message = format!("resource {allocation} is already associated");

@@ -109,8 +109,12 @@ impl Tagged for Zone {
 }
 
 const ZONE_ATTRIBUTES: &[Attribute<Zone>] = &[
+    ("group-long-name", |_| vec![]),
     ("group-name", |z| vec![(&z.group_name).into()]),
+    ("message", |_| vec![]),
     ("opt-in-status", |z| vec![z.opt_in_status.into()]),
+    ("parent-zone-id", |_| vec![]),
+    ("parent-zone-name", |_| vec![]),
     ("region-name", |z| vec![(&z.region_name).into()]),
     ("state", |z| vec![z.zone_state.into()]),
     ("zone-id", |z| vec![(&z.zone_id).into()]),

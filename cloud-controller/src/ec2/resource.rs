@@ -35,6 +35,7 @@ const KINDS: &[Kind] = &[
     Kind { prefix: "snap-", name: "snapshot", table: "snapshot", not_found: "InvalidSnapshot.NotFound" },
     Kind { prefix: "vol-", name: "volume", table: "volume", not_found: "InvalidVolume.NotFound" },
     Kind { prefix: "acl-", name: "network-acl", table: "network_acl", not_found: "InvalidNetworkAclID.NotFound" },
+    Kind { prefix: "fl-", name: "vpc-flow-log", table: "flow_log", not_found: "InvalidFlowLogId.NotFound" },
     Kind { prefix: "dopt-", name: "dhcp-options", table: "dhcp_options", not_found: "InvalidDhcpOptionID.NotFound" },
     Kind { prefix: "eipalloc-", name: "elastic-ip", table: "address", not_found: "InvalidAllocationID.NotFound" },
     Kind {

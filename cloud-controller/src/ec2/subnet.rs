@@ -23,6 +23,9 @@ use crate::{
 
 pub mod change;
 pub mod ipv6;
+pub mod kind;
+
+pub use kind::Kind;
 
 actions![DescribeSubnets => describe];
 
@@ -51,6 +54,7 @@ pub struct SubnetRow {
     pub vpc: VpcId,
     pub zone: String,
     pub cidr: Cidr,
+    pub kind: Kind,
     pub is_default: bool,
     /// Interfaces made at a launch get a public address from the pool, while it has any.
     pub public_on_launch: bool,
@@ -82,7 +86,7 @@ impl SubnetRow {
 const RESERVED_FIRST: u32 = 4;
 
 const COLUMNS: &str =
-    "id, account, vpc, zone, cidr, default_of, public_on_launch, router_mac, created, ipv6_on_creation";
+    "id, account, vpc, zone, cidr, default_of, public_on_launch, router_mac, created, ipv6_on_creation, kind";
 
 fn read(row: &Row<'_>) -> Result<SubnetRow, StoreError> {
     Ok(SubnetRow {
@@ -91,6 +95,7 @@ fn read(row: &Row<'_>) -> Result<SubnetRow, StoreError> {
         vpc: row.get::<Id<_>>(2)?.0,
         zone: row.get(3)?,
         cidr: row.get(4)?,
+        kind: row.get(10)?,
         is_default: row.get::<Option<String>>(5)?.is_some(),
         public_on_launch: row.get(6)?,
         ipv6: None,
@@ -105,6 +110,7 @@ pub struct New {
     pub vpc: VpcId,
     pub zone: String,
     pub cidr: Cidr,
+    pub kind: Kind,
     pub is_default: bool,
     pub public_on_launch: bool,
     pub now: i64,
@@ -119,6 +125,7 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
         vpc: new.vpc,
         zone: new.zone,
         cidr: new.cidr,
+        kind: new.kind,
         is_default: new.is_default,
         public_on_launch: new.public_on_launch,
         ipv6: None,
@@ -126,7 +133,7 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
         created: new.now,
     };
     tx.execute(
-        &format!("INSERT INTO subnet ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
+        &format!("INSERT INTO subnet ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"),
         params![
             subnet.id.as_str(),
             subnet.account,
@@ -137,7 +144,8 @@ pub fn insert(tx: &mut Tx<'_>, account: &str, new: New) -> Outcome<SubnetRow> {
             subnet.public_on_launch,
             subnet.router_mac,
             subnet.created,
-            subnet.ipv6_on_creation
+            subnet.ipv6_on_creation,
+            subnet.kind
         ],
     )?;
     Ok(subnet)
@@ -287,6 +295,7 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("default-for-az", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("defaultForAz", |subnet| vec![subnet.default_for_az.to_string().into()]),
     ("enable-dns64", |subnet| vec![subnet.enable_dns64.to_string().into()]),
+    ("enable-lni-at-device-index", |_| vec![]),
     ("ipv6-cidr-block-association.association-id", |subnet| {
         subnet.ipv6_cidr_block_association_set.iter().map(|a| a.id().into()).collect()
     }),
@@ -301,6 +310,8 @@ const ATTRIBUTES: &[Attribute<SubnetInfo>] = &[
     ("map-public-ip-on-launch", |subnet| vec![subnet.map_public_ip_on_launch.to_string().into()]),
     ("outpost-arn", |_| vec![]),
     ("owner-id", |subnet| vec![(&subnet.owner_id).into()]),
+    ("private-dns-name-options-on-launch.enable-resource-name-dns-a-record", |_| vec!["false".into()]),
+    ("private-dns-name-options-on-launch.enable-resource-name-dns-aaaa-record", |_| vec!["false".into()]),
     ("private-dns-name-options-on-launch.hostname-type", |subnet| {
         vec![subnet.private_dns_name_options_on_launch.hostname_type.into()]
     }),
@@ -386,6 +397,7 @@ mod tests {
             vpc: VpcId::from_random([1; 9]),
             zone: String::new(),
             cidr: "10.0.0.0/28".parse().unwrap(),
+            kind: Kind::Routed,
             is_default: false,
             public_on_launch: false,
             ipv6: None,

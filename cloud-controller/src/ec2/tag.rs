@@ -10,7 +10,11 @@ use mallee_aws::{
 use mallee_store::{Error as StoreError, Tx, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, Refusal, actions, ec2::unless_dry_run, service::Call};
+use crate::{
+    Outcome, Refusal, actions,
+    ec2::{subnet, unless_dry_run},
+    service::Call,
+};
 
 actions![CreateTags => create, DeleteTags => delete, DescribeTags => describe];
 
@@ -24,6 +28,11 @@ CREATE TABLE tag (
 );
 CREATE INDEX tag_of ON tag (account, resource);
 ";
+
+/// Keys that mean something to the cloud: given with a resource, if at all, and never changed.
+const OWN: &str = "mallee:";
+/// Which of them a request may give to what it makes.
+const MEANT: [(&str, &str); 1] = [("subnet", subnet::kind::TAG)];
 
 /// AWS' bounds.
 const MAX_TAGS: usize = 50;
@@ -63,6 +72,11 @@ pub fn specified(
             ))
         })?;
         check(&specification.tag)?;
+        for tag in &specification.tag {
+            if !MEANT.contains(&(*kind, tag.key.as_str())) {
+                check_not_own(&tag.key)?;
+            }
+        }
         let tags: &mut Vec<Tag> = by_kind.entry(*kind).or_default();
         for tag in &specification.tag {
             // The answer would show two, and the store keeps one.
@@ -98,6 +112,16 @@ fn check(tags: &[Tag]) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+fn check_not_own(key: &str) -> Outcome<()> {
+    if !key.starts_with(OWN) {
+        return Ok(());
+    }
+    let message = format!(
+        "Tag keys starting with '{OWN}' mean something to this cloud, and '{key}' is not one that can be given or taken here"
+    );
+    Err(AwsError::invalid_parameter_value(message).into())
 }
 
 /// Puts tags on a resource, over those of the same key.
@@ -169,6 +193,7 @@ struct CreateTags {
 
 async fn create(call: &Call, input: CreateTags) -> Outcome<()> {
     check(&input.tag)?;
+    input.tag.iter().try_for_each(|tag| check_not_own(&tag.key))?;
     let account = call.account().to_owned();
     call.cloud
         .store
@@ -204,6 +229,7 @@ struct TagToDelete {
 }
 
 async fn delete(call: &Call, input: DeleteTags) -> Outcome<()> {
+    input.tag.iter().try_for_each(|tag| check_not_own(&tag.key))?;
     let account = call.account().to_owned();
     call.cloud
         .store
@@ -211,7 +237,8 @@ async fn delete(call: &Call, input: DeleteTags) -> Outcome<()> {
             for id in &input.resource_id {
                 super::resource::require(tx, &account, id)?;
                 if input.tag.is_empty() {
-                    drop_all(tx, id)?;
+                    let sql = "DELETE FROM tag WHERE resource = ?1 AND substr(name, 1, ?2) <> ?3";
+                    tx.execute(sql, params![id, OWN.len() as i64, OWN])?;
                 }
                 for tag in &input.tag {
                     tx.execute(

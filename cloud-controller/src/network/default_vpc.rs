@@ -49,8 +49,15 @@ fn default_subnet(
     acl: &NetworkAclId,
     now: i64,
 ) -> Outcome<SubnetRow> {
-    let new =
-        subnet::New { vpc: vpc.id.clone(), zone: zone.to_owned(), cidr, is_default: true, public_on_launch: true, now };
+    let new = subnet::New {
+        vpc: vpc.id.clone(),
+        zone: zone.to_owned(),
+        cidr,
+        kind: subnet::Kind::Routed,
+        is_default: true,
+        public_on_launch: true,
+        now,
+    };
     let subnet = subnet::insert(tx, &vpc.account, new)?;
     network_acl::associate(tx, acl, &subnet.id)?;
     Ok(subnet)

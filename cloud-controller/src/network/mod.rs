@@ -7,6 +7,7 @@
 //! [`reconcile`] applies it.
 
 pub mod cidr;
+mod database;
 pub mod default_vpc;
 pub mod mac;
 pub mod northbound;

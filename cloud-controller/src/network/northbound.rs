@@ -20,10 +20,12 @@ pub enum Table {
     Acl,
     AddressSet,
     DhcpOptions,
+    Meter,
+    MeterBand,
 }
 
 impl Table {
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 14] = [
         Table::Switch,
         Table::SwitchPort,
         Table::Router,
@@ -36,6 +38,8 @@ impl Table {
         Table::Acl,
         Table::AddressSet,
         Table::DhcpOptions,
+        Table::Meter,
+        Table::MeterBand,
     ];
 
     pub fn name(self) -> &'static str {
@@ -52,19 +56,29 @@ impl Table {
             Table::Acl => "ACL",
             Table::AddressSet => "Address_Set",
             Table::DhcpOptions => "DHCP_Options",
+            Table::Meter => "Meter",
+            Table::MeterBand => "Meter_Band",
         }
     }
 
     /// Rows that stay without anything referring to them. The others vanish with their last reference.
     pub fn is_root(self) -> bool {
-        matches!(self, Table::Switch | Table::Router | Table::PortGroup | Table::AddressSet | Table::DhcpOptions)
+        matches!(
+            self,
+            Table::Switch | Table::Router | Table::PortGroup | Table::AddressSet | Table::DhcpOptions | Table::Meter
+        )
     }
 
     /// Tables where the database lets a name be there once; their keys are their names.
     pub fn unique_name(self) -> bool {
         matches!(
             self,
-            Table::SwitchPort | Table::RouterPort | Table::GatewayChassis | Table::PortGroup | Table::AddressSet
+            Table::SwitchPort
+                | Table::RouterPort
+                | Table::GatewayChassis
+                | Table::PortGroup
+                | Table::AddressSet
+                | Table::Meter
         )
     }
 
@@ -90,10 +104,12 @@ impl Table {
             Table::Policy => &["priority", "match", "action", TAGS],
             Table::Nat => &["type", "external_ip", "logical_ip", "allowed_ext_ips", TAGS],
             Table::PortGroup => &["name", "ports", "acls", TAGS],
-            // An operator may switch logging on.
-            Table::Acl => &["priority", "direction", "match", "action", TAGS],
+            // Most rules say nothing of logging: an operator may switch it on.
+            Table::Acl => &["priority", "direction", "match", "action", "name", "log", "severity", "meter", TAGS],
             Table::AddressSet => &["name", "addresses", TAGS],
             Table::DhcpOptions => &["cidr", "options", TAGS],
+            Table::Meter => &["name", "unit", "bands", TAGS],
+            Table::MeterBand => &["action", "rate", "burst_size", TAGS],
         }
     }
 }

@@ -12,7 +12,6 @@
 use std::{
     collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,6 +24,7 @@ use mallee_tiers::Generation;
 use tokio::sync::{Mutex, Notify};
 
 use super::{
+    database::Database,
     northbound::{TAGS, Table},
     plan::{Plan, plan},
     render::{Outside, render},
@@ -64,6 +64,7 @@ const TOLD_FOR: Duration = Duration::from_secs(600);
 /// The network's reconciler.
 pub struct Network {
     config: config::Network,
+    database: Option<Database>,
     s3: Option<PrefixListRow>,
     store: Store,
     faults: Faults,
@@ -116,6 +117,7 @@ impl Network {
     pub fn new(config: &Config, store: &Store, faults: &Faults, clock: &Clock, poke: &Poke) -> Arc<Self> {
         Arc::new(Self {
             config: config.network.clone(),
+            database: Database::of(config),
             s3: prefix_list::of_s3(config),
             store: store.clone(),
             faults: faults.clone(),
@@ -135,7 +137,7 @@ impl Network {
     }
 
     /// One pass; the plan that was carried out.
-    async fn reconcile(&self, socket: &Path) -> Result<Plan, String> {
+    async fn reconcile(&self, database: &Database) -> Result<Plan, String> {
         let outside = Outside::of(&self.config).map_err(why)?;
         let s3 = self.s3.clone();
         let read = move |tx: &mut Tx<'_>| Ok::<_, Refusal>((wanted::read(tx, s3.as_ref())?, generation::total(tx)?));
@@ -150,7 +152,7 @@ impl Network {
         // Taken out while it is used: a pass that is given up half-way leaves no session in an unknown state.
         let mut session = match held.take() {
             Some(session) => session,
-            None => connect(socket).await?,
+            None => connect(database).await?,
         };
         session.catch_up()?;
         let own = self.store.incarnation().to_string();
@@ -266,8 +268,8 @@ impl Reconciler for Network {
     }
 
     async fn pass(&self) -> PassReport {
-        let Some(socket) = self.config.northbound.clone() else { return PassReport::default() };
-        let done = match tokio::time::timeout(PATIENCE, self.reconcile(&socket)).await {
+        let Some(database) = &self.database else { return PassReport::default() };
+        let done = match tokio::time::timeout(PATIENCE, self.reconcile(database)).await {
             Ok(done) => done,
             Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
         };
@@ -290,7 +292,7 @@ impl Reconciler for Network {
             Err(error) => {
                 self.faults.raise(
                     FAULT_UNREACHABLE,
-                    format!("OVN's northbound database at {} cannot be kept right: {error}", socket.display()),
+                    format!("OVN's northbound database at {} cannot be kept right: {error}", database.remotes),
                     "Running instances keep their network. See whether its ovsdb-server runs (`mallee status`)",
                 );
                 let mut report = PassReport::default();
@@ -320,9 +322,9 @@ fn written(generation: Generation) -> String {
 }
 
 /// `mallee zone adopt`: makes the northbound database this store's, whosever it was.
-pub async fn adopt(config: &config::Network, store: &Store) -> Result<(), String> {
-    let Some(socket) = &config.northbound else { return Ok(()) };
-    let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
+pub async fn adopt(config: &Config, store: &Store) -> Result<(), String> {
+    let Some(database) = Database::of(config) else { return Ok(()) };
+    let client = database.connect().await?;
     let own = store.incarnation().to_string();
     let reached = store.read("read the generation", generation::total).await.map_err(|e| e.to_string())?;
     client.transact(DATABASE, vec![claim(&own, reached)]).await.map(drop).map_err(|e| e.to_string())
@@ -336,8 +338,8 @@ fn why(refusal: Refusal) -> String {
     refusal.cause.unwrap_or(refusal.answer.message)
 }
 
-async fn connect(socket: &Path) -> Result<Session, String> {
-    let client = Client::connect_unix(socket).await.map_err(|e| e.to_string())?;
+async fn connect(database: &Database) -> Result<Session, String> {
+    let client = database.connect().await?;
     let mut tables: Vec<MonitorTable> =
         Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
     tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg", TAGS]));

@@ -15,6 +15,8 @@
 //! - A network ACL is policies of the router, at the edge of the subnet. See [`nacl`].
 //! - A peering connection is a switch between two routers. See [`peering`].
 //! - IPv6 is not translated on its way in and out; see [`ipv6`].
+//! - A private L2 subnet is a switch that hangs on nothing. See [`private`].
+//! - What is refused of an interface with a flow log is told to its node: see [`flow_log`].
 //! - A subnet whose table has no way out may not reach the outside link either, which the router is connected to.
 
 use std::{
@@ -24,9 +26,11 @@ use std::{
 
 use mallee_aws::id::{PrefixListId, SecurityGroupId, SubnetId, VpcId};
 
+mod flow_log;
 mod ipv6;
 mod nacl;
 mod peering;
+mod private;
 mod route;
 
 use super::{
@@ -116,7 +120,7 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
     route::render(&mut out, wanted, &tables, outside);
     let vpcs: BTreeMap<_, _> = wanted.vpcs.iter().map(|vpc| (&vpc.id, vpc)).collect();
     let options: BTreeMap<_, _> = wanted.dhcp_options.iter().map(|set| (&set.id, set)).collect();
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         let vpc = vpcs.get(&subnet.vpc).copied();
         let set = vpc.and_then(|vpc| vpc.dhcp_options.as_ref()).and_then(|id| options.get(id).copied());
         let table = tables.of(subnet);
@@ -128,6 +132,7 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
         }
     }
     ipv6::render(&mut out, wanted, &tables, outside);
+    flow_log::render(&mut out, wanted);
     nacl::render(&mut out, wanted);
     for list in &wanted.prefix_lists {
         address_set(&mut out, address_set_of(&list.id), list.nets());
@@ -148,8 +153,12 @@ pub fn render(wanted: &Wanted, outside: &Outside) -> Content {
     for rule in &wanted.rules {
         group_rule(&mut out, rule, &families);
     }
+    let private = private::render(&mut out, wanted);
     for interface in wanted.interfaces.iter().filter(|i| i.kind == Kind::Interface) {
-        port(&mut out, interface);
+        match private.contains(&interface.subnet) {
+            true => private::port(&mut out, interface),
+            false => port(&mut out, interface),
+        }
     }
     out
 }
@@ -235,6 +244,22 @@ fn shared(out: &mut Content, outside: &Outside) {
             PRIORITY_BASE,
             format!("inport == @{DROP} && ip6 && udp.src == 546 && udp.dst == 547"),
             "allow",
+        ),
+        // Addresses are given by the switch: who else answers for it lies. (That a way is advertised by another than the
+        // router is what OVN cannot be asked to drop: its ACLs let all of neighbour discovery pass.)
+        (
+            "base-no-dhcp-server",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip4 && udp.src == 67 && udp.dst == 68"),
+            "drop",
+        ),
+        (
+            "base-no-dhcpv6-server",
+            "from-lport",
+            PRIORITY_BASE,
+            format!("inport == @{DROP} && ip6 && udp.src == 547 && udp.dst == 546"),
+            "drop",
         ),
         (
             "base-metadata",
@@ -646,6 +671,12 @@ fn traffic(traffic: &Traffic) -> Vec<String> {
     }
 }
 
+/// Whose port it is.
+fn interface_tags(interface: &InterfaceRow) -> [(&str, &str); 2] {
+    let instance = interface.instance.as_ref().map(|i| i.as_str()).unwrap_or_default();
+    [("interface", interface.id.as_str()), ("instance", instance)]
+}
+
 fn port(out: &mut Content, interface: &InterfaceRow) {
     let name = interface.port.to_string();
     // The first one is what DHCP gives.
@@ -654,12 +685,11 @@ fn port(out: &mut Content, interface: &InterfaceRow) {
     let address = format!("{} {}", interface.mac, addresses.join(" "));
     // Without the check an instance may forward for others, but is still held to its own MAC.
     let security = if interface.source_dest_check { address.clone() } else { interface.mac.clone() };
-    let instance = interface.instance.as_ref().map(|i| i.as_str()).unwrap_or_default();
     let dhcpv6 = (!interface.ipv6.is_empty()).then(|| ipv6::dhcp_key(&interface.subnet));
     out.add(
         Table::SwitchPort,
         name.clone(),
-        &[("interface", interface.id.as_str()), ("instance", instance)],
+        &interface_tags(interface),
         [
             ("name", Column::text(name.clone())),
             ("type", Column::text("")),

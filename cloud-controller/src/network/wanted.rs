@@ -1,11 +1,15 @@
 //! The rows of the whole cloud's network, in one read.
 
+use std::collections::BTreeSet;
+
+use mallee_aws::id::NetworkInterfaceId;
 use mallee_store::Tx;
 
 use crate::{
     Outcome,
     ec2::{
         dhcp_options::{self, DhcpOptionsRow},
+        flow_log,
         interface::{self, InterfaceRow},
         nat_gateway::{self, NatGatewayRow},
         network_acl::{self, NetworkAclRow},
@@ -13,7 +17,7 @@ use crate::{
         prefix_list::{self, PrefixListRow},
         route_table::{self, RouteTableRow},
         security_group::{self, GroupRow, RuleRow},
-        subnet::{self, SubnetRow},
+        subnet::{self, Kind, SubnetRow},
         vpc::{self, VpcRow},
     },
 };
@@ -35,20 +39,31 @@ pub struct Wanted {
     pub peerings: Vec<PeeringRow>,
     /// The accounts' and the cloud's own.
     pub prefix_lists: Vec<PrefixListRow>,
+    /// Interfaces whose packets nodes write down.
+    pub flow_logged: BTreeSet<NetworkInterfaceId>,
+}
+
+impl Wanted {
+    /// The subnets that hang on their VPC's router.
+    pub fn routed(&self) -> impl Iterator<Item = &SubnetRow> {
+        self.subnets.iter().filter(|subnet| subnet.kind == Kind::Routed)
+    }
 }
 
 /// `s3`: the cloud's own prefix list.
 pub fn read(tx: &mut Tx<'_>, s3: Option<&PrefixListRow>) -> Outcome<Wanted> {
     let mut prefix_lists = prefix_list::all(tx, None)?;
     prefix_lists.extend(s3.cloned());
+    let interfaces = interface::all(tx)?;
     Ok(Wanted {
         prefix_lists,
+        flow_logged: flow_log::Logs::read(tx)?.watched(&interfaces),
         vpcs: vpc::all(tx, None)?,
         subnets: subnet::all(tx, None)?,
         route_tables: route_table::all(tx, None)?,
         groups: security_group::all(tx, None)?,
         rules: security_group::all_rules(tx, None)?,
-        interfaces: interface::all(tx)?,
+        interfaces,
         acls: network_acl::all(tx, None)?,
         dhcp_options: dhcp_options::all(tx, None)?,
         nat_gateways: nat_gateway::alive(tx)?,

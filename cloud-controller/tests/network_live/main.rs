@@ -308,7 +308,7 @@ async fn another_store_leaves_the_database_as_it_is_until_it_is_adopted() {
     assert!(forgetful.faults.all().iter().any(|fault| fault.remedy.contains("mallee zone adopt")));
     assert_eq!(cloud.passes_cleanly().await, 0, "its owner goes on");
 
-    mallee_cloud_controller::network::adopt(&forgetful.config.network, &forgetful.store).await.unwrap();
+    mallee_cloud_controller::network::adopt(&forgetful.config, &forgetful.store).await.unwrap();
     assert!(forgetful.passes_cleanly().await > 0);
     assert!(forgetful.faults.all().iter().all(|fault| !fault.remedy.contains("mallee zone adopt")));
     assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
@@ -353,7 +353,7 @@ async fn a_store_that_was_put_back_does_not_take_the_network_from_guests_it_does
     }
     assert_eq!(cloud.passes_cleanly().await, 0);
 
-    mallee_cloud_controller::network::adopt(&cloud.config.network, &cloud.store).await.unwrap();
+    mallee_cloud_controller::network::adopt(&cloud.config, &cloud.store).await.unwrap();
     assert!(cloud.passes_cleanly().await > 0);
     assert_eq!(select(&nb, NB, "Logical_Switch_Port", port).await.len(), 0);
 }

@@ -52,6 +52,7 @@ impl Cloud {
                 zone: "mallee-1a".into(),
                 cidr: cidr.parse().unwrap(),
                 is_default: false,
+                kind: subnet::Kind::Routed,
                 public_on_launch: false,
                 now: 1,
             };

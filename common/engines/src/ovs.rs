@@ -95,6 +95,8 @@ fn controller(layout: &Layout, netns: &Netns, node: &NodeConfig) -> Plan {
     let log = layout.log().join("ovn-controller.log");
     let mut command = vec!["ovn-controller".to_owned()];
     command.extend(logging(&log));
+    // A line for each packet that a flow log's rules refuse would fill the disk; the node hears of them from the switch.
+    command.push("-vacl_log:file:warn".to_owned());
     command.push(format!("--pidfile={}", ovn.join("ovn-controller.pid").display()));
     if let Some(folder) = &node.tls {
         command.extend(certificate(folder));

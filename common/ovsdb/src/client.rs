@@ -93,7 +93,7 @@ impl Client {
         Ok(Client::new(stream))
     }
 
-    /// Speaks over a stream that is already connected (TLS is the caller's).
+    /// Speaks over a stream that is already connected.
     pub fn new<S>(stream: S) -> Client
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -316,7 +316,12 @@ async fn write_all(
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
 ) {
     while let Some(message) = queue.recv().await {
-        if let Err(error) = stream.write_all(&message).await {
+        // A TLS stream may have taken bytes that it has not sent.
+        let written = async {
+            stream.write_all(&message).await?;
+            stream.flush().await
+        };
+        if let Err(error) = written.await {
             shared.close(&error.to_string());
             return;
         }

@@ -31,6 +31,17 @@ pub(crate) fn elements(value: &Value) -> Vec<Value> {
     }
 }
 
+/// [`elements`] of a column that is no longer needed.
+pub(crate) fn into_elements(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(mut both) if tagged_array(&both, "set").is_some() => match both.pop() {
+            Some(Value::Array(inner)) => inner,
+            _ => Vec::new(),
+        },
+        single => vec![single],
+    }
+}
+
 /// The pairs of a map column; empty when the value is no map.
 pub(crate) fn pairs(value: &Value) -> Vec<(Value, Value)> {
     tagged(value, "map")
@@ -56,7 +67,11 @@ pub fn as_uuid(value: &Value) -> Option<Uuid> {
 }
 
 fn tagged<'v>(value: &'v Value, tag: &str) -> Option<&'v [Value]> {
-    match value.as_array()?.as_slice() {
+    tagged_array(value.as_array()?, tag)
+}
+
+fn tagged_array<'v>(array: &'v [Value], tag: &str) -> Option<&'v [Value]> {
+    match array {
         [Value::String(found), Value::Array(inner)] if found == tag => Some(inner),
         _ => None,
     }

@@ -26,6 +26,8 @@ tier! {
     Admin, client AdminClient, server AdminServer {
         account_create(AccountCreate) -> AccountKeys, from [Operator];
         account_list(crate::StatusAsked) -> Accounts, from [Operator];
+        /// `mallee account allow` and `forbid`.
+        account_allow(AccountAllow) -> crate::Done, from [Operator];
         /// The keys of an account, for `mallee env`.
         account_keys(AccountAsked) -> AccountKeys, from [Operator];
         /// Registers a signing certificate (PEM, RSA) of an account, as image bundles are signed with.
@@ -132,6 +134,14 @@ pub struct AccountAsked {
     pub name: String,
 }
 
+/// Something that not every account may do, such as `private-l2`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccountAllow {
+    pub name: String,
+    pub what: String,
+    pub allowed: bool,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AccountKeys {
     pub account: String,
@@ -158,6 +168,9 @@ pub struct AccountRow {
     pub name: String,
     pub created: Millis,
     pub instances: u64,
+    /// What the operator allowed it beyond what every account may do.
+    #[serde(default)]
+    pub allowed: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

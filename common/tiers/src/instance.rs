@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Export, Generation, Millis, Reported, Wanted};
+use crate::{Export, FlowLogFailure, FlowWatch, Generation, Millis, Reported, Wanted};
 
 /// How many interfaces an instance can have: its machine has that many places for them from the start.
 pub const INTERFACES_AT_AN_INSTANCE: usize = 8;
@@ -206,6 +206,9 @@ pub struct Interface {
     #[serde(default)]
     pub secondary: Vec<Ipv4Addr>,
     pub vpc: VpcLink,
+    /// Its packets are written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowWatch>,
 }
 
 /// What a node must know of a VPC to serve metadata in it.
@@ -306,6 +309,9 @@ pub struct InstanceReport {
     /// Every interface that it shall have, or still has. None: its node is of a release that does not say.
     #[serde(default)]
     pub interfaces: Option<Vec<InterfaceReport>>,
+    /// The flow logs its interfaces are in whose last delivery failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flow_logs: Vec<FlowLogFailure>,
     /// The end of the serial console in base64, once the instance is stopped or gone.
     #[serde(default)]
     pub last_console: Option<String>,
@@ -330,6 +336,7 @@ impl InstanceReport {
             started: None,
             attachments: Vec::new(),
             interfaces: None,
+            flow_logs: Vec::new(),
             last_console: None,
             took_ms: BTreeMap::new(),
         }

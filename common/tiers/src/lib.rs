@@ -15,6 +15,7 @@
 
 mod binding;
 mod cloud;
+mod flow_log;
 mod identity;
 mod instance;
 mod intent;
@@ -28,6 +29,7 @@ mod zone;
 
 pub use binding::{Dispatch, TierError, TierErrorKind, Transport};
 pub use cloud::*;
+pub use flow_log::*;
 pub use identity::*;
 pub use instance::*;
 pub use intent::*;

@@ -39,6 +39,9 @@ pub struct TraceAsked {
     pub protocol: String,
     /// None for `icmp`.
     pub port: Option<u16>,
+    /// By IPv6, where `to` is no address that says so.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 /// What `ovn-trace` is to be asked, and what its words mean.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mallee_service::{Listed, PassReport, Poke, Reconciler, steps::TARGET};
-use mallee_tiers::{Blob, Desired, Generation, HoldKind, Instance, InstanceReport, Reports, VpcLink};
+use mallee_tiers::{Blob, Desired, Generation, HoldKind, Instance, InstanceReport, Interface, Reports, VpcLink};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, watch};
 
 use super::{
@@ -159,7 +159,9 @@ impl Instances {
         let next = plan::next(&scene);
         // Something is always told: an instance that is in no report would seem to be gone from this node.
         if report::is_worth_telling(&next) || self.reports.get(id).is_none() {
-            self.reports.put(report::report(id, &self.machine.node, &scene, &next, &live.trouble, &live.took_ms));
+            let mut told = report::report(id, &self.machine.node, &scene, &next, &live.trouble, &live.took_ms);
+            told.flow_logs = scene.wish.map(|wish| self.machine.flow_logs.failures(wish)).unwrap_or_default();
+            self.reports.put(told);
         }
         next
     }
@@ -629,6 +631,18 @@ impl Instances {
     }
 }
 
+/// The interfaces of running guests, each with the link that stands for it.
+fn linked(world: &BTreeMap<String, Look>) -> Vec<(Interface, String)> {
+    let on = |look: &&Look| look.domain.as_ref().is_some_and(|d| !matches!(d.power, Power::Off(_)));
+    let of = |look: &Look| {
+        let (wish, domain) = (look.wish.as_ref()?, look.domain.as_ref()?);
+        let link = |i: &Interface| domain.nics.iter().find(|nic| nic.port == i.port).map(|nic| nic.tap.clone());
+        let watched = wish.body.interfaces.iter().filter(|i| i.flow.is_some());
+        Some(watched.filter_map(|i| Some((i.clone(), link(i)?))).collect::<Vec<_>>())
+    };
+    world.values().filter(on).filter_map(of).flatten().collect()
+}
+
 /// 100 ms, doubled each time.
 fn pause(failures: u32) -> Duration {
     Duration::from_millis(100)
@@ -660,6 +674,9 @@ impl Reconciler for Instances {
         };
         self.machine.faults.clear(HYPERVISOR_FAULT);
         self.publish(&world);
+        if let Err(e) = self.machine.flow_logs.want(linked(&world)).await {
+            tracing::warn!(error = %e, "flow logs");
+        }
         let (begun, again) = self.dispatch(&world, &idle);
         self.looked.send_replace(true);
         PassReport { again, ..PassReport::changed(begun) }

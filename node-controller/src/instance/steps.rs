@@ -19,6 +19,7 @@ use super::{
     row::{Rows, uuid_of},
 };
 use crate::{
+    flow_log::FlowLogs,
     hypervisor::{Accelerator, DomainSpec, Hypervisor, HypervisorError, Kernel, Nic, RootDisk, StoreDisk},
     image::{Base, ImageCache, ImageError, sync_dir},
     metadata, nic, volume,
@@ -38,6 +39,7 @@ pub struct Machine {
     pub images: Option<ImageCache>,
     pub book: Arc<metadata::Book>,
     pub metadata: metadata::Service,
+    pub flow_logs: Arc<FlowLogs>,
     pub rows: Rows,
     pub wishes: IntentBook<Instance>,
     pub instances: PathBuf,

@@ -217,3 +217,167 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     }
     response
 }
+
+/// Who asks is known by where the question comes from, whatever it says.
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpSocket, UdpSocket},
+    };
+
+    use super::*;
+    use crate::metadata::Guest;
+
+    const PUT: &str = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60";
+    const WHO: &str = "GET /latest/meta-data/instance-id HTTP/1.1";
+
+    /// Each VPC has a port of its own on loopback, whose addresses are the guests'.
+    struct Loopback(std::sync::Mutex<BTreeMap<String, SocketAddr>>);
+
+    #[async_trait::async_trait]
+    impl MetadataSockets for Loopback {
+        async fn open(&self, vpc: &VpcLink, listening: bool) -> Result<Option<Sockets>, String> {
+            if listening {
+                return Ok(None);
+            }
+            let metadata = TcpListener::bind("127.0.0.1:0").await.map_err(|e| e.to_string())?;
+            let names = UdpSocket::bind("127.0.0.1:0").await.map_err(|e| e.to_string())?;
+            self.0.lock().unwrap().insert(vpc.id.clone(), metadata.local_addr().unwrap());
+            Ok(Some(Sockets { metadata, names }))
+        }
+        async fn close(&self, vpc: &str) -> Result<(), String> {
+            self.0.lock().unwrap().remove(vpc);
+            Ok(())
+        }
+        async fn held(&self) -> Result<Vec<String>, String> {
+            Ok(self.0.lock().unwrap().keys().cloned().collect())
+        }
+    }
+
+    struct Node {
+        book: Arc<Book>,
+        service: Service,
+        sockets: Arc<Loopback>,
+        _key: tempfile::TempDir,
+    }
+
+    impl Node {
+        async fn with(vpcs: &[&str]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let key = TokenKey::load(&directory.path().join("key")).unwrap();
+            let (book, sockets) = (Arc::new(Book::default()), Arc::new(Loopback(Default::default())));
+            let service = Service::new(book.clone(), key, sockets.clone(), Clock::default(), Faults::default());
+            for vpc in vpcs {
+                let link = VpcLink { id: (*vpc).into(), metadata_port: String::new(), metadata_mac: String::new() };
+                service.ensure(&link).await.unwrap();
+            }
+            Self { book, service, sockets, _key: directory }
+        }
+
+        fn put(&self, vpc: &str, address: [u8; 4], instance: &str) {
+            let guest = Guest {
+                instance: instance.into(),
+                tree: [("meta-data/instance-id".to_owned(), instance.to_owned())].into(),
+                user_data: None,
+                enabled: true,
+                tokens_required: false,
+                hop_limit: 1,
+            };
+            self.book.put_guest(vpc, address.into(), guest);
+        }
+
+        async fn connect(&self, vpc: &str, from: [u8; 4]) -> TcpStream {
+            let to = self.sockets.0.lock().unwrap()[vpc];
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from((from, 0))).unwrap();
+            socket.connect(to).await.unwrap()
+        }
+
+        /// → status and body.
+        async fn ask(&self, vpc: &str, from: [u8; 4], request: &str) -> (u16, String) {
+            exchange(&mut self.connect(vpc, from).await, request).await
+        }
+    }
+
+    async fn exchange(stream: &mut TcpStream, request: &str) -> (u16, String) {
+        stream.write_all(format!("{request}\r\nHost: 169.254.169.254\r\n\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        loop {
+            let mut part = [0; 4096];
+            let read = stream.read(&mut part).await.unwrap();
+            text += std::str::from_utf8(&part[..read]).unwrap();
+            let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                assert!(read > 0, "{text}");
+                continue;
+            };
+            let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return (head[9..12].parse().unwrap(), body.to_owned());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_gets_its_own_whoever_its_headers_say_it_is() {
+        let node = Node::with(&["vpc-a"]).await;
+        let (one, two, nobody) = ([127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4]);
+        node.put("vpc-a", one, "i-one");
+        node.put("vpc-a", two, "i-two");
+        let claims =
+            ["X-Forwarded-For: 127.0.0.3", "Forwarded: for=127.0.0.3", "X-Real-IP: 127.0.0.3", "X-Instance-ID: i-two"];
+        for claim in claims {
+            let request = format!("{WHO}\r\n{claim}");
+            assert_eq!(node.ask("vpc-a", one, &request).await, (200, "i-one".into()), "{claim}");
+            assert_eq!(node.ask("vpc-a", nobody, &request).await.0, 404, "{claim}");
+        }
+        let whole = "GET http://127.0.0.3/latest/meta-data/instance-id HTTP/1.1";
+        assert_eq!(node.ask("vpc-a", one, whole).await, (200, "i-one".into()));
+        for forwarded in ["X-Forwarded-For: 127.0.0.2", "x-forwarded-for: 127.0.0.3", "X-FORWARDED-FOR:"] {
+            assert_eq!(node.ask("vpc-a", one, &format!("{PUT}\r\n{forwarded}")).await.0, 403, "{forwarded}");
+        }
+        assert_eq!(node.ask("vpc-a", nobody, PUT).await.0, 404);
+        let (status, token) = node.ask("vpc-a", one, PUT).await;
+        let with = format!("{WHO}\r\nX-aws-ec2-metadata-token: {token}");
+        assert_eq!((status, node.ask("vpc-a", one, &with).await), (200, (200, "i-one".into())));
+        assert_eq!(node.ask("vpc-a", two, &with).await.0, 401, "what one was given is worth nothing to another");
+    }
+
+    #[tokio::test]
+    async fn the_same_address_in_two_vpcs_is_two_guests() {
+        let node = Node::with(&["vpc-a", "vpc-b", "vpc-c"]).await;
+        let same = [127, 0, 0, 2];
+        node.put("vpc-a", same, "i-a");
+        node.put("vpc-b", same, "i-b");
+        assert_eq!(node.ask("vpc-a", same, WHO).await, (200, "i-a".into()));
+        assert_eq!(node.ask("vpc-b", same, WHO).await, (200, "i-b".into()));
+        assert_eq!(node.ask("vpc-c", same, WHO).await.0, 404);
+        let (_, token) = node.ask("vpc-a", same, PUT).await;
+        let with = format!("{WHO}\r\nX-aws-ec2-metadata-token: {token}");
+        assert_eq!(node.ask("vpc-b", same, &with).await.0, 401);
+    }
+
+    /// Also over a connection, and with a token, of the time before.
+    #[tokio::test]
+    async fn an_address_that_has_a_new_owner_is_the_old_ones_no_more() {
+        let node = Node::with(&["vpc-a"]).await;
+        let address = [127, 0, 0, 2];
+        node.put("vpc-a", address, "i-old");
+        let mut open = node.connect("vpc-a", address).await;
+        let (_, token) = exchange(&mut open, PUT).await;
+        let with = format!("{WHO}\r\nX-aws-ec2-metadata-token: {token}");
+        assert_eq!(exchange(&mut open, &with).await, (200, "i-old".into()));
+        node.book.replace(std::iter::empty());
+        assert_eq!(exchange(&mut open, WHO).await.0, 404);
+        assert_eq!(node.ask("vpc-a", address, &with).await.0, 404);
+        node.put("vpc-a", address, "i-new");
+        assert_eq!(exchange(&mut open, WHO).await, (200, "i-new".into()));
+        assert_eq!(exchange(&mut open, &with).await.0, 401);
+        assert_eq!(node.ask("vpc-a", address, &with).await.0, 401);
+        node.book.replace(std::iter::empty());
+        assert_eq!(node.service.close_unused().await, Vec::<String>::new());
+        assert!(!node.service.is_heard_in("vpc-a").await);
+    }
+}

@@ -1,6 +1,6 @@
 //! `mallee account`: the owners of things in the cloud.
 
-use mallee_tiers::{AccountCreate, AccountKeys, StatusAsked};
+use mallee_tiers::{AccountAllow, AccountCreate, AccountKeys, StatusAsked};
 
 use crate::error::{Error, Result};
 use crate::output::out;
@@ -30,11 +30,20 @@ pub async fn made(state: &State, name: &str, ensure: bool) -> Result<AccountKeys
 pub async fn list(state: &State) -> Result<()> {
     needs::root()?;
     let accounts = admin::client(state).account_list(&StatusAsked::default()).await?.accounts;
-    let mut shown = table(["NAME", "NUMBER", "CREATED (UTC)", "INSTANCES"]);
+    let mut shown = table(["NAME", "NUMBER", "CREATED (UTC)", "INSTANCES", "ALLOWED"]);
     for row in accounts {
-        shown.add_row([row.name, row.account, time(row.created), row.instances.to_string()]);
+        let allowed = row.allowed.join(", ");
+        shown.add_row([row.name, row.account, time(row.created), row.instances.to_string(), allowed]);
     }
     out!("{shown}");
+    Ok(())
+}
+
+/// Lets an account do what not every account may, or not any more; what it made in the meantime stays.
+pub async fn allow(state: &State, name: &str, what: &str, allowed: bool) -> Result<()> {
+    needs::root()?;
+    admin::client(state).account_allow(&AccountAllow { name: name.into(), what: what.into(), allowed }).await?;
+    out!("account {name} {} {what}", if allowed { "is allowed" } else { "is not allowed any more:" });
     Ok(())
 }
 

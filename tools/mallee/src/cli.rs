@@ -71,12 +71,13 @@ Works when parts are down, and shows which; then its exit code is 3.")]
   eval \"$(mallee env --euca ~/.mallee)\"    for euca2ools: writes euca2ools.ini and certificates
 Where the aws in PATH is too old for AWS_ENDPOINT_URL, a function `aws` is defined, so that no call goes to the real AWS.")]
     Env(env::Choices),
-    /// Accounts: create, list
+    /// Accounts: create, list, what they are allowed beside what all are
     #[command(
         subcommand,
         after_help = "Examples:
   mallee account create alice
-  mallee account list"
+  mallee account list
+  mallee account allow alice private-l2"
     )]
     Account(Account),
     /// Nodes: list, tokens for machines that shall join, drain, remove
@@ -159,6 +160,14 @@ enum Account {
     Create { name: String },
     #[command(after_help = "Example: mallee account list")]
     List,
+    /// Let an account do what not every account may
+    #[command(after_help = "What can be allowed:
+  private-l2    subnets of pure L2, without DHCP or any guard (the tag mallee:kind=private-l2 when they are made)
+Example: mallee account allow alice private-l2")]
+    Allow { name: String, what: String },
+    /// Take back what was allowed; what the account made meanwhile stays
+    #[command(after_help = "Example: mallee account forbid alice private-l2")]
+    Forbid { name: String, what: String },
 }
 
 #[derive(Subcommand)]
@@ -302,6 +311,8 @@ async fn act(state: &State, command: Command) -> Result<()> {
         Command::Env(choices) => env::run(state, &choices).await,
         Command::Account(Account::Create { name }) => account::create(state, &name).await,
         Command::Account(Account::List) => account::list(state).await,
+        Command::Account(Account::Allow { name, what }) => account::allow(state, &name, &what, true).await,
+        Command::Account(Account::Forbid { name, what }) => account::allow(state, &name, &what, false).await,
         Command::Node(Node::List) => node::list(state).await,
         Command::Node(Node::Token { name, zone, role, hours }) => node::token(state, &name, &zone, role, hours).await,
         Command::Node(Node::Drain { name }) => node::drain(state, &name).await,

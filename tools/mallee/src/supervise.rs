@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mallee_engines::{Engines, Supervisor};
-use mallee_tiers::{Role, TokenAsked};
+use mallee_tiers::{Role, StatusAsked, TokenAsked};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +23,8 @@ use crate::{admin, guard, internet, tier};
 
 /// While a tier waits for its join token; the cloud-controller is up within that.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a machine that has joined may be reached by guests' way to the internet.
+const MACHINES: Duration = Duration::from_secs(5);
 const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
 /// A join token of ours is good for an hour; one nearly as old is replaced.
 const TOKEN_AGE: Duration = Duration::from_secs(50 * 60);
@@ -86,6 +88,9 @@ pub async fn run(state: State) -> Result<()> {
         }
         tokio::spawn(configure(engines));
     }
+    if machine.link().is_some() {
+        tokio::spawn(shut_machines(state.clone()));
+    }
     let socket = state.supervisor_socket();
     // A leftover: we hold the lock.
     let _ = std::fs::remove_file(&socket);
@@ -113,6 +118,29 @@ async fn configure(engines: Engines) {
     while let Err(error) = engines.configure(ENGINE_PATIENCE).await {
         tracing::error!(%error, "the switch is not configured; trying again");
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// While guests reach beyond this machine, they shall not reach the other machines of the cloud.
+async fn shut_machines(state: State) {
+    let mut shut = None;
+    loop {
+        let machine = Machine::expect(&state).ok().filter(|machine| machine.internet.is_some());
+        match machine.as_ref().and_then(Machine::link) {
+            None => shut = None,
+            Some(link) => {
+                if let Ok(cloud) = admin::client(&state).status(&StatusAsked::default()).await {
+                    let machines = internet::machines(link, &cloud);
+                    if shut.as_ref() != Some(&machines) {
+                        match internet::shut(link, &machines).await {
+                            Ok(()) => shut = Some(machines),
+                            Err(error) => tracing::warn!(%error, "guests may reach machines of the cloud"),
+                        }
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(MACHINES).await;
     }
 }
 

@@ -134,6 +134,9 @@ async fn finish(state: &State, machine: &Machine, engines: &Engines) -> Result<(
     let begun = step("tiers");
     let cloud = wait_for_tiers(state, machine, &begun).await;
     let cloud = begun.outcome(cloud, |cloud| format!("{} answer", cloud.tiers.len() + cloud.nodes.len()))?;
+    if let (Some(link), true) = (machine.link(), machine.internet.is_some()) {
+        internet::shut(link, &internet::machines(link, &cloud)).await?;
+    }
     let begun = step("account");
     let made = account::made(state, account::FIRST, true).await;
     let keys = begun.outcome(made, |keys| format!("{} ({})", keys.name, keys.account))?;

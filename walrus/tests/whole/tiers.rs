@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use crate::client::{ALICE, S3, parsed};
+use crate::client::{ALICE, BOB, S3, parsed};
 use http::{Request, StatusCode};
 use mallee_service::{
     Identity, TierHttp, body,
     pki::{Ca, new_key_pem, signing_request, write_public, write_secret},
 };
-use mallee_tiers::{Digests, OBJECTS_PREFIX, Peer, Role, StatusAsked, WalrusClient, blob_path};
+use mallee_tiers::{Digests, FLOW_LOGS_PREFIX, OBJECTS_PREFIX, Peer, Role, StatusAsked, WalrusClient, blob_path};
 use sha2::Digest;
 
 fn certify(ca: &Ca, dir: &Path, peer: &Peer) -> Identity {
@@ -79,4 +79,53 @@ async fn tiers_keep_blobs_by_digest_and_read_objects_as_their_owner_would() {
     // Without a certificate there is no such door.
     let bare = Request::get(format!("http://{address}{path}")).body(http_body_util::Full::default()).unwrap();
     assert_eq!(s3.send(bare).await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_bring_flow_logs_where_the_bucket_lets_them_in_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Ca::open_or_create(&dir.path().join("ca"), "test").unwrap();
+    certify(&ca, &dir.path().join("walrus/tls"), &Peer::new(Role::Walrus, "", "walrus"));
+    let running = mallee_walrus::start(parsed(&dir.path().join("walrus"))).await.unwrap();
+    let address = running.addresses[0].to_string();
+    let as_role = |role: Role, name: &str| {
+        let identity = certify(&ca, &dir.path().join(name), &Peer::new(role, "mallee-1a", name));
+        TierHttp::new(&identity, &address, Role::Walrus, "walrus").unwrap()
+    };
+    let (cloud, node) = (as_role(Role::CloudController, "cloud-controller"), as_role(Role::NodeController, "n1"));
+    let (alice, bob) = (S3::new(running.addresses[0]).with(ALICE), S3::new(running.addresses[0]).with(BOB));
+    alice.put("/logs", "").await;
+    let of = |account: &str| format!("p/AWSLogs/{account}/vpcflowlogs/mallee-1/2026/11/20/a.log.gz");
+    let (its, bobs) = (of("000000000001"), of("000000000002"));
+    let path = |key: &str, account: &str| format!("{FLOW_LOGS_PREFIX}logs/{key}?account={account}");
+
+    assert_eq!(sent(&node, "PUT", &path(&its, "000000000001"), "", b"lines").await.0, StatusCode::OK);
+    assert_eq!(alice.get(&format!("/logs/{its}")).await.text(), "lines");
+    assert_eq!(sent(&cloud, "HEAD", &path(&its, "000000000001"), "", b"").await.0, StatusCode::OK);
+    // Who may ask is not who may bring.
+    assert_eq!(sent(&cloud, "PUT", &path(&its, "000000000001"), "", b"x").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(sent(&node, "HEAD", &path(&its, "000000000001"), "", b"").await.0, StatusCode::FORBIDDEN);
+    // Keys of another account, or of nobody's flow logs, are out of reach.
+    for (key, account) in [(its.as_str(), "000000000002"), ("p/other", "000000000001"), ("AWSLogs/", "")] {
+        assert_eq!(sent(&node, "PUT", &path(key, account), "", b"x").await.0, StatusCode::BAD_REQUEST, "{key}");
+    }
+    let missing = format!("{FLOW_LOGS_PREFIX}gone/{its}?account=000000000001");
+    assert_eq!(sent(&node, "PUT", &missing, "", b"x").await.0, StatusCode::NOT_FOUND);
+
+    // Bob's log in Alice's bucket: only by her policy, and what it brings is hers to read.
+    assert_eq!(sent(&node, "PUT", &path(&bobs, "000000000002"), "", b"x").await.0, StatusCode::FORBIDDEN);
+    let statement = |effect: &str, account: &str| {
+        format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"{effect}","Principal":{{"Service":"delivery.logs.amazonaws.com"}},
+                "Action":"s3:PutObject","Resource":"arn:aws:s3:::logs/p/AWSLogs/*","Condition":{{"StringEquals":
+                {{"aws:SourceAccount":"{account}","s3:x-amz-acl":"bucket-owner-full-control"}}}}}}]}}"#
+        )
+    };
+    alice.put("/logs?policy", statement("Allow", "000000000002")).await;
+    assert_eq!(sent(&node, "PUT", &path(&bobs, "000000000002"), "", b"bob's").await.0, StatusCode::OK);
+    assert_eq!(alice.get(&format!("/logs/{bobs}")).await.text(), "bob's");
+    assert_eq!(bob.get(&format!("/logs/{its}")).await.status, StatusCode::FORBIDDEN);
+    alice.put("/logs?policy", statement("Deny", "000000000001")).await;
+    assert_eq!(sent(&cloud, "HEAD", &path(&its, "000000000001"), "", b"").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(sent(&node, "PUT", &path(&its, "000000000001"), "", b"x").await.0, StatusCode::FORBIDDEN);
 }

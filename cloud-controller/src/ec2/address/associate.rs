@@ -14,7 +14,7 @@ use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
         interface::{self, InterfaceRow},
-        internet_gateway, resource,
+        internet_gateway, resource, subnet,
         tag::{self, TagSpecification},
         unless_dry_run,
     },
@@ -176,6 +176,7 @@ fn target(tx: &mut Tx<'_>, account: &str, input: &AssociateAddress) -> Outcome<(
         let message = format!("You do not have permission to access the specified resource {}.", row.id);
         return Err(Refusal::new("AuthFailure", message));
     }
+    subnet::kind::require_routed(tx, &row.subnet, "public addresses")?;
     if internet_gateway::of_vpc(tx, &row.vpc)?.is_none() {
         let message = format!("Network {} is not attached to any internet gateway", row.vpc);
         return Err(Refusal::new("Gateway.NotAttached", message));

@@ -9,7 +9,7 @@ use mallee_aws::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{AddressRow, all, no_such_ip, not_found};
+use super::{AddressRow, all, named, no_such_ip, not_found};
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
@@ -17,11 +17,17 @@ use crate::{
         listing::{self, Wanted},
         tag::{self, Tag},
         unless_dry_run,
+        unsupported::{self, Unsupported},
     },
     service::Call,
 };
 
-actions![DescribeAddresses => describe, DescribeAddressesAttribute => describe_attribute];
+actions![
+    DescribeAddresses => describe,
+    DescribeAddressesAttribute => describe_attribute,
+    ModifyAddressAttribute => modify_attribute,
+    ResetAddressAttribute => reset_attribute,
+];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -172,10 +178,7 @@ impl Tagged for AddressAttribute {
 }
 
 async fn describe_attribute(call: &Call, input: DescribeAddressesAttribute) -> Outcome<DescribedAddressesAttribute> {
-    if let Some(other) = input.attribute.as_ref().filter(|a| *a != "domain-name") {
-        let message = format!("Value ({other}) for parameter attribute is invalid.");
-        return Err(AwsError::invalid_parameter_value(message).into());
-    }
+    check_attribute(input.attribute.as_deref())?;
     let account = call.account().to_owned();
     let rows = call.cloud.store.read("describe addresses", move |tx| all(tx, &account)).await?;
     let infos = rows
@@ -191,4 +194,56 @@ async fn describe_attribute(call: &Call, input: DescribeAddressesAttribute) -> O
     };
     let (address_set, next_token) = listing::page(call, &wanted, &[], |a| a.allocation_id.as_str(), not_found, infos)?;
     Ok(DescribedAddressesAttribute { address_set, next_token })
+}
+
+/// There is one.
+fn check_attribute(name: Option<&str>) -> Outcome<()> {
+    let Some(other) = name.filter(|name| *name != "domain-name") else { return Ok(()) };
+    let message = format!("Value ({other}) for parameter attribute is invalid.");
+    Err(AwsError::invalid_parameter_value(message).into())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ModifyAddressAttribute {
+    dry_run: Option<bool>,
+    allocation_id: AllocationId,
+    domain_name: Option<Unsupported>,
+}
+
+#[derive(Serialize)]
+struct OneAddress {
+    address: AddressAttribute,
+}
+
+async fn modify_attribute(call: &Call, input: ModifyAddressAttribute) -> Outcome<OneAddress> {
+    let found = attribute_of(call, &input.allocation_id).await?;
+    unsupported::refuse(&[("DomainName", input.domain_name)])?;
+    unless_dry_run(input.dry_run)?;
+    Ok(found)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ResetAddressAttribute {
+    dry_run: Option<bool>,
+    allocation_id: AllocationId,
+    attribute: Option<String>,
+}
+
+/// Nothing was set, so it is as it was made.
+async fn reset_attribute(call: &Call, input: ResetAddressAttribute) -> Outcome<OneAddress> {
+    if input.attribute.is_none() {
+        return Err(AwsError::missing_parameter("Attribute").into());
+    }
+    check_attribute(input.attribute.as_deref())?;
+    let found = attribute_of(call, &input.allocation_id).await?;
+    unless_dry_run(input.dry_run)?;
+    Ok(found)
+}
+
+async fn attribute_of(call: &Call, id: &AllocationId) -> Outcome<OneAddress> {
+    let (account, id) = (call.account().to_owned(), id.clone());
+    let row = call.cloud.store.read("find an address", move |tx| named(tx, &account, Some(&id), None)).await?;
+    Ok(OneAddress { address: AddressAttribute { public_ip: row.public_ip.to_string(), allocation_id: row.id } })
 }

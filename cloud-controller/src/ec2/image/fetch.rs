@@ -41,7 +41,8 @@ pub fn beside(manifest: &str, filename: &str) -> String {
     format!("{folder}/{filename}")
 }
 
-fn encoded(text: &str) -> String {
+/// Percent-encoded, but for slashes.
+pub fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

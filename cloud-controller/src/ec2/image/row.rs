@@ -133,6 +133,11 @@ impl Image {
         if self.root_volume().is_some() { "ebs" } else { "instance-store" }
     }
 
+    /// Whether its instances need a token when nobody says anything.
+    pub fn is_for_v2(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
+        tx.query_one("SELECT imds_v2 FROM image WHERE id = ?1", params![self.id.as_str()], |row| row.get(0))
+    }
+
     /// The snapshots that must stay for it.
     pub fn snapshots(&self) -> impl Iterator<Item = &str> {
         self.mappings.iter().filter_map(|m| Some(m.volume()?.snapshot.as_ref()?.id.as_str()))
@@ -144,6 +149,9 @@ impl Image {
         Some(Blob { digest, size: self.size, format: DiskFormat::Raw })
     }
 }
+
+/// Whether it was registered since images are for IMDSv2 when they do not say so. Those of before stay as they are.
+pub const IMDS_COLUMN: &str = "ALTER TABLE image ADD COLUMN imds_v2 BIGINT NOT NULL DEFAULT 0;";
 
 const COLUMNS: &str = "i.id, i.account, i.name, i.location, i.kind, i.architecture, i.description, i.kernel, i.ramdisk, \
      i.root_device, i.tokens_required, i.state, i.reason, i.progress, i.proof, i.digest, i.size, i.created, \
@@ -183,8 +191,8 @@ pub fn insert(tx: &mut Tx<'_>, image: &Image) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO image (id, account, name, name_key, location, kind, architecture, description, kernel, ramdisk, root_device,
              tokens_required, state, reason, progress, proof, digest, size, created,
-             mappings, source_instance)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+             mappings, source_instance, imds_v2)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, 1)",
         params![
             image.id.as_str(),
             image.account,

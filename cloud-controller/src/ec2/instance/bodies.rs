@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Cloud, Outcome,
     ec2::{
+        flow_log,
         image::{self, Image},
         interface::{self, InterfaceRow, Phase},
         subnet, tag,
@@ -47,6 +48,7 @@ struct World {
     vpcs: BTreeMap<String, Vec<String>>,
     subnets_ipv6: BTreeMap<String, String>,
     vpcs_ipv6: BTreeMap<String, String>,
+    flow_logs: flow_log::Logs,
 }
 
 impl World {
@@ -99,6 +101,7 @@ impl World {
             subnets: subnets.iter().map(|s| (s.id.to_string(), s.cidr.to_string())).collect(),
             vpcs: vpcs.iter().map(|v| (v.id.to_string(), v.blocks().map(|b| b.to_string()).collect())).collect(),
             subnets_ipv6: subnets.into_iter().filter_map(|s| Some((s.id.to_string(), s.ipv6?.1.to_string()))).collect(),
+            flow_logs: flow_log::Logs::read(tx)?,
             vpcs_ipv6: vpcs.into_iter().filter_map(|v| Some((v.id.to_string(), v.ipv6?.1.to_string()))).collect(),
         })
     }
@@ -140,6 +143,7 @@ impl World {
                     .collect(),
                 vpc_ipv6: self.vpcs_ipv6.get(&instance.vpc).cloned(),
             },
+            flow_logs: &self.flow_logs,
             user_data: self.user_data.remove(id),
             volumes: self.volumes.remove(id).unwrap_or_default(),
             tags,

@@ -9,6 +9,7 @@ mod bodies;
 pub mod console;
 pub mod describe;
 pub mod lifecycle;
+pub mod metadata_default;
 mod report;
 mod row;
 pub mod run;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Outcome,
-    ec2::{interface, volume},
+    ec2::{flow_log, interface, volume},
     zone::{
         event::{self, Kind},
         generation::{self, List},
@@ -71,6 +71,7 @@ pub fn take(tx: &mut Tx<'_>, zone: &str, report: &InstanceReport, now: i64) -> O
     if report.node.is_some() && report.node != instance.node {
         consequences.volumes |= volume::touch_at(tx, &report.id)?;
     }
+    flow_log::reported(tx, report)?;
     consequences.volumes |= volume::node_reported(tx, report, now)?;
     consequences.network |= interface::phase::node_reported(tx, report, now)?;
     if let Decision::Want(desired, cause) = decide(&instance, report) {

@@ -12,7 +12,8 @@ use mallee_tiers::{Desired, Generation};
 
 use super::{
     describe::{self, Found, Reservation},
-    row::{self, Cause, Instance, MetadataOptions, Options, ShutdownBehavior},
+    metadata_default,
+    row::{self, Cause, Instance, Options, ShutdownBehavior},
 };
 use crate::{
     Outcome, Refusal, actions, config,
@@ -22,7 +23,7 @@ use crate::{
         image::{self, Image, Kind},
         instance_type::{self, InstanceType},
         interface::{self, InterfaceRow, Phase, attach},
-        key_pair, security_group, snapshot,
+        key_pair, snapshot,
         subnet::{self, Place, SubnetRow},
         tag::{self, Tag},
         unless_dry_run,
@@ -83,6 +84,7 @@ struct Plan {
     interface_tags: Vec<Tag>,
     volume_tags: Vec<Tag>,
     limit: u64,
+    imds_v1: bool,
     network: config::Network,
     now: i64,
 }
@@ -122,13 +124,6 @@ async fn run(call: &Call, input: RunInstances) -> Outcome<Reservation> {
         .unwrap_or_else(|| describe::empty_reservation(call.account(), &reservation)))
 }
 
-/// IMDSv1 and v2 both, unless the launch or the image says otherwise: AWS' own default for images that say nothing.
-const DEFAULT_METADATA: MetadataOptions =
-    MetadataOptions { enabled: true, tokens_required: false, hop_limit: 1, tags: false };
-/// What an image gives its instances that says `ImdsSupport=v2.0`.
-const V2_METADATA: MetadataOptions =
-    MetadataOptions { enabled: true, tokens_required: true, hop_limit: 2, tags: false };
-
 fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
     refuse_what_is_not_done(&input)?;
     let limit = call.cloud.config.max_instances;
@@ -155,7 +150,7 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         &["instance", "volume", "network-interface", "spot-instances-request", "elastic-gpu"],
     )?;
     let metadata = input.metadata_options.clone().unwrap_or_default();
-    metadata.over(DEFAULT_METADATA)?;
+    metadata.over(metadata_default::V1)?;
     let (interfaces, its_subnet) = interface_plans(&input)?;
     if interfaces.iter().any(|i| i.address.is_some()) && max_count > 1 {
         return Err(
@@ -194,6 +189,7 @@ fn plan(call: &Call, input: RunInstances) -> Outcome<Plan> {
         block_devices: input.block_device_mapping,
         encryption: encryption::Asked::of(call, None, None)?,
         limit,
+        imds_v1: call.cloud.config.imds_v1,
         network: call.cloud.config.network.clone(),
         now: call.now,
     })
@@ -252,7 +248,7 @@ fn launch(tx: &mut Tx<'_>, plan: &Plan) -> Outcome<Vec<Found>> {
                 .find(|m| m.disk == Disk::InstanceStore(0) && image.root_volume().is_some())
                 .map(|m| m.device.clone()),
             hold: None,
-            metadata: plan.metadata.over(if image.tokens_required { V2_METADATA } else { DEFAULT_METADATA })?,
+            metadata: plan.metadata.over(metadata_default::of_launch(tx, &plan.account, &image, plan.imds_v1)?)?,
         },
         generation: generation::next(tx, &subnet.zone, List::Instances)?,
         image,
@@ -392,7 +388,7 @@ fn give_interface(
         let message = format!("Subnet {} is not in the zone and VPC of subnet {}", subnet.id, template.subnet.id);
         return Err(AwsError::invalid_parameter_combination(message).into());
     }
-    let groups = security_group::for_launch(tx, &plan.account, &subnet.vpc, &asked.group_ids, &asked.group_names)?;
+    let groups = subnet::kind::groups(tx, subnet, &asked.group_ids, &asked.group_names)?;
     let new = interface::New {
         account: &plan.account,
         subnet,

@@ -30,7 +30,7 @@ async fn a_launch_answers_pending_and_is_described_with_all_that_clients_need() 
         "<placement><availabilityZone>z-1a</availabilityZone>",
         "<groupName>web</groupName>",
         "<rootDeviceType>instance-store</rootDeviceType>",
-        "<metadataOptions><state>applied</state><httpTokens>optional</httpTokens><httpPutResponseHopLimit>1</httpPutResponseHopLimit>",
+        "<metadataOptions><state>applied</state><httpTokens>required</httpTokens><httpPutResponseHopLimit>2</httpPutResponseHopLimit>",
         "<maintenanceOptions>",
         "<networkInterfaceSet><item><networkInterfaceId>eni-",
         "<sourceDestCheck>true</sourceDestCheck>",

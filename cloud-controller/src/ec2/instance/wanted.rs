@@ -8,6 +8,7 @@ use mallee_tiers::{Boot, Desired, Hold, InstanceStore, Root, VolumeAttachment};
 use super::row::Instance;
 use crate::{
     ec2::{
+        flow_log,
         image::Image,
         interface::{self, InterfaceRow},
         tag::Tag,
@@ -38,6 +39,7 @@ pub struct Parts<'a> {
     /// By device index.
     pub interfaces: &'a [InterfaceRow],
     pub blocks: Blocks,
+    pub flow_logs: &'a flow_log::Logs,
     pub user_data: Option<String>,
     /// On their way to it, at it, or on their way off.
     pub volumes: Vec<(Attachment, Volume)>,
@@ -71,7 +73,7 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
         stores: store(i, size.disk_gib).into_iter().collect(),
         awaits: awaits(i, parts),
         hold: i.options.hold.as_ref().filter(|h| !h.over).map(|h| Hold { id: h.id.clone(), kind: h.kind }),
-        interfaces: parts.interfaces.iter().map(InterfaceRow::wanted).collect(),
+        interfaces: parts.interfaces.iter().map(|i| interface(i, parts)).collect(),
         volumes: parts.volumes.iter().filter_map(|(a, v)| attached(a, v)).collect(),
         metadata: mallee_tiers::Metadata {
             tree: tree(i, parts)?,
@@ -82,6 +84,10 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
         },
         node: None,
     })
+}
+
+fn interface(row: &InterfaceRow, parts: &Parts<'_>) -> mallee_tiers::Interface {
+    mallee_tiers::Interface { flow: parts.flow_logs.wanted(parts.region, row), ..row.wanted() }
 }
 
 /// What is attached as its root.

@@ -11,12 +11,12 @@ use super::{
     GroupIdentifier, InterfaceRow,
     address::own,
     describe::{Attachment, attachment},
-    get, put_groups,
+    get, put_groups, set_check,
 };
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        security_group, unless_dry_run,
+        security_group, subnet, unless_dry_run,
         unsupported::{self, Unsupported},
     },
     network,
@@ -154,9 +154,10 @@ fn change(tx: &mut Tx<'_>, row: &InterfaceRow, input: &ModifyNetworkInterfaceAtt
         tx.execute("UPDATE network_interface SET description = ?2 WHERE id = ?1", params![id, description.value])?;
     }
     if let Some(check) = &input.source_dest_check {
-        set_check(tx, id, check.value)?;
+        set_check(tx, row, check.value)?;
     }
     if !input.security_group_id.is_empty() {
+        subnet::kind::require_routed(tx, &row.subnet, "security groups")?;
         let groups = security_group::for_launch(tx, &row.account, &row.vpc, &input.security_group_id, &[])?;
         if groups.len() > security_group::MAX_PER_INTERFACE {
             let message =
@@ -183,11 +184,6 @@ fn change(tx: &mut Tx<'_>, row: &InterfaceRow, input: &ModifyNetworkInterfaceAtt
     Ok(())
 }
 
-fn set_check(tx: &mut Tx<'_>, id: &str, check: bool) -> Outcome<()> {
-    tx.execute("UPDATE network_interface SET source_dest_check = ?2 WHERE id = ?1", params![id, check])?;
-    Ok(())
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ResetNetworkInterfaceAttribute {
@@ -206,7 +202,7 @@ async fn reset(call: &Call, input: ResetNetworkInterfaceAttribute) -> Outcome<()
         .store
         .write("reset an interface's attribute", move |tx| {
             let row = own(tx, &account, &input.network_interface_id)?;
-            set_check(tx, row.id.as_str(), true)?;
+            set_check(tx, &row, true)?;
             unless_dry_run(input.dry_run)
         })
         .await?;

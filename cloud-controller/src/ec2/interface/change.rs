@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Outcome, Refusal, actions,
     ec2::{
-        client_token, security_group, subnet,
+        client_token, subnet,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -136,7 +136,7 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
                 Some(id) => id.parse().map_err(Refusal::from)?,
                 None => {
                     let subnet = subnet::get(tx, &account, &input.subnet_id)?;
-                    let groups = security_group::for_launch(tx, &account, &subnet.vpc, &input.security_group_id, &[])?;
+                    let groups = subnet::kind::groups(tx, &subnet, &input.security_group_id, &[])?;
                     let new = New {
                         account: &account,
                         subnet: &subnet,
@@ -166,7 +166,7 @@ async fn create(call: &Call, input: CreateNetworkInterface) -> Outcome<Created> 
         })
         .await?;
     call.cloud.pokes.network.poke();
-    Ok(Created { network_interface: info(call.cloud.region(), row, tag_set), client_token: input.client_token })
+    Ok(Created { network_interface: info(&call.cloud.config, row, tag_set), client_token: input.client_token })
 }
 
 #[derive(Deserialize)]

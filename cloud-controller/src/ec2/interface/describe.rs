@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{GroupIdentifier, InterfaceRow, Kind, not_found, of_account, private_dns_name};
 use crate::{
-    Outcome, Refusal, actions,
+    Config, Outcome, Refusal, actions,
     ec2::{
         address::Elastic,
         listing::{self, Wanted},
+        subnet::zone_id,
         tag::{self, Tag},
     },
     service::Call,
@@ -48,6 +49,7 @@ pub struct InterfaceInfo {
     subnet_id: SubnetId,
     vpc_id: VpcId,
     availability_zone: String,
+    availability_zone_id: String,
     description: String,
     owner_id: String,
     requester_managed: bool,
@@ -152,6 +154,7 @@ const ATTRIBUTES: &[Attribute<InterfaceInfo>] = &[
     ("attachment.nat-gateway-id", |_| vec![]),
     ("attachment.status", |i| i.attachment.iter().map(|a| a.status.into()).collect()),
     ("availability-zone", |i| vec![(&i.availability_zone).into()]),
+    ("availability-zone-id", |i| vec![(&i.availability_zone_id).into()]),
     ("description", |i| vec![(&i.description).into()]),
     ("group-id", |i| i.group_set.iter().map(|g| g.group_id.as_str().into()).collect()),
     ("group-name", |i| i.group_set.iter().map(|g| (&g.group_name).into()).collect()),
@@ -161,6 +164,8 @@ const ATTRIBUTES: &[Attribute<InterfaceInfo>] = &[
     }),
     ("mac-address", |i| vec![(&i.mac_address).into()]),
     ("network-interface-id", |i| vec![i.network_interface_id.as_str().into()]),
+    ("operator.managed", |_| vec!["false".into()]),
+    ("operator.principal", |_| vec![]),
     ("owner-id", |i| vec![(&i.owner_id).into()]),
     ("private-dns-name", |i| vec![(&i.private_dns_name).into()]),
     ("private-ip-address", |i| vec![(&i.private_ip_address).into()]),
@@ -209,7 +214,8 @@ pub fn attachment(row: &InterfaceRow) -> Option<Attachment> {
     })
 }
 
-pub fn info(region: &str, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
+pub fn info(config: &Config, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo {
+    let region = &config.region;
     let association = association(&row);
     let mut private_ip_addresses_set = vec![PrivateAddress {
         private_ip_address: row.address.to_string(),
@@ -230,6 +236,7 @@ pub fn info(region: &str, row: InterfaceRow, tag_set: Vec<Tag>) -> InterfaceInfo
         network_interface_id: row.id,
         subnet_id: row.subnet,
         vpc_id: row.vpc,
+        availability_zone_id: zone_id(config, &row.zone),
         availability_zone: row.zone,
         description: row.description,
         owner_id: row.account,
@@ -262,7 +269,7 @@ async fn describe(call: &Call, input: DescribeNetworkInterfaces) -> Outcome<Desc
         .into_iter()
         .map(|row| {
             let tag_set = tags.take(row.id.as_str());
-            info(call.cloud.region(), row, tag_set)
+            info(&call.cloud.config, row, tag_set)
         })
         .collect();
     let wanted = Wanted {

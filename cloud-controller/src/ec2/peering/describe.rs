@@ -19,7 +19,7 @@ use crate::{
         unsupported::{self, Unsupported},
         vpc::{self, VpcRow},
     },
-    network::Cidr,
+    network::{Cidr, Cidr6},
     service::Call,
 };
 
@@ -65,6 +65,7 @@ struct VpcInfo {
     vpc_id: VpcId,
     cidr_block: Option<Cidr>,
     cidr_block_set: Vec<Block>,
+    ipv6_cidr_block_set: Vec<Ipv6Block>,
     peering_options: Options,
     region: String,
 }
@@ -73,6 +74,12 @@ struct VpcInfo {
 #[serde(rename_all = "camelCase")]
 struct Block {
     cidr_block: Cidr,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Ipv6Block {
+    ipv6_cidr_block: Cidr6,
 }
 
 #[derive(Serialize)]
@@ -125,6 +132,11 @@ impl VpcInfo {
             vpc_id: end.vpc,
             cidr_block: vpc.map(|v| v.cidr),
             cidr_block_set: vpc.into_iter().flat_map(VpcRow::blocks).map(|cidr_block| Block { cidr_block }).collect(),
+            ipv6_cidr_block_set: vpc
+                .and_then(|v| v.ipv6.as_ref())
+                .map(|(_, cidr)| Ipv6Block { ipv6_cidr_block: *cidr })
+                .into_iter()
+                .collect(),
             peering_options: NO_OPTIONS(),
             region: region.to_owned(),
         }

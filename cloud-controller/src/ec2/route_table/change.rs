@@ -163,6 +163,7 @@ async fn associate(call: &Call, input: AssociateRouteTable) -> Outcome<Associate
             let tables = all(tx, Some(&account))?;
             let table = find(&tables, &input.route_table_id)?;
             let subnet = subnet::get(tx, &account, &subnet_id)?;
+            subnet.require_routed("route table")?;
             if subnet.vpc != table.vpc {
                 let message = format!("Route table {} and subnet {} belong to different networks", table.id, subnet.id);
                 return Err(AwsError::invalid_parameter_value(message).into());

@@ -14,7 +14,8 @@ use super::{Destination, RouteTableRow, Target, get, insert_route};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        egress_only_gateway, interface, internet_gateway, nat_gateway, peering, prefix_list, resource, unless_dry_run,
+        egress_only_gateway, interface, internet_gateway, nat_gateway, peering, prefix_list, resource, subnet,
+        unless_dry_run,
         unsupported::{self, Unsupported},
         vpc,
     },
@@ -179,6 +180,7 @@ impl CreateRoute {
         if interface.vpc != table.vpc {
             return Err(elsewhere(&format!("interface {}", interface.id)));
         }
+        subnet::kind::require_routed(tx, &interface.subnet, "router")?;
         Ok(Target::Interface(interface.id))
     }
 }
@@ -227,22 +229,21 @@ impl CreateRoute {
     }
 }
 
-/// What a target takes: an egress-only gateway IPv6, a NAT gateway, a peering connection and an interface IPv4 (there is no
-/// NAT64, and the links between peers have no IPv6).
+/// What a target takes: an egress-only gateway IPv6, a NAT gateway and an interface IPv4 (there is no NAT64).
 fn check_target(destination: &Destination, target: &Target) -> Outcome<()> {
     let is_ipv6 = destination.net().is_some_and(|net| net.v6().is_some());
     match target {
-        Target::Gateway(_) => Ok(()),
+        Target::Gateway(_) | Target::Peering(_) => Ok(()),
         Target::EgressOnly(_) if is_ipv6 => Ok(()),
         Target::EgressOnly(id) => {
             let message = format!("The egress-only internet gateway {id} takes IPv6 destinations only");
             Err(AwsError::invalid_parameter_value(message).into())
         }
-        Target::Nat(_) | Target::Interface(_) | Target::Peering(_) | Target::Endpoint(_) if is_ipv6 => {
+        Target::Nat(_) | Target::Interface(_) | Target::Endpoint(_) if is_ipv6 => {
             let message = format!("IPv6 routes to {} are not supported by this cloud", target.as_str());
             Err(AwsError::unsupported(message).into())
         }
-        Target::Nat(_) | Target::Interface(_) | Target::Peering(_) | Target::Endpoint(_) => Ok(()),
+        Target::Nat(_) | Target::Interface(_) | Target::Endpoint(_) => Ok(()),
     }
 }
 
@@ -271,7 +272,8 @@ fn check_fits(
         Destination::Net(net) => vec![*net],
         Destination::PrefixList(id) => {
             let list = prefix_list::referable(tx, config, &table.account, id)?;
-            if list.is_ipv6 && !matches!(target, Target::Gateway(_) | Target::EgressOnly(_)) {
+            let takes = matches!(target, Target::Gateway(_) | Target::EgressOnly(_) | Target::Peering(_));
+            if list.is_ipv6 && !takes {
                 let message = format!("IPv6 routes to {} are not supported by this cloud", target.as_str());
                 return Err(AwsError::unsupported(message).into());
             }

@@ -7,11 +7,11 @@ use mallee_aws::{
 use mallee_store::{Tx, params};
 use serde::{Deserialize, Serialize};
 
-use super::{New, SubnetInfo, get, in_vpc, info, insert, ipv6, zone_id};
+use super::{Kind, New, SubnetInfo, get, in_vpc, info, insert, ipv6, kind, zone_id};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        interface, network_acl, route_table,
+        flow_log, interface, network_acl, route_table,
         tag::{self, Tag, TagSpecification},
         unless_dry_run,
         unsupported::{self, Unsupported},
@@ -77,21 +77,33 @@ async fn create(call: &Call, input: CreateSubnet) -> Outcome<CreatedSubnet> {
     let ipv6 = input.ipv6_cidr_block.as_deref().map(ipv6::asked).transpose()?;
     let zone = zone(&call.cloud.config, input.availability_zone.as_deref(), input.availability_zone_id.as_deref())?;
     let tags = tag::specified(&input.tag_specification, &["subnet"])?.remove("subnet").unwrap_or_default();
+    let kind = Kind::asked(&tags)?;
     let (account, now, cloud) = (call.account().to_owned(), call.now, call.cloud.clone());
     let (subnet, tag_set) = call
         .cloud
         .store
         .write("create a subnet", move |tx| {
             let vpc = vpc::get(tx, &account, &input.vpc_id)?;
+            kind::require_allowed(tx, &account, kind)?;
             check_fits(tx, &cloud.config, &vpc, cidr)?;
-            let new =
-                New { vpc: vpc.id.clone(), zone: zone.clone(), cidr, is_default: false, public_on_launch: false, now };
+            let new = New {
+                vpc: vpc.id.clone(),
+                zone: zone.clone(),
+                cidr,
+                kind,
+                is_default: false,
+                public_on_launch: false,
+                now,
+            };
             let mut subnet = insert(tx, &account, new)?;
             if let Some(cidr) = ipv6 {
+                subnet.require_routed("IPv6 CIDR block")?;
                 subnet.ipv6 = Some(ipv6::give(tx, &vpc, &subnet, cidr)?);
             }
-            let acl = network_acl::default_of(tx, &vpc.id)?;
-            network_acl::associate(tx, &acl, &subnet.id)?;
+            if kind == Kind::Routed {
+                let acl = network_acl::default_of(tx, &vpc.id)?;
+                network_acl::associate(tx, &acl, &subnet.id)?;
+            }
             tag::put(tx, &account, subnet.id.as_str(), &tags)?;
             let tag_set: Vec<Tag> = tag::of(tx, subnet.id.as_str())?;
             unless_dry_run(input.dry_run)?;
@@ -204,6 +216,7 @@ async fn delete(call: &Call, input: DeleteSubnet) -> Outcome<()> {
             network_acl::forget_subnet(tx, id)?;
             ipv6::drop_of_subnet(tx, id)?;
             mac::free(tx, id.as_str())?;
+            flow_log::forget(tx, id.as_str())?;
             tag::drop_all(tx, id.as_str())?;
             tx.execute("DELETE FROM subnet WHERE id = ?1", params![id.as_str()])?;
             unless_dry_run(input.dry_run)
@@ -286,6 +299,9 @@ async fn modify_attribute(call: &Call, input: ModifySubnetAttribute) -> Outcome<
                 tx.execute("UPDATE subnet SET ipv6_on_creation = ?2 WHERE id = ?1", params![id.as_str(), flag.value])?;
             }
             if let Some(flag) = input.map_public_ip_on_launch {
+                if flag.value {
+                    subnet.require_routed("public addresses")?;
+                }
                 tx.execute("UPDATE subnet SET public_on_launch = ?2 WHERE id = ?1", params![id.as_str(), flag.value])?;
             }
             Ok::<_, Refusal>(())

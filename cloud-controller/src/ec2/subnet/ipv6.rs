@@ -154,6 +154,7 @@ async fn associate(call: &Call, input: AssociateSubnetCidrBlock) -> Outcome<Chan
         .store
         .write("associate an IPv6 CIDR block with a subnet", move |tx| {
             let subnet = get(tx, &account, &input.subnet_id)?;
+            subnet.require_routed("IPv6 CIDR block")?;
             let vpc = vpc::get(tx, &account, &subnet.vpc)?;
             let block = give(tx, &vpc, &subnet, cidr)?;
             Ok::<_, Refusal>((subnet.id, block))

@@ -8,7 +8,7 @@ use super::{New, VpcInfo, VpcRow, block, get, info, insert, ipv6};
 use crate::{
     Config, Outcome, Refusal, actions,
     ec2::{
-        dhcp_options, egress_only_gateway, endpoint, internet_gateway, network_acl, peering, route_table,
+        dhcp_options, egress_only_gateway, endpoint, flow_log, internet_gateway, network_acl, peering, route_table,
         security_group::{self, Direction, Peer, Traffic},
         subnet,
         tag::{self, Tag, TagSpecification},
@@ -189,6 +189,7 @@ async fn delete(call: &Call, input: DeleteVpc) -> Outcome<()> {
             ipv6::drop_of_vpc(tx, id)?;
             mac::free(tx, id.as_str())?;
             outside::free(tx, id.as_str())?;
+            flow_log::forget(tx, id.as_str())?;
             tag::drop_all(tx, id.as_str())?;
             tx.execute("DELETE FROM vpc WHERE id = ?1", params![id.as_str()])?;
             unless_dry_run(input.dry_run)

@@ -34,8 +34,14 @@ use crate::{
     },
 };
 
-/// Addresses come by DHCPv6, as at AWS: the advertisement names the router and says so.
-pub const ADVERTISED: &[(&str, &str)] = &[("address_mode", "dhcpv6_stateful"), ("send_periodic", "true"), ("mtu", MTU)];
+/// Addresses come by DHCPv6, as at AWS: the advertisement names the router and says so. A guest that advertises itself by
+/// mistake is of ordinary preference.
+pub const ADVERTISED: &[(&str, &str)] = &[
+    ("address_mode", "dhcpv6_stateful"),
+    ("router_preference", "HIGH"),
+    ("send_periodic", "true"),
+    ("mtu", MTU),
+];
 
 const TRANSIT: &str = "mallee-transit6";
 /// Of a range that interfaces' and routers' MACs are not in.
@@ -77,7 +83,7 @@ pub fn render(out: &mut Content, wanted: &Wanted, tables: &route::Tables<'_>, ou
     transit(out, vpcs.values().copied(), outside);
     let lists: BTreeSet<_> = wanted.prefix_lists.iter().filter(|l| l.is_ipv6).map(|l| &l.id).collect();
     let mut open = Vec::new();
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         let (Some((_, cidr)), Some(vpc)) = (&subnet.ipv6, vpcs.get(&subnet.vpc)) else { continue };
         dhcp(out, subnet, cidr);
         let ways = tables.of(subnet).map(|table| Ways::of(table, &lists)).unwrap_or_default();

@@ -16,7 +16,7 @@ use std::{
     fmt,
 };
 
-use super::{POLICY_NACL, inner_port, policy};
+use super::{POLICY_NACL, flow_log, inner_port, policy};
 use crate::{
     ec2::network_acl::{EntryRow, NetworkAclRow},
     network::{Cidr, Cidr6, Net, northbound::Content, wanted::Wanted},
@@ -27,17 +27,23 @@ pub fn render(out: &mut Content, wanted: &Wanted) {
     for acl in &wanted.acls {
         acls.extend(acl.associations.iter().map(|(_, subnet)| (subnet, acl)));
     }
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         let Some(acl) = acls.get(&subnet.id) else { continue };
         for egress in [false, true] {
             let (edge, name) = if egress { ("inport", "out") } else { ("outport", "in") };
             let port = inner_port(&subnet.id);
             if let Some(dropped) = expression(&drop_set::<Cidr>(&acl.entries, egress), egress) {
+                if egress {
+                    flow_log::edge(out, wanted, subnet, "ip4", &dropped);
+                }
                 let expression = format!("{edge} == \"{port}\" && ip4 && ({dropped})");
                 policy(out, &subnet.vpc, format!("acl-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
             }
             let dropped = expression(&drop_set::<Cidr6>(&acl.entries, egress), egress);
             if let Some(dropped) = dropped.filter(|_| subnet.ipv6.is_some()) {
+                if egress {
+                    flow_log::edge(out, wanted, subnet, "ip6", &dropped);
+                }
                 let expression = format!("{edge} == \"{port}\" && ip6 && ({dropped})");
                 policy(out, &subnet.vpc, format!("acl6-{name}-{}", subnet.id), POLICY_NACL, expression, "drop");
             }

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use mallee_aws::id::{NatGatewayId, NetworkInterfaceId, PrefixListId, SubnetId, VpcId};
+use mallee_aws::id::{NatGatewayId, NetworkInterfaceId, PrefixListId, SubnetId, VpcId, VpcPeeringConnectionId};
 
 use super::{Outside, POLICY_CLOSED, address_set_of, inner_port, ipv6, nat, nat_towards, outer_port, peering, policy};
 use crate::{
@@ -104,7 +104,7 @@ pub fn render(out: &mut Content, wanted: &Wanted, tables: &Tables<'_>, outside: 
             out.refer(Table::Router, table.vpc.as_str(), "static_routes", key);
         }
     }
-    for subnet in &wanted.subnets {
+    for subnet in wanted.routed() {
         translations(out, subnet, tables.of(subnet), &ends);
         endpoints(out, subnet, tables.of(subnet), &ends);
     }
@@ -162,23 +162,28 @@ fn hop(
     if !route.active {
         return None;
     }
+    let peering = |id: &VpcPeeringConnectionId| wanted.peerings.iter().find(|p| p.id == *id);
     let outer = || (IpAddr::V4(outside.gateway), outer_port(&table.vpc));
     if net.v6().is_some() {
-        let (hop, port) = ipv6::hop(table, outside);
         // The VPC's router has an address to leave by only when the VPC has IPv6.
-        let has_ipv6 = ends.vpcs.get(&table.vpc).is_some_and(|vpc| vpc.ipv6.is_some());
-        let leads = matches!(route.target, Target::Gateway(_) | Target::EgressOnly(_));
-        return (has_ipv6 && leads).then_some((hop.into(), port));
+        let has_ipv6 = |vpc: &VpcId| ends.vpcs.get(vpc).is_some_and(|vpc| vpc.ipv6.is_some());
+        let (hop, port) = match &route.target {
+            Target::Gateway(_) | Target::EgressOnly(_) => ipv6::hop(table, outside),
+            Target::Peering(id) => {
+                let peering = peering(id)?;
+                let both = has_ipv6(&peering.requester.vpc) && has_ipv6(&peering.accepter.vpc);
+                peering::hop6(peering, &table.vpc).filter(|_| both)?
+            }
+            _ => return None,
+        };
+        return has_ipv6(&table.vpc).then_some((hop.into(), port));
     }
     match &route.target {
         Target::Gateway(_) | Target::Endpoint(_) => Some(outer()),
         Target::EgressOnly(_) => None,
         Target::Nat(id) => ends.leading.contains(&id).then(outer),
         Target::Interface(id) => ends.interfaces.get(id).map(|i| (i.address.into(), inner_port(&i.subnet))),
-        Target::Peering(id) => {
-            let peering = wanted.peerings.iter().find(|p| p.id == *id);
-            peering.and_then(|p| peering::hop(p, &table.vpc)).map(|(ip, port)| (ip.into(), port))
-        }
+        Target::Peering(id) => peering::hop(peering(id)?, &table.vpc).map(|(ip, port)| (ip.into(), port)),
     }
 }
 

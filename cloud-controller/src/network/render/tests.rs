@@ -20,6 +20,7 @@ use crate::ec2::{
     prefix_list::{Entry, PrefixListRow},
     route_table::{AssociationRow, Destination, RouteRow, Target},
     security_group::{GroupRow, Traffic},
+    subnet::Kind as SubnetKind,
 };
 
 pub(in crate::network) fn outside() -> Outside {
@@ -72,6 +73,7 @@ pub(in crate::network) fn cloud(vpcs: u8) -> Wanted {
             vpc: vpc.id.clone(),
             zone: "mallee-1a".into(),
             cidr: "172.31.0.0/20".parse().unwrap(),
+            kind: SubnetKind::Routed,
             is_default: true,
             public_on_launch: true,
             ipv6: None,
@@ -244,6 +246,45 @@ fn a_vpc_with_one_instance() {
     golden("one_instance", &all);
 }
 
+/// Beside the instance's own subnet one of pure L2, in which it has a second interface. The subnet is asked for by all that
+/// could hang on it: the main table with its NAT gateway, a network ACL, a group.
+#[test]
+fn a_private_l2_subnet_is_a_switch_that_hangs_on_nothing() {
+    let mut all = cloud(1);
+    launch(&mut all, 0, 1, false);
+    let private = SubnetRow {
+        id: SubnetId::from_random([9; 9]),
+        kind: SubnetKind::PrivateL2,
+        cidr: "172.31.16.0/20".parse().unwrap(),
+        router_mac: "06:00:00:00:01:09".into(),
+        ..all.subnets[0].clone()
+    };
+    all.subnets.push(private.clone());
+    let mut second = all.interfaces[0].clone();
+    second.id = NetworkInterfaceId::from_random([9; 9]);
+    second.subnet = private.id.clone();
+    second.address = private.cidr.nth(4);
+    second.mac = "06:00:00:01:00:09".into();
+    second.port = Uuid::from_u128(9);
+    second.source_dest_check = false;
+    second.groups.clear();
+    all.interfaces.push(second);
+    golden("private_l2", &all);
+    let nat = nat_gateway(&all);
+    let target = Target::Nat(nat.id.clone());
+    all.route_tables[0].routes.push(RouteRow {
+        destination: "8.8.0.0/16".parse::<Cidr>().unwrap().into(),
+        target,
+        active: true,
+        instance: None,
+    });
+    all.nat_gateways.push(nat);
+    let content = render(&all, &outside()).to_string();
+    let about: Vec<_> =
+        content.lines().filter(|l| l.contains(private.id.as_str()) || l.contains("172.31.16.")).collect();
+    assert!(about.iter().all(|line| !line.contains("inner-") && !line.contains("172.31.16.")), "{about:#?}");
+}
+
 #[test]
 fn rules_in_ovns_words() {
     let group = SecurityGroupId::from_random([7; 9]);
@@ -359,6 +400,37 @@ fn what_a_route_leads_to_decides_what_becomes_of_it() {
     let translated = content.get(Table::Nat, "nat-09090909090909090-subnet-01010101010101010").unwrap();
     assert_eq!(translated["external_ip"], Column::text("172.29.0.200"));
     assert!(is_closed(&content) && is_held(&content));
+}
+
+/// Two VPCs of both families, each of which leads to the other's addresses; and what is left of that without one's IPv6.
+#[test]
+fn peers_reach_each_other_by_both_families() {
+    let mut all = cloud(2);
+    for (n, vpc, subnet) in
+        [(0, "fd00:1:0:100::/56", "fd00:1:0:101::/64"), (1, "fd00:1:0:200::/56", "fd00:1:0:201::/64")]
+    {
+        let number = [n as u8 + 1; 9];
+        all.vpcs[n].ipv6 = Some((VpcCidrAssociationId::from_random(number), vpc.parse().unwrap()));
+        all.subnets[n].ipv6 = Some((SubnetCidrAssociationId::from_random(number), subnet.parse().unwrap()));
+    }
+    all.vpcs[1].cidr = "10.1.0.0/16".parse().unwrap();
+    all.subnets[1].cidr = "10.1.0.0/20".parse().unwrap();
+    let peering = peering(&all);
+    for (n, other) in [(0, 1), (1, 0)] {
+        let nets = [Net::V4(all.vpcs[other].cidr), Net::V6(all.vpcs[other].ipv6.as_ref().unwrap().1)];
+        all.route_tables[n].routes.extend(nets.map(|net| RouteRow {
+            destination: Destination::Net(net),
+            target: Target::Peering(peering.id.clone()),
+            active: true,
+            instance: None,
+        }));
+    }
+    all.peerings.push(peering);
+    golden("peering", &all);
+    all.vpcs[1].ipv6 = None;
+    all.subnets[1].ipv6 = None;
+    let route = "rtb-01010101010101010-fd00:1:0:200::/56";
+    assert_eq!(render(&all, &outside()).get(Table::StaticRoute, route).unwrap()["nexthop"], Column::text("discard"));
 }
 
 fn peering(all: &Wanted) -> PeeringRow {

@@ -9,6 +9,7 @@ mod boot_volume;
 mod crash;
 mod documentation;
 mod ebs;
+mod flow_log;
 mod image;
 mod import;
 mod launch;

@@ -149,6 +149,13 @@ impl Things {
         let egress = format!("Action=CreateEgressOnlyInternetGateway&VpcId={}", things["vpc"].0);
         let egress = alice.ec2(&egress).await.value("egressOnlyInternetGatewayId");
         things.insert("egress", (egress, "eigw-0123456789abcdef0".into()));
+        alice.s3(http::Method::PUT, "/alices-logs", "").await.ok();
+        let log = format!(
+            "Action=CreateFlowLogs&ResourceType=VPC&ResourceId.1={}&TrafficType=ALL&LogDestinationType=s3&LogDestination=arn:aws:s3:::alices-logs",
+            things["vpc"].0
+        );
+        let log = first(alice.ec2(&log).await, "item");
+        things.insert("flowlog", (log, "fl-0123456789abcdef0".into()));
         let ipv6 = format!("Action=AssociateVpcCidrBlock&AmazonProvidedIpv6CidrBlock=true&VpcId={}", things["vpc"].0);
         let block = alice.ec2(&ipv6).await;
         things.insert("vpcblock", (block.value("associationId"), "vpc-cidr-assoc-0123456789abcdef0".into()));
@@ -227,7 +234,10 @@ fn kinds(action: &str, parameter: &str) -> &'static [&'static str] {
         "RouteTableId" => &["table"],
         "NetworkAclId" => &["acl"],
         "DhcpOptionsId" => &["dhcp"],
+        "ResourceId" if action == "CreateFlowLogs" => &["vpc"],
+        "FlowLogId" => &["flowlog"],
         "ResourceId" => &[
+            "flowlog",
             "instance",
             "image",
             "vpc",
@@ -299,6 +309,12 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "DeleteRoute" => &[("DestinationCidrBlock", "10.4.0.0/16")],
         "ModifyManagedPrefixList" => &[("MaxEntries", "2")],
         "RestoreManagedPrefixListVersion" => &[("PreviousVersion", "1"), ("CurrentVersion", "1")],
+        "CreateFlowLogs" => &[
+            ("ResourceType", "VPC"),
+            ("TrafficType", "ALL"),
+            ("LogDestinationType", "s3"),
+            ("LogDestination", "arn:aws:s3:::alices-logs"),
+        ],
         "CreateVpcEndpoint" => &[("ServiceName", "com.amazonaws.mallee-1.s3"), ("VpcId", "{vpc}")],
         "AssociateSubnetCidrBlock" => &[("Ipv6CidrBlock", "fd00::/64")],
         "AssignIpv6Addresses" => &[("Ipv6AddressCount", "1")],
@@ -341,6 +357,7 @@ fn rest(action: &str, parameter: &str, own: &BTreeMap<&'static str, String>) -> 
         "AssociateAddress" => &[("AllocationId", "{allocation}"), ("InstanceId", "{instance}")],
         "DescribeInstanceAttribute" => &[("Attribute", "userData")],
         "DescribeVolumeAttribute" => &[("Attribute", "autoEnableIO")],
+        "ResetAddressAttribute" => &[("Attribute", "domain-name")],
         "DescribeVpcAttribute" => &[("Attribute", "enableDnsSupport")],
         "DescribeImageAttribute" => &[("Attribute", "launchPermission")],
         "DescribeNetworkInterfaceAttribute" => &[("Attribute", "description")],

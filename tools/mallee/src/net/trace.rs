@@ -17,12 +17,15 @@ use crate::{admin, needs};
 pub struct Choices {
     /// An instance or a network interface
     from: String,
-    /// An instance, a network interface or an IPv4 address
+    /// An instance, a network interface or an address
     to: String,
     /// tcp, udp or icmp
     protocol: String,
     /// The port at the receiver; none with icmp
     port: Option<u16>,
+    /// By IPv6 also to an instance or interface
+    #[arg(short = '6', long)]
+    ipv6: bool,
     /// Show what ovn-trace said, too
     #[arg(long)]
     ovn: bool,
@@ -50,6 +53,7 @@ pub async fn run(state: &State, choices: &Choices) -> Result<bool> {
         to: choices.to.clone(),
         protocol: choices.protocol.to_ascii_lowercase(),
         port: choices.port,
+        ipv6: choices.ipv6,
     };
     let plan = admin::client(state).trace(&asked).await?;
     let southbound = mallee_engines::Layout::new(state.engines())?.southbound_socket();

@@ -9,6 +9,7 @@ use mallee_aws::{
 
 use super::{Found, MetadataOptionsInfo};
 use crate::ec2::{
+    address::Elastic,
     instance::state,
     interface::{self, InterfaceRow},
 };
@@ -45,7 +46,25 @@ fn public_ips(found: &Found) -> Vec<Cow<'_, str>> {
     found.interfaces.iter().filter_map(InterfaceRow::public_ip).map(|ip| ip.to_string().into()).collect()
 }
 
-/// The filters of DescribeInstances that can match anything here; AWS documents each under the same name.
+fn ipv6(found: &Found) -> Vec<Cow<'_, str>> {
+    found.interfaces.iter().flat_map(|n| &n.ipv6).map(|a| a.to_string().into()).collect()
+}
+
+/// Whose the public addresses are: an automatic one is the cloud's.
+fn public_owners(found: &Found) -> Vec<Cow<'_, str>> {
+    let owner = |n: &InterfaceRow| n.elastic.as_ref().map_or("amazon".to_owned(), |_| n.account.clone());
+    found.interfaces.iter().filter(|n| n.public_ip().is_some()).map(|n| owner(n).into()).collect()
+}
+
+fn elastic<'r>(found: &'r Found, value: impl Fn(&'r Elastic) -> &'r str) -> Vec<Cow<'r, str>> {
+    found.interfaces.iter().flat_map(InterfaceRow::elastics).map(|e| value(e).into()).collect()
+}
+
+fn private_dns_names(found: &Found) -> Vec<Cow<'_, str>> {
+    each(found, |n| interface::private_dns_name(&found.region, n.address).into())
+}
+
+/// The filters of DescribeInstances; AWS documents each under the same name. Those that can match nothing here are there, too.
 pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("affinity", |_| vec![]),
     ("architecture", |f| vec![(&f.instance.architecture).into()]),
@@ -59,6 +78,12 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("block-device-mapping.volume-id", |f| f.attachments.iter().map(|a| a.volume.as_str().into()).collect()),
     ("boot-mode", |_| vec!["legacy-bios".into()]),
     ("capacity-reservation-id", |_| vec![]),
+    ("capacity-reservation-specification.capacity-reservation-preference", |_| vec![]),
+    ("capacity-reservation-specification.capacity-reservation-target.capacity-reservation-id", |_| vec![]),
+    (
+        "capacity-reservation-specification.capacity-reservation-target.capacity-reservation-resource-group-arn",
+        |_| vec![],
+    ),
     ("client-token", |f| maybe(f.instance.client_token.as_deref().map(Into::into))),
     ("current-instance-boot-mode", |_| vec!["legacy-bios".into()]),
     ("dns-name", public_ips),
@@ -89,18 +114,28 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("metadata-options.http-endpoint", |f| {
         vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_endpoint.into()]
     }),
+    ("metadata-options.http-protocol-ipv4", |_| vec!["enabled".into()]),
+    ("metadata-options.http-protocol-ipv6", |_| vec!["disabled".into()]),
     ("metadata-options.http-put-response-hop-limit", |f| {
         vec![f.instance.options.metadata.hop_limit.to_string().into()]
     }),
     ("metadata-options.http-tokens", |f| {
         vec![MetadataOptionsInfo::from(&f.instance.options.metadata).http_tokens.into()]
     }),
+    ("metadata-options.state", |_| vec!["applied".into()]),
     ("metadata-options.instance-metadata-tags", |f| {
         vec![MetadataOptionsInfo::from(&f.instance.options.metadata).instance_metadata_tags.into()]
     }),
     ("monitoring-state", |_| vec!["disabled".into()]),
+    ("network-interface.addresses.association.allocation-id", |f| elastic(f, |e| e.allocation.as_str())),
+    ("network-interface.addresses.association.association-id", |f| elastic(f, |e| e.association.as_str())),
+    ("network-interface.addresses.association.carrier-ip", |_| vec![]),
+    ("network-interface.addresses.association.customer-owned-ip", |_| vec![]),
+    ("network-interface.addresses.association.ip-owner-id", public_owners),
+    ("network-interface.addresses.association.public-dns-name", |_| vec![]),
     ("network-interface.addresses.association.public-ip", public_ips),
     ("network-interface.addresses.primary", |f| each(f, |_| "true".into())),
+    ("network-interface.addresses.private-dns-name", private_dns_names),
     ("network-interface.addresses.private-ip-address", |f| each(f, |n| n.address.to_string().into())),
     ("network-interface.association.allocation-id", |f| {
         f.interfaces.iter().filter_map(|n| n.elastic.as_ref()).map(|e| e.allocation.as_str().into()).collect()
@@ -108,7 +143,12 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("network-interface.association.association-id", |f| {
         f.interfaces.iter().filter_map(|n| n.elastic.as_ref()).map(|e| e.association.as_str().into()).collect()
     }),
+    ("network-interface.association.carrier-ip", |_| vec![]),
+    ("network-interface.association.customer-owned-ip", |_| vec![]),
+    ("network-interface.association.ip-owner-id", public_owners),
+    ("network-interface.association.public-dns-name", |_| vec![]),
     ("network-interface.association.public-ip", public_ips),
+    ("network-interface.attachment.attach-time", |f| each(f, |n| timestamp(n.attached).into())),
     ("network-interface.attachment.attachment-id", |f| {
         f.interfaces.iter().filter_map(|n| n.attachment.as_ref()).map(|a| a.as_str().into()).collect()
     }),
@@ -116,25 +156,47 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("network-interface.attachment.device-index", |f| each(f, |n| n.device_index.to_string().into())),
     ("network-interface.attachment.instance-id", |f| vec![f.instance.id.as_str().into()]),
     ("network-interface.attachment.instance-owner-id", |f| vec![(&f.instance.account).into()]),
+    ("network-interface.attachment.network-card-index", |f| each(f, |_| "0".into())),
     ("network-interface.attachment.status", |f| each(f, |i| i.attachment_status().into())),
     ("network-interface.availability-zone", |f| each(f, |n| n.zone.as_str().into())),
+    ("network-interface.deny-all-igw-traffic", |_| vec![]),
     ("network-interface.description", |f| each(f, |n| n.description.as_str().into())),
     ("network-interface.group-id", group_ids),
     ("network-interface.group-name", group_names),
+    ("network-interface.ipv4-prefixes.ipv4-prefix", |_| vec![]),
+    ("network-interface.ipv6-address", ipv6),
+    ("network-interface.ipv6-addresses.ipv6-address", ipv6),
+    ("network-interface.ipv6-addresses.is-primary-ipv6", |f| ipv6(f).into_iter().map(|_| "false".into()).collect()),
+    ("network-interface.ipv6-native", |f| each(f, |_| "false".into())),
+    ("network-interface.ipv6-prefixes.ipv6-prefix", |_| vec![]),
     ("network-interface.mac-address", |f| each(f, |n| n.mac.as_str().into())),
     ("network-interface.network-interface-id", |f| each(f, |n| n.id.as_str().into())),
+    ("network-interface.operator.managed", |f| each(f, |_| "false".into())),
+    ("network-interface.operator.principal", |_| vec![]),
+    ("network-interface.outpost-arn", |_| vec![]),
     ("network-interface.owner-id", |f| each(f, |n| n.account.as_str().into())),
+    ("network-interface.private-dns-name", private_dns_names),
     ("network-interface.private-ip-address", |f| each(f, |n| n.address.to_string().into())),
+    ("network-interface.public-dns-name", |_| vec![]),
+    ("network-interface.requester-id", |_| vec![]),
     ("network-interface.requester-managed", |f| each(f, |_| "false".into())),
     ("network-interface.source-dest-check", |f| each(f, |n| flag(n.source_dest_check))),
     ("network-interface.status", |f| each(f, |_| "in-use".into())),
     ("network-interface.subnet-id", |f| each(f, |n| n.subnet.as_str().into())),
     ("network-interface.vpc-id", |f| each(f, |n| n.vpc.as_str().into())),
+    ("network-performance-options.bandwidth-weighting", |_| vec![]),
+    ("operator.managed", |_| vec!["false".into()]),
+    ("operator.principal", |_| vec![]),
     ("owner-id", |f| vec![(&f.instance.account).into()]),
     ("placement-group-name", |_| vec![]),
     ("platform", |_| vec![]),
     ("platform-details", |_| vec!["Linux/UNIX".into()]),
-    ("private-dns-name", |f| each(f, |n| interface::private_dns_name(&f.region, n.address).into())),
+    ("outpost-arn", |_| vec![]),
+    ("placement-partition-number", |_| vec![]),
+    ("private-dns-name", private_dns_names),
+    ("private-dns-name-options.enable-resource-name-dns-a-record", |_| vec!["false".into()]),
+    ("private-dns-name-options.enable-resource-name-dns-aaaa-record", |_| vec!["false".into()]),
+    ("private-dns-name-options.hostname-type", |_| vec!["ip-name".into()]),
     ("private-ip-address", |f| each(f, |n| n.address.to_string().into())),
     ("product-code", |_| vec![]),
     ("product-code.type", |_| vec![]),
@@ -150,6 +212,7 @@ pub const ATTRIBUTES: &[Attribute<Found>] = &[
     ("state-reason-message", |f| maybe(f.instance.state_reason().map(|r| r.message.into()))),
     ("subnet-id", |f| vec![(&f.instance.subnet).into()]),
     ("tenancy", |_| vec!["default".into()]),
+    ("tpm-support", |_| vec![]),
     ("usage-operation", |_| vec!["RunInstances".into()]),
     ("usage-operation-update-time", |f| vec![timestamp(f.instance.launched).into()]),
     ("virtualization-type", |_| vec!["hvm".into()]),

@@ -392,7 +392,7 @@ fn plan_of(asked: &NetworkInterface, count: u64) -> Outcome<InterfacePlan> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ec2::instance::run::DEFAULT_METADATA;
+    use crate::ec2::instance::metadata_default::V1;
 
     #[test]
     fn metadata_options_are_aws_words_only() {
@@ -401,9 +401,9 @@ mod tests {
             http_put_response_hop_limit: hops,
             ..MetadataOptionsAsked::default()
         };
-        assert!(ask(Some("required"), Some(64)).over(DEFAULT_METADATA).unwrap().tokens_required);
+        assert!(ask(Some("required"), Some(64)).over(V1).unwrap().tokens_required);
         for bad in [ask(Some("Required"), None), ask(None, Some(0)), ask(None, Some(65))] {
-            assert_eq!(bad.over(DEFAULT_METADATA).err().unwrap().code(), "InvalidParameterValue");
+            assert_eq!(bad.over(V1).err().unwrap().code(), "InvalidParameterValue");
         }
     }
 }
