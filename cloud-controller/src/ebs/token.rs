@@ -88,7 +88,7 @@ mod tests {
         let (made, digest) = (tokens(1, 1_000), "ab".repeat(32));
         let token = made.of_block("snap-1", 7, Some(&digest));
         assert!(token.len() <= 256 && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)));
-        assert_eq!(made.block("snap-1", 7, &token), Some(Some(digest.clone())));
+        assert_eq!(made.block("snap-1", 7, &token), Some(Some(digest)));
         assert_eq!(made.block("snap-1", 7, &made.of_block("snap-1", 7, None)), Some(None));
         for (tokens, snapshot, block) in [
             (tokens(2, 1_000), "snap-1", 7),

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Answer,
     read::{OCTETS, checksum, key_of, parsed, sealed_key, seconds},
-    words::{denied, failed, invalid, invalid_value, not_found, throttled},
+    words::{denied, invalid, invalid_value, not_found, throttled},
 };
 use crate::{
     Outcome, Refusal,
@@ -42,8 +42,6 @@ const TIMEOUTS: std::ops::RangeInclusive<i64> = 10..=4_320;
 const TIMEOUT: i64 = 60;
 const LONGEST_TOKEN: usize = 255;
 const LONGEST_DESCRIPTION: usize = 255;
-/// Walrus must have a block safe by then; clients try again.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long garbage of the same bytes is waited for.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: usize = 30;
@@ -344,9 +342,7 @@ pub(super) async fn put(call: &Call, input: PutSnapshotBlock, block: &Bytes) -> 
     write.hold().await?;
     if !digest.is_empty() {
         // Sent whether walrus has it or not: who is answered sooner would know what others have.
-        let walrus = Stored::open(&call.cloud).await?;
-        let sent = tokio::time::timeout(PATIENCE, walrus.put(&digest, blob)).await;
-        sent.map_err(|_| failed("walrus does not take a block"))??;
+        Stored::open(&call.cloud).await?.put(&digest, blob).await?;
     }
     write.is_safe(percent).await?;
     Ok(Answer {

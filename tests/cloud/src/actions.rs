@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use mallee_cloud_controller::{bootstrap, ec2, route, service::Service, sts};
+use mallee_cloud_controller::{bootstrap, ebs, ec2, route, service::Service, sts};
 use mallee_walrus::operation::{Does, OPERATIONS, On};
 
 /// Services with the name people know them by.
@@ -27,10 +27,25 @@ pub fn page() -> String {
             let _ = writeln!(out, "| {} | {} |", action.name, parameters.join(" "));
         }
     }
+    out.push_str(&direct());
     out.push_str(&s3());
     out.push_str("\n## Known by name and not served\n\nAnswered with `InvalidAction` in the service's own form:");
     let names: Vec<&str> = route::not_served().collect();
     let _ = writeln!(out, " {}.", names.join(", "));
+    out
+}
+
+fn direct() -> String {
+    let mut out = format!(
+        "\n## EBS direct APIs: {} actions\n\nREST-JSON, SigV4. Snapshots are read and written in blocks of 512 KiB. What is no \
+         parameter is refused as a\n`ValidationException`.\n\n| action | is asked by | parameters |\n|---|---|---|\n",
+        ebs::ACTIONS.len()
+    );
+    for action in ebs::ACTIONS {
+        let parameters: Vec<String> = action.shape.members.iter().map(|member| format!("`{}`", member.name)).collect();
+        let (method, path) = (&action.shape.method, action.shape.path);
+        let _ = writeln!(out, "| {} | `{method} {path}` | {} |", action.name, parameters.join(" "));
+    }
     out
 }
 

@@ -64,7 +64,7 @@ fn lines(keys: &AccountKeys, urls: &Urls) -> String {
     ];
     // What would win over the lines above, and lead to another cloud.
     let mut text = "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN AWS_SECURITY_TOKEN AWS_IGNORE_CONFIGURED_ENDPOINT_URLS \
-                    AWS_ENDPOINT_URL_EC2 AWS_ENDPOINT_URL_STS AWS_ENDPOINT_URL_IAM AWS_CA_BUNDLE\n"
+                    AWS_ENDPOINT_URL_EC2 AWS_ENDPOINT_URL_EBS AWS_ENDPOINT_URL_STS AWS_ENDPOINT_URL_IAM AWS_CA_BUNDLE\n"
         .to_owned();
     for (name, value) in exports {
         text += &format!("export {name}={}\n", quoted(value));

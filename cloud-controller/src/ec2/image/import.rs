@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Cloud, account,
-    ec2::{instance, tag},
+    ec2::{instance, snapshot, tag},
     zone::event::{self, Kind},
 };
 
@@ -139,8 +139,12 @@ impl Work {
         let (needed, shared) = self
             .cloud
             .store
-            .read("see who needs an image", move |tx| {
-                Ok::<_, StoreError>((instance::boots_from(tx, its.id.as_str())?, row::shares_bytes(tx, &its)?))
+            .write("see who needs an image", move |tx| {
+                let (needed, shared) = (instance::boots_from(tx, its.id.as_str())?, row::shares_bytes(tx, &its)?);
+                if let Some(digest) = its.digest.as_deref().filter(|_| !needed && !shared) {
+                    snapshot::take_blob(tx, digest)?;
+                }
+                Ok::<_, StoreError>((needed, shared))
             })
             .await
             .map_err(|e| e.to_string())?;
@@ -151,10 +155,13 @@ impl Work {
             let walrus = self.cloud.tiers.walrus_http(&self.cloud.store).await.map_err(|e| e.message)?;
             fetch::delete_blob(&walrus, digest).await.map_err(|e| e.text().to_owned())?;
         }
-        let id = image.id.to_string();
+        let (id, digest) = (image.id.to_string(), image.digest.clone().filter(|_| !shared));
         self.cloud
             .store
             .write("forget an image", move |tx| {
+                if let Some(digest) = &digest {
+                    snapshot::blob_is_taken(tx, digest)?;
+                }
                 row::remove(tx, &id)?;
                 event::drop_all(tx, &id)?;
                 tag::drop_all(tx, &id)

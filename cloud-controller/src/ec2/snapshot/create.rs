@@ -372,5 +372,6 @@ async fn delete(call: &Call, input: DeleteSnapshot) -> Outcome<()> {
         .await?;
     call.cloud.pokes.snapshots.poke();
     call.cloud.pokes.kept.poke();
+    call.cloud.pokes.direct.poke();
     Ok(())
 }

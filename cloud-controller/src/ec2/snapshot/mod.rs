@@ -25,7 +25,10 @@ use mallee_aws::id::SnapshotId;
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Generation, Snapshot as Body, SnapshotDesired, SnapshotObserved};
 
-pub use blob::{HOLD_TABLES, TABLES as BLOB_TABLES, hold, holders, is_used as blob_is_used, let_go};
+pub use blob::{
+    HOLD_TABLES, TABLES as BLOB_TABLES, hold, holders, is_used as blob_is_used, let_go, take as take_blob,
+    taken as blob_is_taken,
+};
 pub use keep::drive;
 pub use report::{Follows, take as take_report};
 #[cfg(test)]

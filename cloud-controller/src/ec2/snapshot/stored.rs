@@ -1,6 +1,6 @@
 //! What snapshots have in walrus, read and written: blocks, pages of blocks, manifests of pages.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{Cloud, ec2::image::fetch::put_bytes};
 
+/// A walrus that takes longer is taken for gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// As large as a manifest of 16 TiB, and more.
 const DOCUMENT_MAX: usize = 8 << 20;
 
@@ -48,6 +50,11 @@ impl Stored {
 
     /// A whole blob of at most so many bytes, checked against its name.
     async fn get(&self, digest: &str, limit: usize) -> Result<Bytes, Trouble> {
+        let got = tokio::time::timeout(PATIENCE, self.fetch(digest, limit)).await;
+        got.unwrap_or_else(|_| Err(Trouble::Later(format!("walrus does not answer for blob {digest}"))))
+    }
+
+    async fn fetch(&self, digest: &str, limit: usize) -> Result<Bytes, Trouble> {
         let later = |e: &dyn fmt::Display| Trouble::Later(format!("blob {digest}: {e}"));
         let request = Request::get("/").body(body::empty()).map_err(|e| later(&e))?;
         let response = self.0.send(request, &blob_path(digest)).await.map_err(|e| later(&e))?;
@@ -87,7 +94,9 @@ impl Stored {
 
     /// Safe when this returns.
     pub async fn put(&self, digest: &str, bytes: Vec<u8>) -> Result<(), Trouble> {
-        put_bytes(&self.0, digest, bytes).await.map_err(|e| Trouble::Later(e.text().to_owned()))
+        let put = tokio::time::timeout(PATIENCE, put_bytes(&self.0, digest, bytes)).await;
+        let put = put.map_err(|_| Trouble::Later(format!("walrus does not take blob {digest}")))?;
+        put.map_err(|e| Trouble::Later(e.text().to_owned()))
     }
 
     /// A page or a manifest; its digest.

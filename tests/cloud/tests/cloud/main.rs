@@ -8,6 +8,7 @@ mod attack;
 mod boot_volume;
 mod crash;
 mod documentation;
+mod ebs;
 mod image;
 mod import;
 mod launch;

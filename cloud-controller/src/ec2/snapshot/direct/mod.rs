@@ -17,3 +17,6 @@ pub use finish::drive;
 pub use row::{
     Begun, Direct, OPEN, SEALED, TABLES, begin_block, checksums, find, hold_block, insert, seal, set_written, uses_blob,
 };
+
+#[cfg(test)]
+mod tests;
