@@ -159,7 +159,7 @@ class Launcher:
         self.cloud, self.ec2, self.image, self.key = cloud, ec2, image, key
         self.left = []
 
-    def __call__(self, user_data="", image=None, **parameters):
+    def __call__(self, user_data="", image=None, kind="mini.nano", **parameters):
         name = f"tests-{secrets.token_hex(4)}"
         group = self.ec2.create_security_group(GroupName=name, Description="of a test")["GroupId"]
         self.left.append(lambda: self.ec2.delete_security_group(GroupId=group))
@@ -168,7 +168,7 @@ class Launcher:
         if user_data:
             parameters["UserData"] = user_data
         (started,) = self.ec2.run_instances(
-            ImageId=image or self.image, InstanceType="mini.nano", KeyName=self.key[0], SecurityGroupIds=[group], MinCount=1, MaxCount=1,
+            ImageId=image or self.image, InstanceType=kind, KeyName=self.key[0], SecurityGroupIds=[group], MinCount=1, MaxCount=1,
             **parameters,
         )["Instances"]  # fmt: skip
         address = self.ec2.allocate_address(Domain="vpc")

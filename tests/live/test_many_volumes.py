@@ -169,7 +169,8 @@ def test_an_instance_on_a_volume_starts_on_another_machine_with_all_that_was_wri
             BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
         )["ImageId"]  # fmt: skip
         guest = guests.launch(image)
-        boot = guest.wait()
+        # A disk that is fetched over the network, of a guest that is emulated.
+        boot = guest.wait(patience=300)
         was = guest.machine()
         guest.run("echo kept > /root/kept && sync")
         ec2.stop_instances(InstanceIds=[guest.id])
@@ -178,7 +179,7 @@ def test_an_instance_on_a_volume_starts_on_another_machine_with_all_that_was_wri
         many.mallee("node", "drain", was.name)
         try:
             ec2.start_instances(InstanceIds=[guest.id])
-            guest.wait(other_than=boot)
+            guest.wait(other_than=boot, patience=300)
             assert guest.machine().name != was.name
             assert guest.run("cat /root/kept") == "kept"
         finally:

@@ -31,7 +31,7 @@ class Guest:
     def boot_id(self):
         return self.run("cat /proc/sys/kernel/random/boot_id")
 
-    def wait(self, other_than=None):
+    def wait(self, other_than=None, patience=120):
         """Until it lets its user in; with `other_than`, in another boot than that one. Returns the boot's id."""
 
         def reached():
@@ -42,7 +42,7 @@ class Guest:
             boot = done.stdout.strip()
             return boot if done.returncode == 0 and boot != other_than else None
 
-        return until(f"SSH at {self.address}", reached, patience=120, every=0.3)
+        return until(f"SSH at {self.address}", reached, patience=patience, every=0.3)
 
     def start(self, script):
         """A process of its own in the guest, which goes on when the session has ended."""
