@@ -549,7 +549,8 @@ fn draft(
     if log.traffic == FlowTraffic::Unknown {
         return;
     }
-    let its = drafts.entry((log.id.clone(), settled.end)).or_insert_with(|| Draft { log: log.clone(), text: String::new() });
+    let its =
+        drafts.entry((log.id.clone(), settled.end)).or_insert_with(|| Draft { log: log.clone(), text: String::new() });
     if let Some((begin, end)) = gaps.remove(&log.id) {
         record::skipped(&mut its.text, log, begin, end);
     }
