@@ -44,8 +44,8 @@ pub use config::Config;
 
 use cluster::{Cloud, Standing};
 use config::{AcceleratorChoice, HypervisorChoice};
-use hypervisor::{Accelerator, Hypervisor, Libvirt, Simulated};
 use flow_log::FlowLogs;
+use hypervisor::{Accelerator, Hypervisor, Libvirt, Simulated};
 use image::{ImageCache, Walrus};
 use instance::{Instances, Machine, Rows, Wishes};
 use metadata::{Book, Links, MetadataSockets, NoSockets, Service, TokenKey};

@@ -26,17 +26,19 @@ use crate::{
 const ACL: &str = "bucket-owner-full-control";
 
 /// `PUT` brings an object, `HEAD` says whether it would be let in.
-pub async fn handle(walrus: &Arc<Walrus>, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, TierError> {
+pub async fn handle(
+    walrus: &Arc<Walrus>,
+    request: Request<Incoming>,
+    peer: &Peer,
+) -> Result<Response<Body>, TierError> {
     let (parts, incoming) = request.into_parts();
     // The body is read to its end also when it is refused, or the connection could not go on.
     let arrival = Arrival::new(incoming, &parts.headers, walrus.pace);
     let payload = Payload::new(arrival, None, &parts.headers).map_err(told)?;
     let path = parts.uri.path().strip_prefix(FLOW_LOGS_PREFIX).unwrap_or_default();
     let (bucket, key) = path.split_once('/').ok_or_else(|| TierError::refused("the path is BUCKET/KEY"))?;
-    let target = Target {
-        bucket: decode(bucket, Plus::IsPlus).map_err(told)?,
-        key: decode(key, Plus::IsPlus).map_err(told)?,
-    };
+    let target =
+        Target { bucket: decode(bucket, Plus::IsPlus).map_err(told)?, key: decode(key, Plus::IsPlus).map_err(told)? };
     let query = Query::parse(parts.uri.query().unwrap_or_default()).map_err(told)?;
     let account = query.get("account").unwrap_or_default();
     let folder = flow_log_folder(account);

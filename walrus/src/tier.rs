@@ -10,7 +10,8 @@ use mallee_service::{
 };
 use mallee_store::{Row, Tx, params};
 use mallee_tiers::{
-    CALL_PREFIX, Digests, FLOW_LOGS_PREFIX, OBJECTS_PREFIX, Peer, Role, StatusAsked, TierError, TierErrorKind, TierStatus, WalrusServer,
+    CALL_PREFIX, Digests, FLOW_LOGS_PREFIX, OBJECTS_PREFIX, Peer, Role, StatusAsked, TierError, TierErrorKind,
+    TierStatus, WalrusServer,
 };
 
 use crate::{

@@ -24,8 +24,7 @@ use crate::{
     ec2::{
         Id,
         address::{self as ec2_address, Elastic},
-        flow_log,
-        instance, listing,
+        flow_log, instance, listing,
         security_group::{self, MAX_PER_INTERFACE},
         subnet::{self, SubnetRow},
         tag, vpc,

@@ -180,6 +180,9 @@ struct Draft {
     text: String,
 }
 
+/// By log and the end of the window.
+type Drafts = BTreeMap<(String, Millis), Draft>;
+
 impl FlowLogs {
     pub fn new(parts: Parts) -> std::io::Result<Arc<Self>> {
         let spool = Spool::open(parts.dir.clone())?;
@@ -463,10 +466,9 @@ impl FlowLogs {
     }
 
     /// The objects of what is over, and until when that was for which (log, interface); None: for good.
-    #[expect(clippy::type_complexity, reason = "used once, right below its making")]
-    fn drafts(&self, now: Millis) -> (BTreeMap<(String, Millis), Draft>, Vec<(String, String, Option<Millis>)>) {
+    fn drafts(&self, now: Millis) -> (Drafts, Vec<(String, String, Option<Millis>)>) {
         let mut watched = self.lock();
-        let (mut drafts, mut written) = (BTreeMap::new(), Vec::new());
+        let (mut drafts, mut written) = (Drafts::new(), Vec::new());
         for Over { interface, mut gaps, settled } in std::mem::take(&mut watched.over) {
             for log in logs(&interface) {
                 for one in settled.get(&self.window_of(log)).into_iter().flatten() {
@@ -540,7 +542,7 @@ fn mark(tx: &mut mallee_store::Tx<'_>, log: &str, interface: &str, until: Millis
 
 /// Adds to the object of a log and window what one interface has to say in it.
 fn draft(
-    drafts: &mut BTreeMap<(String, Millis), Draft>,
+    drafts: &mut Drafts,
     interface: &Interface,
     log: &FlowLog,
     settled: &Settled,
@@ -549,7 +551,8 @@ fn draft(
     if log.traffic == FlowTraffic::Unknown {
         return;
     }
-    let its = drafts.entry((log.id.clone(), settled.end)).or_insert_with(|| Draft { log: log.clone(), text: String::new() });
+    let its =
+        drafts.entry((log.id.clone(), settled.end)).or_insert_with(|| Draft { log: log.clone(), text: String::new() });
     if let Some((begin, end)) = gaps.remove(&log.id) {
         record::skipped(&mut its.text, log, begin, end);
     }

@@ -190,7 +190,10 @@ pub mod tests {
 
     #[test]
     fn a_secondary_address_is_shown_as_the_first_one_and_told_beside() {
-        let log = log(FlowTraffic::All, "srcaddr dstaddr pkt-srcaddr pkt-dstaddr tcp-flags type flow-direction sublocation-id");
+        let log = log(
+            FlowTraffic::All,
+            "srcaddr dstaddr pkt-srcaddr pkt-dstaddr tcp-flags type flow-direction sublocation-id",
+        );
         let window = settled(
             vec![
                 flow(Direction::In, Action::Accept, "1.2.3.4", "10.0.0.6"),

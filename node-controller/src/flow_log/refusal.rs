@@ -136,10 +136,14 @@ fn cut(came: &mut Vec<u8>) -> std::io::Result<Option<Vec<u8>>> {
 /// None: nothing of interest.
 fn read(message: &[u8]) -> Option<Said> {
     match *message.get(1)? {
-        EXPERIMENTER if number(message, 8, 4)? == u64::from(NICIRA) && number(message, 12, 4)? == u64::from(PACKET_IN2) => {
+        EXPERIMENTER
+            if number(message, 8, 4)? == u64::from(NICIRA) && number(message, 12, 4)? == u64::from(PACKET_IN2) =>
+        {
             refused(message.get(16..)?)
         }
-        MULTIPART_REPLY if number(message, HEADER, 2)? == u64::from(METER) => Some(Said::HeldBack(held_back(message.get(16..)?))),
+        MULTIPART_REPLY if number(message, HEADER, 2)? == u64::from(METER) => {
+            Some(Said::HeldBack(held_back(message.get(16..)?)))
+        }
         _ => None,
     }
 }

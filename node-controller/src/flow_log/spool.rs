@@ -149,7 +149,9 @@ impl Carrier {
         let sent = sent.unwrap_or_else(|_| Err(TierError::unreachable("walrus does not answer")));
         match sent {
             Ok((StatusCode::OK, _)) => Brought::There,
-            Ok((StatusCode::FORBIDDEN | StatusCode::NOT_FOUND, why)) => Brought::Refused(FlowLogFailureKind::Access, why),
+            Ok((StatusCode::FORBIDDEN | StatusCode::NOT_FOUND, why)) => {
+                Brought::Refused(FlowLogFailureKind::Access, why)
+            }
             Ok((status, why)) if status.is_client_error() && status != StatusCode::CONFLICT => {
                 Brought::Refused(FlowLogFailureKind::Unknown, why)
             }
@@ -185,7 +187,9 @@ fn path(label: &Label) -> String {
     let encoded = |text: &str| -> String {
         text.bytes()
             .map(|byte| match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => char::from(byte).to_string(),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                    char::from(byte).to_string()
+                }
                 other => format!("%{other:02X}"),
             })
             .collect()

@@ -87,8 +87,7 @@ fn receive(socket: &OwnedFd, index: usize, lost: &mut u32, each: &mut impl FnMut
     let mut said = cmsg_space!(u32);
     let mut pieces = [IoSliceMut::new(&mut front)];
     // With this flag the answer is the length of the whole frame.
-    let received =
-        recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut pieces, Some(&mut said), MsgFlags::MSG_TRUNC)?;
+    let received = recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut pieces, Some(&mut said), MsgFlags::MSG_TRUNC)?;
     let from = received.address;
     let dropped = received.cmsgs().into_iter().flatten().find_map(|message| match message {
         ControlMessageOwned::RxqOvfl(count) => Some(count),

@@ -303,10 +303,7 @@ mod tests {
         windows.deafened(13);
         let settled = windows.take(70_000);
         assert!(settled[0].skipped);
-        assert_eq!(
-            told(&settled[0]),
-            [(In, Accept, 1, 1, 28), (Out, Reject, 25, 2, 56), (Out, Accept, 443, 1, 28)]
-        );
+        assert_eq!(told(&settled[0]), [(In, Accept, 1, 1, 28), (Out, Reject, 25, 2, 56), (Out, Accept, 443, 1, 28)]);
     }
 
     #[test]
@@ -327,9 +324,9 @@ mod tests {
         windows.passed(In, &packet("2.2.2.2", "10.0.0.5", (1, 2), 0), 59_000);
         windows.lost(61_000);
         let all = windows.finish(61_500);
-        assert_eq!(all.iter().map(|s| (s.end, s.flows.len(), s.skipped)).collect::<Vec<_>>(), [
-            (60_000, 1, false),
-            (61_500, 0, true)
-        ]);
+        assert_eq!(
+            all.iter().map(|s| (s.end, s.flows.len(), s.skipped)).collect::<Vec<_>>(),
+            [(60_000, 1, false), (61_500, 0, true)]
+        );
     }
 }

@@ -114,7 +114,9 @@ fn asked(input: &CreateFlowLogs) -> Outcome<Asked> {
         Some("s3") => {}
         // What AWS takes when none is named is a log group.
         None | Some("" | "cloud-watch-logs") => {
-            return Err(AwsError::unsupported("LogDestinationType=cloud-watch-logs is not supported by this cloud").into());
+            return Err(
+                AwsError::unsupported("LogDestinationType=cloud-watch-logs is not supported by this cloud").into()
+            );
         }
         Some("kinesis-data-firehose") => {
             let message = "LogDestinationType=kinesis-data-firehose is not supported by this cloud";

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{PRIORITY_DROP, inner_port};
+use super::{PRIORITY_DROP, acl, inner_port};
 use crate::{
     ec2::{interface::InterfaceRow, subnet::SubnetRow},
     network::{
@@ -22,6 +22,8 @@ use crate::{
 const WATCHED: &str = "mallee_flow_log";
 const METER: &str = "mallee-flow-log";
 const BAND: &str = "mallee-flow-log-band";
+/// Metadata and names.
+const LINK: &str = "169.254.0.0/16";
 /// Refused packets a node is told of, a second, and at once after a quiet time.
 const RATE: i64 = 200;
 const BURST: i64 = 2_000;
@@ -36,11 +38,7 @@ pub fn render(out: &mut Content, wanted: &Wanted) {
         Table::MeterBand,
         BAND,
         &[],
-        [
-            ("action", Column::text("drop")),
-            ("rate", Column::Number(RATE)),
-            ("burst_size", Column::Number(BURST)),
-        ],
+        [("action", Column::text("drop")), ("rate", Column::Number(RATE)), ("burst_size", Column::Number(BURST))],
     );
     out.add(
         Table::Meter,
@@ -87,6 +85,13 @@ pub fn edge(out: &mut Content, wanted: &Wanted, subnet: &SubnetRow, family: &str
     let expression = format!("outport == \"{port}-peer\" && eth.src == ${macs} && {family} && ({dropped})");
     logging(out, &key, "mallee-flow-edge", "to-lport", expression);
     out.refer(Table::Switch, subnet.id.as_str(), "acls", key);
+    // What the router takes for itself, or lets pass to the metadata service, it does not ask the network ACL about.
+    let key = format!("flow-pass-{}", subnet.id);
+    let router = subnet.router();
+    let own = format!("ip4.dst == {{{LINK}, {router}}} || ip6.dst == {{fe80::/10, ff00::/8}}");
+    let expression = format!("outport == \"{port}-peer\" && eth.src == ${macs} && ({own})");
+    acl(out, &key, "to-lport", PRIORITY + 1, expression, "allow-stateless");
+    out.refer(Table::Switch, subnet.id.as_str(), "acls", key);
 }
 
 fn watched(wanted: &Wanted) -> impl Iterator<Item = &InterfaceRow> {
@@ -118,4 +123,80 @@ fn logging(out: &mut Content, key: &str, name: &str, direction: &str, expression
             ("meter", Column::set([METER])),
         ],
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use mallee_aws::id::{NetworkAclAssociationId, NetworkAclId};
+
+    use super::*;
+    use crate::{
+        ec2::network_acl::{EntryRow, NetworkAclRow},
+        network::render::{
+            render,
+            tests::{cloud, launch, outside},
+        },
+    };
+
+    /// Two instances in a subnet whose network ACL lets nothing out to one network.
+    fn two() -> Wanted {
+        let mut all = cloud(1);
+        launch(&mut all, 0, 5, true);
+        launch(&mut all, 0, 6, true);
+        let entry = |number, allow, cidr: &str| EntryRow {
+            egress: true,
+            number,
+            protocol: "-1".into(),
+            allow,
+            cidr: cidr.parse().unwrap(),
+            range: None,
+        };
+        all.acls.push(NetworkAclRow {
+            id: NetworkAclId::from_random([1; 9]),
+            account: String::new(),
+            vpc: all.vpcs[0].id.clone(),
+            is_default: true,
+            entries: vec![entry(90, false, "192.0.2.0/24"), entry(100, true, "0.0.0.0/0")],
+            associations: vec![(NetworkAclAssociationId::from_random([1; 9]), all.subnets[0].id.clone())],
+        });
+        all
+    }
+
+    #[test]
+    fn only_ports_with_a_flow_log_are_under_rules_that_log() {
+        let mut all = two();
+        let before = render(&all, &outside()).to_string();
+        assert!(!before.contains("flow") && !before.contains("Meter"), "{before}");
+        all.flow_logged.insert(all.interfaces[0].id.clone());
+        let after = render(&all, &outside()).to_string();
+        let lines: Vec<&str> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
+        let (subnet, port, mac) = (&all.subnets[0].id, all.interfaces[0].port, &all.interfaces[0].mac);
+        let set = macs_of(&all.subnets[0]);
+        let edge = format!("outport == \\\"inner-{subnet}-peer\\\" && eth.src == ${set}");
+        let logs = "log=true match";
+        for expected in [
+            format!(
+                "Port_Group mallee_flow_log: acls=<flow-drop-in, flow-drop-out> name=\"mallee_flow_log\" ports=<{port}>"
+            ),
+            format!(
+                "ACL flow-drop-in: action=\"drop\" direction=\"to-lport\" {logs}=\"outport == @mallee_flow_log && ip\" meter=[mallee-flow-log] name=[mallee-flow-in] priority=1001 severity=[debug]"
+            ),
+            format!(
+                "ACL flow-drop-out: action=\"drop\" direction=\"from-lport\" {logs}=\"inport == @mallee_flow_log && ip\" meter=[mallee-flow-log] name=[mallee-flow-out] priority=1001 severity=[debug]"
+            ),
+            format!(
+                "ACL flow-ip4-{subnet}: action=\"drop\" direction=\"to-lport\" {logs}=\"{edge} && ip4 && ((ip4.dst == {{192.0.2.0/24}}))\" meter=[mallee-flow-log] name=[mallee-flow-edge] priority=1001 severity=[debug]"
+            ),
+            format!(
+                "ACL flow-pass-{subnet}: action=\"allow-stateless\" direction=\"to-lport\" match=\"{edge} && (ip4.dst == {{169.254.0.0/16, 172.31.0.1}} || ip6.dst == {{fe80::/10, ff00::/8}})\" priority=1002"
+            ),
+            format!("Address_Set {set}: addresses=[{mac}] name=\"{set}\""),
+            "Meter mallee-flow-log: bands=<mallee-flow-log-band> name=\"mallee-flow-log\" unit=\"pktps\"".to_owned(),
+            "Meter_Band mallee-flow-log-band: action=\"drop\" burst_size=2000 rate=200".to_owned(),
+        ] {
+            assert!(lines.contains(&expected.as_str()), "{expected}\nis not in\n{}", lines.join("\n"));
+        }
+        // Beside these only the switch, which the two rules of its edge hang on.
+        assert_eq!(lines.len(), 9, "{}", lines.join("\n"));
+    }
 }
