@@ -309,7 +309,7 @@ impl Storage {
                 Some(Step::Grow) => self.grow(&id, &wish.body).await,
                 Some(Step::EndExport) => self.end_export(&id).await,
                 Some(Step::MakeExport(attachment)) => self.make_export(&id, attachment, &wish.body).await,
-                Some(Step::BindExport) => self.bind_export(&id, wish.body.export_node.clone()).await,
+                Some(Step::BindExport) => self.bind_export(&id, export.as_ref(), wish.body.export_node.clone()).await,
                 Some(Step::RemoveBytes) => self.remove_bytes(&id, &wish.body).await,
             };
             if let Err(Trouble::Busy) = outcome {
@@ -415,7 +415,17 @@ impl Storage {
         Ok(())
     }
 
-    async fn bind_export(&self, id: &VolumeId, node: Option<String>) -> Result<(), Trouble> {
+    /// An export that was made before anybody knew for which node may be in the wrong place: this machine's own cannot reach
+    /// it over the network, so nobody is on it yet.
+    async fn bind_export(
+        &self,
+        id: &VolumeId,
+        export: Option<&ExportRow>,
+        node: Option<String>,
+    ) -> Result<(), Trouble> {
+        if self.exports.is_beside(node.as_deref()) && export.is_some_and(|e| e.place != Place::Unix) {
+            return self.end_export(id).await;
+        }
         let (id, sql) = (id.clone(), "UPDATE export SET node = ?2 WHERE volume = ?1");
         let write =
             self.store.write("a node has an export", move |tx| tx.execute(sql, params![id.as_str(), node]).map(|_| ()));

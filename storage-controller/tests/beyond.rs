@@ -132,7 +132,10 @@ async fn when_the_certificate_was_renewed_its_daemon_shows_the_new_one_at_the_sa
     let zone = zone();
     let n1 = node(&zone, "n1");
     zone.want_volume("vol-1", 1, Some("vattach-a"), |v| v.export_node = Some("n1".into())).await;
+    // Made before it was known that its instance would run here.
     zone.want("vol-2", VolumeDesired::Present, 1, Some("vattach-b")).await;
+    let any = zone.until_served("vol-2", "vattach-b").await;
+    assert!(matches!(any.address, ExportAddress::Tcp(_)));
     zone.want_volume("vol-2", 1, Some("vattach-b"), |v| v.export_node = Some("here".into())).await;
     let export = zone.until_served("vol-1", "vattach-a").await;
     zone.until("vol-2", "here", |r| r.export.as_ref().is_some_and(|e| matches!(e.address, ExportAddress::Unix(_))))

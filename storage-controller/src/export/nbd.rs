@@ -179,10 +179,15 @@ impl Exports {
         }
     }
 
+    /// Whether a node is on this machine, as far as it is known.
+    pub fn is_beside(&self, node: Option<&str>) -> bool {
+        self.beyond.as_ref().is_none_or(|beyond| node.is_some() && node == beyond.local_node.as_deref())
+    }
+
     /// A place for an export to this node; None: it is not known yet. `taken`: the ports of other exports.
     pub fn place(&self, node: Option<&str>, taken: &[u16]) -> Result<Place, PlaceError> {
         match &self.beyond {
-            Some(beyond) if node.is_none() || node != beyond.local_node.as_deref() => {
+            Some(beyond) if !self.is_beside(node) => {
                 Ok(Place::Tls { port: beyond.free_port(taken)?, node: node.map(str::to_owned) })
             }
             _ => Ok(Place::Unix),
