@@ -105,11 +105,21 @@ pub struct Options {
     pub lease_ms: u64,
     /// The real binaries, each a process.
     pub processes: bool,
+    /// What users are told of S3; endpoints are made only where it is an address that instances could reach.
+    pub s3_url: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { zones: 1, nodes: 1, memory_mib: 64 << 10, clock: Clock::System, lease_ms: 3_000, processes: false }
+        Self {
+            zones: 1,
+            nodes: 1,
+            memory_mib: 64 << 10,
+            clock: Clock::System,
+            lease_ms: 3_000,
+            processes: false,
+            s3_url: String::new(),
+        }
     }
 }
 
@@ -212,7 +222,8 @@ impl Cloud {
         }
         if tier == Tier::CloudController {
             let zones: Vec<String> = (0..self.options.zones).map(|zone| format!("'{}'", zone_name(zone))).collect();
-            return text + &format!("region = 'mallee-1'\nzones = [{}]\n", zones.join(", "));
+            let s3 = &self.options.s3_url;
+            return text + &format!("region = 'mallee-1'\nzones = [{}]\ns3_url = '{s3}'\n", zones.join(", "));
         }
         let token = self.token_of(tier);
         text += &format!(
