@@ -89,8 +89,10 @@ impl Known {
     }
 
     fn is_as_it_was_left(&mut self, replica: &Replica, touched: &BTreeSet<(Table, Uuid)>) -> bool {
-        let (there, gone): (Vec<_>, Vec<_>) =
-            touched.iter().map(|(table, id)| (*table, *id, replica.row(table.name(), *id))).partition(|t| t.2.is_some());
+        let (there, gone): (Vec<_>, Vec<_>) = touched
+            .iter()
+            .map(|(table, id)| (*table, *id, replica.row(table.name(), *id)))
+            .partition(|t| t.2.is_some());
         gone.into_iter().for_each(|(_, id, _)| self.lose(id));
         // All are found before any is compared: they refer to each other.
         let mut wanted: Vec<(Table, Uuid, &Columns)> = Vec::new();
