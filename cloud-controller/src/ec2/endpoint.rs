@@ -132,6 +132,8 @@ impl Tagged for EndpointInfo {
 const ATTRIBUTES: &[Attribute<EndpointInfo>] = &[
     ("ip-address-type", |endpoint| vec![endpoint.ip_address_type.into()]),
     ("service-name", |endpoint| vec![(&endpoint.service_name).into()]),
+    // `com.amazonaws.REGION.s3`.
+    ("service-region", |endpoint| endpoint.service_name.split('.').nth(2).map(Into::into).into_iter().collect()),
     ("vpc-endpoint-id", |endpoint| vec![endpoint.vpc_endpoint_id.as_str().into()]),
     ("vpc-endpoint-state", |endpoint| vec![endpoint.state.into()]),
     ("vpc-endpoint-type", |endpoint| vec![endpoint.vpc_endpoint_type.into()]),

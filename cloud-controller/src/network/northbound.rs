@@ -61,6 +61,11 @@ impl Table {
         }
     }
 
+    /// The table the database calls so.
+    pub fn named(name: &str) -> Option<Table> {
+        Table::ALL.into_iter().find(|table| table.name() == name)
+    }
+
     /// Rows that stay without anything referring to them. The others vanish with their last reference.
     pub fn is_root(self) -> bool {
         matches!(
@@ -192,6 +197,33 @@ impl Content {
 
     pub fn len(&self) -> usize {
         self.rows.values().map(BTreeMap::len).sum()
+    }
+
+    /// Rows that are not as they were in `before`: their columns now, None for those that are no more. In the order of
+    /// tables and keys.
+    pub fn differences<'a>(&'a self, before: &'a Content) -> Vec<(Table, &'a str, Option<&'a Columns>)> {
+        let mut found = Vec::new();
+        for table in Table::ALL {
+            let (mut now, mut then) = (self.rows(table).peekable(), before.rows(table).peekable());
+            loop {
+                // What is only there then comes before the next one of now, or after the last.
+                let gone = match (now.peek(), then.peek()) {
+                    (None, None) => break,
+                    (Some((key, _)), Some((old, _))) => old < key,
+                    (now, _) => now.is_none(),
+                };
+                if gone {
+                    found.extend(then.next().map(|(key, _)| (table, key, None)));
+                    continue;
+                }
+                let Some((key, columns)) = now.next() else { break };
+                let old = then.next_if(|(old, _)| *old == key);
+                if old.is_none_or(|(_, old)| old != columns) {
+                    found.push((table, key, Some(columns)));
+                }
+            }
+        }
+        found
     }
 
     pub fn is_empty(&self) -> bool {

@@ -3,6 +3,9 @@
 //! A row is found by its tag; where names are unique, an untagged row of a wanted name is taken over (somebody removed the
 //! tag, or made what stands in the way). Sets of references are changed by their difference, so that one more port among
 //! thousands is a small message.
+//!
+//! [`plan`] looks at every row. What it found can be [`Known`], and then the next plan looks only at what is wanted
+//! otherwise than before, as long as every row that was touched since is as it was wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +14,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::northbound::{Column, Columns, Content, TAG, TAGS, Table};
+
+mod known;
+
+pub use known::Known;
 
 /// What a transaction does.
 #[derive(Debug, Default)]
@@ -72,45 +79,56 @@ fn actual<'a>(content: &Content, replica: &'a Replica) -> Actual<'a> {
 /// What makes the database as `content` says.
 pub fn plan(content: &Content, replica: &Replica) -> Plan {
     let actual = actual(content, replica);
+    let all: Vec<Wish<'_>> = Table::ALL
+        .into_iter()
+        .flat_map(|table| content.rows(table).map(move |(key, columns)| (table, key, columns)))
+        .collect();
+    let mut plan = wished(&all, |table, key| actual.rows.get(&(table, key.to_owned())).copied());
+    drop_superfluous(&mut plan, &actual.superfluous);
+    plan
+}
+
+/// One row that is wanted.
+type Wish<'a> = (Table, &'a str, &'a Columns);
+
+/// Makes these rows as they are wanted, wherever they are `found`.
+fn wished<'a>(wishes: &[Wish<'_>], found: impl Fn(Table, &str) -> Option<(Uuid, &'a Row)>) -> Plan {
     let mut names: BTreeMap<(Table, &str), String> = BTreeMap::new();
-    for table in Table::ALL {
-        for (key, _) in content.rows(table) {
-            if !actual.rows.contains_key(&(table, key.to_owned())) {
-                let name = format!("new{}", names.len());
-                names.insert((table, key), name);
-            }
+    for (table, key, _) in wishes {
+        if found(*table, key).is_none() {
+            names.insert((*table, key), format!("new{}", names.len()));
         }
     }
-    let refer = |table: Table, key: &str| match actual.rows.get(&(table, key.to_owned())) {
-        Some((id, _)) => Some(value::uuid(*id)),
+    let refer = |table: Table, key: &str| match found(table, key) {
+        Some((id, _)) => Some(value::uuid(id)),
         None => names.get(&(table, key)).map(|name| value::named(name)),
     };
     let mut plan = Plan::default();
-    for table in Table::ALL {
-        for (key, columns) in content.rows(table) {
-            match actual.rows.get(&(table, key.to_owned())) {
-                None => {
-                    let name = names.get(&(table, key)).map(String::as_str).unwrap_or_default();
-                    plan.ops.push(Op::insert(table.name(), row(columns, &refer)).named(name));
-                    plan.inserted += 1;
-                }
-                Some((id, there)) => {
-                    let before = plan.ops.len();
-                    update(&mut plan.ops, table, *id, columns, there, &refer);
-                    plan.updated += usize::from(plan.ops.len() > before);
-                }
+    for (table, key, columns) in wishes {
+        match found(*table, key) {
+            None => {
+                let name = names.get(&(*table, *key)).map(String::as_str).unwrap_or_default();
+                plan.ops.push(Op::insert(table.name(), row(columns, &refer)).named(name));
+                plan.inserted += 1;
+            }
+            Some((id, there)) => {
+                let before = plan.ops.len();
+                update(&mut plan.ops, *table, id, columns, there, &refer);
+                plan.updated += usize::from(plan.ops.len() > before);
             }
         }
     }
-    let superfluous = actual.superfluous.len();
-    for (table, id) in actual.superfluous {
-        // The others go with the last reference to them, which is one of the changes above.
+    plan
+}
+
+fn drop_superfluous(plan: &mut Plan, rows: &[(Table, Uuid)]) {
+    for (table, id) in rows {
+        // The others go with the last reference to them, which is one of the changes.
         if table.is_root() {
-            plan.ops.push(Op::delete(table.name(), [Condition::row(id)]));
+            plan.ops.push(Op::delete(table.name(), [Condition::row(*id)]));
         }
     }
-    plan.deleted = if plan.ops.is_empty() { 0 } else { superfluous };
-    plan
+    plan.deleted = if plan.ops.is_empty() { 0 } else { rows.len() };
 }
 
 type Refer<'a> = dyn Fn(Table, &str) -> Option<Value> + 'a;

@@ -4,6 +4,9 @@
 //! when rows changed, by the clock, and by any change of the watched tables that it did not make itself, so what is changed
 //! by hand is put right at once. The database may go away at any time: the next pass connects again.
 //!
+//! Reading and rendering are always whole, which keeps them simple; comparing is by what changed (see [`Known`]). What each
+//! of them takes beside northd is in docs/bench/network.md.
+//!
 //! The database carries the incarnation of the store whose rows it shows. A cloud-controller with another store (an empty
 //! one, one of another cloud) leaves it alone, because to it everything there would be superfluous, and running guests
 //! would lose their network; until a person says `mallee zone adopt`. It also carries how far that store had come: one that
@@ -11,8 +14,10 @@
 
 use std::{
     collections::BTreeSet,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,11 +27,12 @@ use mallee_service::{Clock, Faults, PassReport, Poke, Reconciler};
 use mallee_store::{Store, Tx};
 use mallee_tiers::Generation;
 use tokio::sync::{Mutex, Notify};
+use uuid::Uuid;
 
 use super::{
     database::Database,
-    northbound::{TAGS, Table},
-    plan::{Plan, plan},
+    northbound::{Content, TAGS, Table},
+    plan::{Known, Plan, plan},
     render::{Outside, render},
     wanted,
 };
@@ -74,6 +80,9 @@ pub struct Network {
     drift: std::sync::Mutex<Drift>,
     /// A pass wants the session: whoever waits for updates lets it go.
     wanted: Notify,
+    whole: AtomicU64,
+    /// Milliseconds between two questions how far northd and the chassis are.
+    pause: AtomicU64,
 }
 
 /// Whether the database was left alone by others. What was found changed when this process began is not told: it may be its
@@ -81,7 +90,7 @@ pub struct Network {
 #[derive(Default)]
 struct Drift {
     /// The content that the last pass left there.
-    left: Option<u64>,
+    left: Option<Arc<Content>>,
     /// When somebody else's change was last put right.
     mended: Option<Instant>,
 }
@@ -93,12 +102,18 @@ struct Session {
     monitor: Monitor,
     /// Since when northd lags behind what was written.
     behind: Option<Instant>,
+    /// When it was last asked how far they are, and whether something was written since.
+    asked: Option<Instant>,
+    written: bool,
+    /// Rows that the database told something about since the last pass looked.
+    touched: BTreeSet<(Table, Uuid)>,
+    known: Option<Known>,
 }
 
 /// How far what was written has got: numbers that only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Raised with every transaction of a pass.
+    /// Raised when it is asked how far they are.
     pub written: i64,
     /// What northd has compiled.
     pub compiled: i64,
@@ -126,6 +141,8 @@ impl Network {
             session: Mutex::new(None),
             drift: std::sync::Mutex::default(),
             wanted: Notify::new(),
+            whole: AtomicU64::new(0),
+            pause: AtomicU64::new(NORTHD_PATIENCE.as_millis() as u64),
         })
     }
 
@@ -180,17 +197,29 @@ impl Network {
         if owner.is_none() && session.progress().is_some() {
             session.transact(vec![claim(&own, reached)]).await?;
         }
-        let (mut session, plan, mark) = aside(move || {
-            let plan = plan(&content, &session.replica);
-            let mut mark = DefaultHasher::new();
-            content.hash(&mut mark);
-            (session, plan, mark.finish())
+        let content = Arc::new(content);
+        let wished = content.clone();
+        let (mut session, plan) = aside(move || {
+            let plan = session.plan(&wished);
+            (session, plan)
         })
         .await?;
+        let pause = Duration::from_millis(self.pause.load(Ordering::Relaxed));
         if !plan.is_empty() {
-            session.apply(&plan, reached).await?;
+            session.apply(&plan, reached, pause).await?;
+        } else if let Some(question) = session.question(pause) {
+            session.transact(vec![question]).await?;
         }
-        self.tell_drift(&plan, mark);
+        if session.known.is_none() {
+            self.whole.fetch_add(1, Ordering::Relaxed);
+            let left = content.clone();
+            session = aside(move || {
+                session.known = Known::new(left, &session.replica);
+                session
+            })
+            .await?;
+        }
+        self.tell_drift(&plan, content);
         let behind = session.northd_is_behind();
         *held = Some(session);
         drop(held);
@@ -217,10 +246,10 @@ impl Network {
     }
 
     /// The rows say the same as when this process last made the database match, and it does not: somebody else was there.
-    fn tell_drift(&self, plan: &Plan, mark: u64) {
+    fn tell_drift(&self, plan: &Plan, content: Arc<Content>) {
         let mut drift = self.drift.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let changed = !plan.is_empty() && drift.left == Some(mark);
-        drift.left = Some(mark);
+        let changed = !plan.is_empty() && drift.left.as_ref() == Some(&content);
+        drift.left = Some(content);
         if changed {
             drift.mended = Some(Instant::now());
             self.faults.raise(
@@ -249,6 +278,17 @@ impl Network {
             self.poke.poke();
         }
         Ok(())
+    }
+
+    /// How often northd and the chassis may be asked how far they are; zero is with every change. Each answer of a chassis
+    /// makes northd 23.03 compile everything once more.
+    pub fn ask_at_most_every(&self, pause: Duration) {
+        self.pause.store(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many passes looked at all rows of the database, not only at those that changed.
+    pub fn whole_passes(&self) -> u64 {
+        self.whole.load(Ordering::Relaxed)
     }
 
     /// What northd and the chassis say they have done. None: not connected.
@@ -344,7 +384,8 @@ async fn connect(database: &Database) -> Result<Session, String> {
         Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
     tables.push(MonitorTable::new(GLOBAL).columns(&["nb_cfg", "sb_cfg", "hv_cfg", TAGS]));
     let (replica, monitor) = client.replicate(DATABASE, tables).await.map_err(|e| e.to_string())?;
-    Ok(Session { client, replica, monitor, behind: None })
+    let touched = BTreeSet::new();
+    Ok(Session { client, replica, monitor, behind: None, asked: None, written: false, touched, known: None })
 }
 
 impl Session {
@@ -352,21 +393,48 @@ impl Session {
     fn catch_up(&mut self) -> Result<(), String> {
         use futures_util::FutureExt;
         while let Some(updates) = self.monitor.next().now_or_never() {
-            self.replica.apply(updates.map_err(|e| e.to_string())?);
+            self.take(updates.map_err(|e| e.to_string())?);
         }
         Ok(())
     }
 
-    /// The whole plan in one transaction, with a number that northd and the chassis pass on when they have done it.
-    async fn apply(&mut self, plan: &Plan, reached: Generation) -> Result<(), String> {
+    fn take(&mut self, updates: Vec<RowUpdate>) {
+        self.touched.extend(updates.iter().filter_map(|update| Some((Table::named(&update.table)?, update.id))));
+        self.replica.apply(updates);
+    }
+
+    /// Afterwards something is `known` unless all rows were looked at.
+    fn plan(&mut self, content: &Arc<Content>) -> Plan {
+        let touched = std::mem::take(&mut self.touched);
+        match self.known.take().and_then(|known| known.plan(content, &self.replica, &touched)) {
+            Some((known, plan)) => {
+                self.known = Some(known);
+                plan
+            }
+            None => plan(content, &self.replica),
+        }
+    }
+
+    /// The whole plan in one transaction.
+    async fn apply(&mut self, plan: &Plan, reached: Generation, pause: Duration) -> Result<(), String> {
         let mut ops = plan.ops.clone();
+        self.written = true;
         // A database that nobody has touched has no such row yet; northd makes it.
         if self.progress().is_some() {
-            ops.push(Op::mutate(GLOBAL, [], "nb_cfg", "+=", 1));
+            ops.extend(self.question(pause));
             ops.push(tag(REACHED, &written(reached)));
         }
         ops.push(Op::comment("mallee cloud-controller"));
         self.transact(ops).await
+    }
+
+    /// A number that northd and the chassis pass on when they have done what was written before it.
+    fn question(&mut self, pause: Duration) -> Option<Op> {
+        let due = self.written && self.asked.is_none_or(|at| at.elapsed() >= pause) && self.progress().is_some();
+        due.then(|| {
+            (self.asked, self.written) = (Some(Instant::now()), false);
+            Op::mutate(GLOBAL, [], "nb_cfg", "+=", 1)
+        })
     }
 
     async fn transact(&mut self, ops: Vec<Op>) -> Result<(), String> {
@@ -433,7 +501,7 @@ async fn watch(network: Arc<Network>) {
             updates = session.monitor.next() => match updates {
                 Ok(updates) => {
                     let ours = concerns_us(&updates);
-                    session.replica.apply(updates);
+                    session.take(updates);
                     if ours {
                         network.poke.poke();
                     }

@@ -72,6 +72,10 @@ impl Central {
         self.processes.push((name, process));
     }
 
+    pub fn pids(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.processes.iter().map(|(name, process)| (*name, process.id()))
+    }
+
     pub async fn connect(&self, name: &str) -> Client {
         for _ in 0..3000 {
             if let Ok(client) = Client::connect_unix(self.path(&format!("{name}.sock"))).await {

@@ -4,6 +4,7 @@
 
 mod central;
 mod ipv6;
+mod known;
 mod measure;
 mod packets;
 mod vpc;
@@ -21,11 +22,11 @@ use mallee_cloud_controller::{
         security_group::{self, Direction, Peer, Protocol, Traffic},
         subnet::{self, Place},
     },
-    network::{Cidr, Network, create_default_vpc},
+    network::{Cidr, Network, create_default_vpc, northbound::Table},
     schema::MIGRATIONS,
     zone::generation,
 };
-use mallee_ovsdb::{Client, Condition, Op, Row, value};
+use mallee_ovsdb::{Client, Condition, Monitor, MonitorTable, Op, Replica, Row, value};
 use mallee_service::{Clock, Faults, Poke, Reconciler};
 use mallee_store::Store;
 
@@ -71,6 +72,7 @@ impl Cloud {
             .unwrap();
         let (faults, poke) = (Faults::new(Clock::default()), Poke::default());
         let network = Network::new(&config, &store, &faults, &Clock::default(), &poke);
+        network.ask_at_most_every(Duration::ZERO);
         Self { config, store, faults, poke, network, _state: state }
     }
 
@@ -86,28 +88,34 @@ impl Cloud {
 
     /// The interface of a new instance, in the default group.
     async fn launch(&self, account: &'static str, zone: &'static str) -> InterfaceRow {
-        self.write(move |tx, config| {
-            let subnet = subnet::for_launch(tx, account, &Place::Zone(zone.into()))?;
-            let groups = security_group::for_launch(tx, account, &subnet.vpc, &[], &[])?;
-            let instance = InstanceId::from_random(rand::random());
-            let new = interface::New {
-                account,
-                subnet: &subnet,
-                attached: Some((&instance, 0)),
-                address: None,
-                secondary: interface::Secondary::none(),
-                ipv6: interface::ipv6::Wanted::default(),
-                groups: &groups,
-                description: "",
-                delete_on_termination: true,
-                source_dest_check: true,
-                public: None,
-                kind: interface::Kind::Interface,
-                now: 1,
-            };
-            interface::create(tx, &config.network, new)
-        })
-        .await
+        self.write(move |tx, config| Self::create(tx, config, account, zone)).await
+    }
+
+    fn create(
+        tx: &mut mallee_store::Tx<'_>,
+        config: &Config,
+        account: &str,
+        zone: &str,
+    ) -> Result<InterfaceRow, Refusal> {
+        let subnet = subnet::for_launch(tx, account, &Place::Zone(zone.into()))?;
+        let groups = security_group::for_launch(tx, account, &subnet.vpc, &[], &[])?;
+        let instance = InstanceId::from_random(rand::random());
+        let new = interface::New {
+            account,
+            subnet: &subnet,
+            attached: Some((&instance, 0)),
+            address: None,
+            secondary: interface::Secondary::none(),
+            ipv6: interface::ipv6::Wanted::default(),
+            groups: &groups,
+            description: "",
+            delete_on_termination: true,
+            source_dest_check: true,
+            public: None,
+            kind: interface::Kind::Interface,
+            now: 1,
+        };
+        interface::create(tx, &config.network, new)
     }
 
     /// Adds rules of every kind to the interface's group.
@@ -155,6 +163,12 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 async fn select(client: &Client, database: &str, table: &str, conditions: Vec<Condition>) -> Vec<Row> {
     let mut results = client.transact(database, vec![Op::select(table, conditions, &[])]).await.unwrap();
     results.remove(0).rows
+}
+
+/// All that Mallee watches, by a connection of its own.
+async fn replica(central: &Central) -> (Replica, Monitor) {
+    let tables = Table::ALL.iter().map(|table| MonitorTable::new(table.name()).columns(table.columns())).collect();
+    central.connect("nb").await.replicate(NB, tables).await.unwrap()
 }
 
 async fn nats(client: &Client, router: &str) -> Vec<(String, String)> {

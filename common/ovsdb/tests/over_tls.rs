@@ -47,7 +47,7 @@ impl Ca {
 }
 
 struct Server {
-    process: Child,
+    _process: Process,
     remotes: Remotes,
     _directory: tempfile::TempDir,
 }
@@ -65,19 +65,22 @@ impl Server {
         std::fs::write(at("cert.pem"), certificate.pem()).unwrap();
         std::fs::write(at("ca.pem"), ca.0.pem()).unwrap();
         let (process, port) = serve(directory.path()).await;
-        Server { process, remotes: format!("ssl:127.0.0.1:{port}").parse().unwrap(), _directory: directory }
+        Server { _process: process, remotes: format!("ssl:127.0.0.1:{port}").parse().unwrap(), _directory: directory }
     }
 }
 
-impl Drop for Server {
+/// Ends with the test, however that ends.
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
 /// On a port that is free, which its log tells.
-async fn serve(directory: &Path) -> (Child, u16) {
+async fn serve(directory: &Path) -> (Process, u16) {
     let option = |name: &str, file: &str| format!("--{name}={}", directory.join(file).display());
     let process = Command::new("ovsdb-server")
         .args(["-vconsole:off", "-vsyslog:off", "--remote=pssl:0:127.0.0.1"])
@@ -87,6 +90,7 @@ async fn serve(directory: &Path) -> (Child, u16) {
         .stdin(Stdio::null())
         .spawn()
         .expect("ovsdb-server is not installed");
+    let process = Process(process);
     for _ in 0..3000 {
         let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
         let told = log.lines().find_map(|line| line.split_once("listening on port ")?.1.trim().parse().ok());

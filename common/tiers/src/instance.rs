@@ -208,7 +208,7 @@ pub struct Interface {
     pub vpc: VpcLink,
     /// Its packets are written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flow: Option<FlowWatch>,
+    pub flow: Option<Box<FlowWatch>>,
 }
 
 /// What a node must know of a VPC to serve metadata in it.

@@ -107,6 +107,8 @@ pub struct Options {
     pub processes: bool,
     /// Processes that tell their steps, and stop at one that is asked for (`mallee_service::steps`).
     pub steps: bool,
+    /// What users are told of S3; endpoints are made only where it is an address that instances could reach.
+    pub s3_url: String,
 }
 
 impl Default for Options {
@@ -119,6 +121,7 @@ impl Default for Options {
             lease_ms: 3_000,
             processes: false,
             steps: false,
+            s3_url: String::new(),
         }
     }
 }
@@ -222,7 +225,8 @@ impl Cloud {
         }
         if tier == Tier::CloudController {
             let zones: Vec<String> = (0..self.options.zones).map(|zone| format!("'{}'", zone_name(zone))).collect();
-            return text + &format!("region = 'mallee-1'\nzones = [{}]\n", zones.join(", "));
+            let s3 = &self.options.s3_url;
+            return text + &format!("region = 'mallee-1'\nzones = [{}]\ns3_url = '{s3}'\n", zones.join(", "));
         }
         let token = self.token_of(tier);
         text += &format!(

@@ -30,7 +30,7 @@ async fn watch(a: &Rehearsal, instance: &str) -> Option<FlowWatch> {
     let (id, cloud, zone) = (instance.to_owned(), a.cloud.clone(), a.row(instance).await.zone);
     let bodies = a.cloud.store.read("read a body", move |tx| render(tx, &cloud, &zone, &[id.clone()].into()));
     let (_, body) = bodies.await.unwrap().remove(0);
-    body.unwrap().interfaces.remove(0).flow
+    body.unwrap().interfaces.remove(0).flow.map(|flow| *flow)
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ pub fn body(i: &Instance, parts: &Parts<'_>) -> Result<mallee_tiers::Instance, S
 }
 
 fn interface(row: &InterfaceRow, parts: &Parts<'_>) -> mallee_tiers::Interface {
-    mallee_tiers::Interface { flow: parts.flow_logs.wanted(parts.region, row), ..row.wanted() }
+    mallee_tiers::Interface { flow: parts.flow_logs.wanted(parts.region, row).map(Box::new), ..row.wanted() }
 }
 
 /// What is attached as its root.
