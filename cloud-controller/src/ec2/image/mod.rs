@@ -22,7 +22,9 @@ use mallee_service::Driven;
 use mallee_store::{Error as StoreError, Tx};
 
 pub use fetch::{NotRead, delete_blob};
-pub use row::{IMDS_COLUMN, Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot};
+pub use row::{
+    IMDS_COLUMN, Image, Kind, Proof, SNAPSHOT_TABLES, State, TABLES, any, has_bytes, insert, launchable, on_snapshot,
+};
 
 use crate::{Cloud, Outcome, Refusal, zone::event};
 

@@ -36,12 +36,8 @@ use crate::{
 
 /// Addresses come by DHCPv6, as at AWS: the advertisement names the router and says so. A guest that advertises itself by
 /// mistake is of ordinary preference.
-pub const ADVERTISED: &[(&str, &str)] = &[
-    ("address_mode", "dhcpv6_stateful"),
-    ("router_preference", "HIGH"),
-    ("send_periodic", "true"),
-    ("mtu", MTU),
-];
+pub const ADVERTISED: &[(&str, &str)] =
+    &[("address_mode", "dhcpv6_stateful"), ("router_preference", "HIGH"), ("send_periodic", "true"), ("mtu", MTU)];
 
 const TRANSIT: &str = "mallee-transit6";
 /// Of a range that interfaces' and routers' MACs are not in.
