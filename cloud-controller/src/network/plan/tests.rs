@@ -138,7 +138,7 @@ fn happens(all: &mut Wanted, what: u8, which: u16) {
                 all.subnets.sort_by(|a, b| a.vpc.as_str().cmp(b.vpc.as_str()));
             }
         }
-        _ if all.subnets.len() == 2 && is_free => launch(all, vpc, which, what % 2 == 0),
+        _ if all.subnets.len() == 2 && is_free => launch(all, vpc, which, what.is_multiple_of(2)),
         _ => {}
     }
 }
