@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use mallee_aws::id::SecurityGroupRuleId;
 use mallee_cloud_controller::{
-    Refusal,
     ec2::{
         interface::{self, InterfaceRow},
         security_group::{self, Direction, Peer, Protocol, Traffic},
@@ -84,7 +83,7 @@ impl Cloud {
     /// A pass, after which one that looks at everything finds nothing to do.
     async fn is_right_after_a_pass(&self, central: &Central, what: &str) {
         self.passes_cleanly().await;
-        let rows = self.store.read("read the network", |tx| Ok::<_, Refusal>(wanted::read(tx, None)?)).await.unwrap();
+        let rows = self.store.read("read the network", |tx| wanted::read(tx, None)).await.unwrap();
         let content = render(&rows, &Outside::of(&self.config.network).unwrap());
         let (replica, _monitor) = replica(central).await;
         let plan = plan(&content, &replica);
