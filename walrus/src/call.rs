@@ -158,14 +158,6 @@ impl Call {
             .map_err(|_| refuse::argument(name, "", "The header is not UTF-8."))
     }
 
-    /// A request that brings bytes to keep says that it brings some, be they none: one that does not is as likely cut short.
-    pub fn expect_length(&self) -> Result<(), Error> {
-        if self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRANSFER_ENCODING) {
-            return Ok(());
-        }
-        Err(refuse::coded("MissingContentLength", 411, "You must provide the Content-Length HTTP header."))
-    }
-
     /// The whole body, at most `limit` bytes, with every promise about it checked.
     pub async fn document(&mut self, limit: usize) -> Result<Vec<u8>, Error> {
         let promised = Promised::of(self)?;
@@ -200,6 +192,8 @@ pub struct Payload {
     decoded: VecDeque<Bytes>,
     /// How long it will be, when the client said.
     pub length: Option<u64>,
+    /// Whether the request says that it has a body, be it empty.
+    announced: bool,
     pub trailers: Trailers,
     finished: bool,
 }
@@ -219,6 +213,7 @@ impl Payload {
             decoder,
             decoded: VecDeque::new(),
             length,
+            announced: headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING),
             trailers: Trailers::default(),
             finished: false,
         })
@@ -232,9 +227,18 @@ impl Payload {
             decoder: None,
             decoded: VecDeque::new(),
             length: None,
+            announced: false,
             trailers: Trailers::default(),
             finished: false,
         }
+    }
+
+    /// Refuses to take bytes to keep from a request that says nothing of any: it is as likely cut short as empty.
+    pub fn must_be_announced(&self) -> Result<(), Error> {
+        if self.announced {
+            return Ok(());
+        }
+        Err(refuse::coded("MissingContentLength", 411, "You must provide the Content-Length HTTP header."))
     }
 
     /// Whether the signature covers the body's SHA-256.

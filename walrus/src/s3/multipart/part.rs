@@ -45,7 +45,7 @@ async fn opened(walrus: &Walrus, call: &Call) -> Result<(Bucket, Upload, u32), E
 
 pub async fn upload_part(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Error> {
     let (bucket, upload, number) = opened(walrus, call).await?;
-    call.expect_length()?;
+    call.payload.must_be_announced()?;
     let promised = Promised::of(call)?;
     if let (Some(asked), Some(sent)) = (upload.algorithm, promised.algorithm)
         && asked != sent

@@ -45,7 +45,7 @@ pub async fn put(walrus: &Walrus, call: &mut Call) -> Result<Response<Body>, Err
             "This operation does not accept partNumber without uploadId",
         ));
     }
-    call.expect_length()?;
+    call.payload.must_be_announced()?;
     let conditions = Conditions::of(call, "")?;
     let owner = owner_of_new(&call.principal, &bucket);
     let tags = meta::tags(call)?;
