@@ -205,7 +205,7 @@ pub async fn start(config: Config, parts: Parts) -> Result<Running, StartError> 
     if let Some(folder) = disk_tls {
         let (machine, identity, state) = (machine.clone(), identity.clone(), daemon.state.clone());
         drive(
-            Arc::new(instance::DiskCredentials { machine, identity, folder, state }),
+            Arc::new(instance::DiskCredentials { machine, identity, folder, state, given: Default::default() }),
             Poke::default(),
             METADATA_EVERY,
         );

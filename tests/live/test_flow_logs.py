@@ -41,9 +41,19 @@ class Log:
         return self.ec2.describe_flow_logs(FlowLogIds=[self.id])["FlowLogs"][0]
 
     def empty(self):
-        for one in self.s3.list_objects_v2(Bucket=self.bucket).get("Contents", []):
-            self.s3.delete_object(Bucket=self.bucket, Key=one["Key"])
-        self.s3.delete_bucket(Bucket=self.bucket)
+        def gone():
+            for one in self.s3.list_objects_v2(Bucket=self.bucket).get("Contents", []):
+                self.s3.delete_object(Bucket=self.bucket, Key=one["Key"])
+            try:
+                self.s3.delete_bucket(Bucket=self.bucket)
+            except self.s3.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] != "BucketNotEmpty":
+                    raise
+                return False
+            return True
+
+        # The node brings more meanwhile.
+        until("its bucket is gone", gone)
 
     def end(self):
         with contextlib.suppress(self.ec2.exceptions.ClientError):

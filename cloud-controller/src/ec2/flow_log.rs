@@ -233,6 +233,8 @@ pub fn reported(tx: &mut Tx<'_>, report: &InstanceReport) -> Result<(), StoreErr
     let mut told: Vec<(String, bool, String)> = report
         .flow_logs
         .iter()
+        // What is gone delivers nothing, and so fails at nothing.
+        .filter(|_| report.observed != mallee_tiers::Observed::Gone)
         .map(|f| (f.log.clone(), f.kind == FlowLogFailureKind::Access, f.reason.clone()))
         .collect();
     told.sort();

@@ -588,7 +588,7 @@ fn set_check(tx: &mut Tx<'_>, row: &InterfaceRow, check: bool) -> Outcome<()> {
         subnet::kind::require_routed(tx, &row.subnet, "check of sources and destinations")?;
     }
     tx.execute("UPDATE network_interface SET source_dest_check = ?2 WHERE id = ?1", params![row.id.as_str(), check])?;
-    Ok(())
+    row.instance.as_ref().map_or(Ok(()), |instance| network::touch(tx, instance))
 }
 
 /// The instance starts again: interfaces that came with an automatic public address get a new one, while the pool has any.

@@ -156,6 +156,11 @@ impl Watched {
         }
     }
 
+    /// What was counted was not kept.
+    fn lost(&mut self, now: Millis) {
+        self.by_mac.values_mut().flat_map(|w| w.windows.values_mut()).for_each(|w| w.lost(now));
+    }
+
     fn deafened(&mut self, now: Millis) {
         self.by_mac.values_mut().flat_map(|w| w.windows.values_mut()).for_each(|w| w.deafened(now));
     }
@@ -429,6 +434,7 @@ impl FlowLogs {
         let now = self.now();
         let (drafts, written) = self.drafts(now);
         let count = drafts.len() as u64;
+        let mut failed = None;
         for ((log, end), draft) in drafts {
             let text = record::header(&draft.log) + &draft.text;
             let place = &draft.log.place;
@@ -438,11 +444,18 @@ impl FlowLogs {
                 bucket: place.bucket.clone(),
                 key: spool::key(place, &self.parts.node, end, &text),
             };
-            self.spool.keep(&label, end, &text).map_err(|e| format!("{}: {e}", self.parts.dir.display()))?;
+            if let Err(e) = self.spool.keep(&label, end, &text) {
+                failed = Some(format!("{}: {e}", self.parts.dir.display()));
+            }
+        }
+        if let Some(failed) = failed {
+            self.lock().lost(now);
+            return Err(failed);
         }
         if count > 0 {
             let given_up = self.spool.bound().map_err(|e| e.to_string())?;
             if given_up > 0 {
+                self.lock().lost(now);
                 tracing::warn!(objects = given_up, "flow logs were given up: walrus has not taken any for too long");
             }
             self.kept.poke();
@@ -474,7 +487,12 @@ impl FlowLogs {
                 for one in settled.get(&self.window_of(log)).into_iter().flatten() {
                     draft(&mut drafts, &interface, log, one, &mut gaps);
                 }
-                written.push((log.id.clone(), interface.id.clone(), None));
+                // One that is watched again goes on, under the mark it was begun with.
+                let is_it =
+                    |w: &Watch| w.interface.id == interface.id && logs(&w.interface).iter().any(|l| l.id == log.id);
+                if !watched.by_mac.values().any(is_it) {
+                    written.push((log.id.clone(), interface.id.clone(), None));
+                }
             }
         }
         for watch in watched.by_mac.values_mut() {

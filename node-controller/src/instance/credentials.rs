@@ -1,7 +1,11 @@
 //! What the disks of running guests show to the machines that serve them: this node's certificate, as it was when a disk was
 //! attached. Whenever there is a newer one, every disk is given it; a file says which one they all have.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use mallee_service::{Identity, PassReport, Reconciler};
 use mallee_tiers::{Export, ExportAddress};
@@ -20,6 +24,8 @@ pub struct DiskCredentials {
     pub folder: PathBuf,
     /// Of the node.
     pub state: PathBuf,
+    /// (until, instance, export) of those that have it, while others could not be given it yet.
+    pub given: Mutex<BTreeSet<(i64, String, String)>>,
 }
 
 /// In the node's folder: until when the certificate is good that every disk has.
@@ -34,18 +40,29 @@ impl DiskCredentials {
         }
         let credentials = Credentials { folder: self.folder.clone(), until };
         let wishes = self.machine.wishes.all().await.map_err(|e| e.to_string())?;
+        let given = || self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = None;
         for domain in self.machine.hypervisor.list().await.map_err(|e| e.to_string())? {
             let exports = wishes.iter().filter(|w| w.body.id == domain.name).flat_map(|w| &w.body.volumes);
             for (disk, export) in served_elsewhere(&domain, exports.map(|v| (v.volume.as_str(), &v.export))) {
-                self.machine
-                    .hypervisor
-                    .show(&domain.name, disk, export, &credentials)
-                    .await
-                    .map_err(|e| e.to_string())?;
+                let this = (until, domain.name.clone(), export.name.clone());
+                if given().contains(&this) {
+                    continue;
+                }
+                // One that cannot be given it must not keep the others from it.
+                if let Err(e) = self.machine.hypervisor.show(&domain.name, disk, export, &credentials).await {
+                    failed.get_or_insert(format!("{} {}: {e}", domain.name, disk.serial));
+                    continue;
+                }
+                given().insert(this);
                 tracing::info!(instance.id = domain.name, disk = disk.serial, until, "it shows the new certificate");
                 report.changed += 1;
             }
         }
+        if let Some(why) = failed {
+            return Err(why);
+        }
+        given().clear();
         let write = || {
             std::fs::write(&new, until.to_string())?;
             std::fs::rename(&new, &file)?;
@@ -89,7 +106,8 @@ impl Reconciler for DiskCredentials {
                     what,
                     "it is tried again; detach and attach the volume otherwise",
                 );
-                report.error(why);
+                // The fault says it. It is not tried again at once: a guest stands still while QEMU connects.
+                tracing::warn!(why, "certificates of disks");
             }
         }
         report

@@ -404,6 +404,10 @@ async fn keep(
                         if order == Told::EndIt || stopped.is_err() {
                             return stopped;
                         }
+                        // Who asked for the same meanwhile has it; who asked for its end is heard.
+                        if *told.borrow_and_update() == Told::EndIt {
+                            return stopped;
+                        }
                         tracing::info!(export = plan.name, "starting the daemon again, with the newest certificate");
                         tell.send_replace(Phase::Starting);
                         continue;

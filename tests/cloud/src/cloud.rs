@@ -334,6 +334,7 @@ impl Cloud {
     pub async fn kill(&self, tiers: &[Tier]) {
         let ended: Vec<Running> = tiers.iter().filter_map(|tier| self.lock().remove(tier)).collect();
         assert_eq!(ended.len(), tiers.len(), "all of {tiers:?} should have been running");
+        let locks: Vec<PathBuf> = tiers.iter().map(|tier| self.state_of(*tier).join("store.db.lock")).collect();
         let ending = tokio::task::spawn_blocking(move || {
             let mut processes = Vec::new();
             for running in ended {
@@ -347,6 +348,7 @@ impl Cloud {
                 }
             }
             processes.into_iter().for_each(|mut child| drop(child.wait()));
+            locks.iter().for_each(|lock| wait_until_free(lock));
         });
         ending.await.unwrap_or_else(|e| panic!("ending {tiers:?}: {e}"));
     }
@@ -578,6 +580,18 @@ fn binary(tier: Tier) -> PathBuf {
     let here = std::env::current_exe().unwrap_or_else(|e| panic!("where am I: {e}"));
     let target = here.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     target.join(tier.program())
+}
+
+/// A process's lock goes with it. Here the last that holds a store may be a closure in the store's own thread, which ends a moment
+/// after the runtime.
+fn wait_until_free(lock: &Path) {
+    let begun = std::time::Instant::now();
+    while let Ok(file) = std::fs::File::open(lock)
+        && file.try_lock().is_err()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}: still held after its tier's end", lock.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// On a runtime of its own, so that it can be ended like a process.

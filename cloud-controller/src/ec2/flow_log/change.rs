@@ -164,6 +164,9 @@ fn asked(input: &CreateFlowLogs) -> Outcome<Asked> {
         None | Some("") => Format::default(),
         Some(text) => Format::read(text)?,
     };
+    if format.has_repeats() {
+        return Err(Refusal::new("InvalidParameter", "LogFormat: a field is named twice"));
+    }
     let window_s = input.max_aggregation_interval.unwrap_or(600);
     if !WINDOWS_S.contains(&window_s) {
         return Err(invalid("MaxAggregationInterval", &window_s.to_string()));

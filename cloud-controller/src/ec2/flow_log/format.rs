@@ -3,7 +3,7 @@
 //! After "Flow log records" of the VPC user guide: every field of version 2, and of the later ones those that can be told
 //! truthfully here. The others are refused by name.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use mallee_tiers::{FlowField, FlowLog, FlowPlace, flow_log_folder};
 
@@ -60,6 +60,11 @@ impl Format {
             fields.push(*known.ok_or_else(|| Unknown(word.to_owned()))?);
         }
         if fields.is_empty() { Err(Unknown(text.to_owned())) } else { Ok(Self(fields)) }
+    }
+
+    /// The same field twice says nothing more, and lines are kept short.
+    pub fn has_repeats(&self) -> bool {
+        self.0.iter().collect::<BTreeSet<_>>().len() < self.0.len()
     }
 
     /// What `${version}` says: the highest of its fields'.

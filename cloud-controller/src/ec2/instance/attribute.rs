@@ -414,6 +414,7 @@ async fn reset(call: &Call, input: ResetInstanceAttribute) -> Outcome<()> {
         })
         .await?;
     call.cloud.pokes.network.poke();
+    call.cloud.pokes.instances.poke();
     Ok(())
 }
 

@@ -207,5 +207,6 @@ async fn reset(call: &Call, input: ResetNetworkInterfaceAttribute) -> Outcome<()
         })
         .await?;
     call.cloud.pokes.network.poke();
+    call.cloud.pokes.instances.poke();
     Ok(())
 }

@@ -155,8 +155,10 @@ pub fn let_go(tx: &mut Tx<'_>, holder: &str) -> Result<usize, StoreError> {
     let sql = "SELECT digest FROM blob_hold WHERE holder = ?1 ORDER BY digest LIMIT ?2";
     let held: Vec<String> = tx.query(sql, params![holder, AT_ONCE], |row| row.get(0))?;
     for digest in &held {
-        discard(tx, digest)?;
         tx.execute("DELETE FROM blob_hold WHERE holder = ?1 AND digest = ?2", params![holder, digest])?;
+        if !is_used(tx, digest)? {
+            discard(tx, digest)?;
+        }
     }
     Ok(held.len())
 }

@@ -26,7 +26,7 @@ const BAND: &str = "mallee-flow-log-band";
 const LINK: &str = "169.254.0.0/16";
 /// Refused packets a node is told of, a second, and at once after a quiet time.
 const RATE: i64 = 200;
-const BURST: i64 = 2_000;
+const BURST: i64 = 100;
 /// Above what refuses the same without saying so, and below what lets pass.
 const PRIORITY: i64 = PRIORITY_DROP + 1;
 
@@ -192,7 +192,7 @@ mod tests {
             ),
             format!("Address_Set {set}: addresses=[{mac}] name=\"{set}\""),
             "Meter mallee-flow-log: bands=<mallee-flow-log-band> name=\"mallee-flow-log\" unit=\"pktps\"".to_owned(),
-            "Meter_Band mallee-flow-log-band: action=\"drop\" burst_size=2000 rate=200".to_owned(),
+            "Meter_Band mallee-flow-log-band: action=\"drop\" burst_size=100 rate=200".to_owned(),
         ] {
             assert!(lines.contains(&expected.as_str()), "{expected}\nis not in\n{}", lines.join("\n"));
         }

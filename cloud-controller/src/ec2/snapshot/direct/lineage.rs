@@ -15,6 +15,12 @@ INSERT INTO snapshot_lineage (snapshot, lineage)
 pub fn found(tx: &mut Tx<'_>, snapshot: &Snapshot) -> Result<(), StoreError> {
     let id = snapshot.id.as_str();
     let of_volume = snapshot.volume != NO_VOLUME;
+    // What the volume was made of may be gone by now: its earlier snapshots know where it belongs.
+    let sql = "SELECT l.lineage FROM snapshot s JOIN snapshot_lineage l ON l.snapshot = s.id
+         WHERE s.volume = ?1 AND s.id <> ?2 ORDER BY s.created DESC, s.id LIMIT 1";
+    if of_volume && let Some(earlier) = tx.query_opt(sql, params![snapshot.volume, id], |row| row.get::<String>(0))? {
+        return put(tx, id, &earlier);
+    }
     let mut made_of = snapshot.source.as_ref().map(|source| source.snapshot.clone());
     if made_of.is_none() && of_volume {
         let sql = "SELECT snapshot FROM volume WHERE id = ?1";
