@@ -126,7 +126,12 @@ pub fn garbage(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
         tx.query("SELECT digest FROM blob_garbage ORDER BY digest LIMIT ?1", params![AT_ONCE], |row| row.get(0))?;
     let mut unused = Vec::new();
     for digest in all {
-        if is_used(tx, &digest)? || crate::ec2::image::has_bytes(tx, &digest)? {
+        let (used, of_image) = (is_used(tx, &digest)?, crate::ec2::image::has_bytes(tx, &digest)?);
+        if of_image && !used && is_being_taken(tx, &digest)? {
+            // An image that is on its way out takes it itself.
+            continue;
+        }
+        if used || of_image {
             taken(tx, &digest)?;
         } else {
             take(tx, &digest)?;

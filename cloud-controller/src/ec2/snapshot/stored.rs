@@ -98,14 +98,6 @@ impl Stored {
         let put = put.map_err(|_| Trouble::Later(format!("walrus does not take blob {digest}")))?;
         put.map_err(|e| Trouble::Later(e.text().to_owned()))
     }
-
-    /// A page or a manifest; its digest.
-    pub async fn put_document(&self, document: &impl serde::Serialize) -> Result<String, Trouble> {
-        let bytes = serde_json::to_vec(document).map_err(|e| Trouble::Wrong(e.to_string()))?;
-        let digest = digest_of(&bytes);
-        self.put(&digest, bytes).await?;
-        Ok(digest)
-    }
 }
 
 pub fn digest_of(bytes: &[u8]) -> String {

@@ -9,12 +9,12 @@ use mallee_service::{Driven, PassReport, Reconciler, drive as drive_one};
 use mallee_store::{Error as StoreError, Tx};
 use mallee_tiers::{Manifest, Page, SNAPSHOT_PAGE, SnapshotDesired, SnapshotObserved};
 
-use super::row::{self, Direct, ENDED, OPEN, SEALED};
+use super::row::{self, Begun, Direct, ENDED, OPEN, SEALED};
 use crate::{
     Cloud,
     ec2::snapshot::{
         row as snapshot,
-        stored::{Stored, Trouble},
+        stored::{Stored, Trouble, digest_of},
     },
     zone::event::{self, Kind},
 };
@@ -183,11 +183,25 @@ impl Finish {
             if page.blocks.is_empty() {
                 manifest.pages.remove(&number);
             } else {
-                manifest.pages.insert(number, walrus.put_document(&page).await?);
+                manifest.pages.insert(number, self.put(walrus, &direct.snapshot, &page).await?);
             }
             from = (number + 1) * SNAPSHOT_PAGE;
         }
-        walrus.put_document(&manifest).await
+        self.put(walrus, &direct.snapshot, &manifest).await
+    }
+
+    /// A page or a manifest; its digest. Held before it is sent, as blocks are, and until the snapshot has ended: no other row
+    /// names it yet.
+    async fn put(&self, walrus: &Stored, id: &str, document: &impl serde::Serialize) -> Result<String, Trouble> {
+        let bytes = serde_json::to_vec(document).map_err(|e| Trouble::Wrong(e.to_string()))?;
+        let (id, digest) = (id.to_owned(), digest_of(&bytes));
+        let held = digest.clone();
+        let begin = move |tx: &mut Tx<'_>| row::begin_block(tx, &id, 0, &held, "");
+        if self.cloud.store.write("begin a page", begin).await? == Begun::BeingTaken {
+            return Err(Trouble::Later("the same bytes are being removed from walrus".into()));
+        }
+        walrus.put(&digest, bytes).await?;
+        Ok(digest)
     }
 }
 

@@ -15,7 +15,7 @@ mod row;
 
 pub use finish::drive;
 pub use row::{
-    Begun, Direct, OPEN, SEALED, TABLES, begin_block, checksums, find, hold_block, insert, seal, set_written, uses_blob,
+    Begun, Direct, OPEN, SEALED, TABLES, begin_block, checksums, find, insert, seal, set_written, uses_blob,
 };
 
 #[cfg(test)]

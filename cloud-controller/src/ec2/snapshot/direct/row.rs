@@ -116,7 +116,7 @@ pub enum Begun {
     BeingTaken,
 }
 
-/// A block is about to be sent: from now on its blob is kept. One that is all zero has no blob.
+/// A block, or a page of blocks, is about to be sent: from now on its blob is kept. One that is all zero has no blob.
 pub fn begin_block(
     tx: &mut Tx<'_>,
     snapshot: &str,
@@ -127,21 +127,10 @@ pub fn begin_block(
     if blob::is_being_taken(tx, digest)? {
         return Ok(Begun::BeingTaken);
     }
-    hold_block(tx, snapshot, number, digest, checksum)?;
-    Ok(Begun::Held)
-}
-
-/// As [`begin_block`], where nothing is sent.
-pub fn hold_block(
-    tx: &mut Tx<'_>,
-    snapshot: &str,
-    number: u64,
-    digest: &str,
-    checksum: &str,
-) -> Result<(), StoreError> {
     let sql = "INSERT INTO direct_block (snapshot, number, digest, checksum, written) VALUES (?1, ?2, ?3, ?4, 0)
          ON CONFLICT DO NOTHING";
-    tx.execute(sql, params![snapshot, number, digest, checksum]).map(|_| ())
+    tx.execute(sql, params![snapshot, number, digest, checksum])?;
+    Ok(Begun::Held)
 }
 
 /// The block is safe, and is now what it was written as last. False: another write of it was later, and this one is lost.
