@@ -118,7 +118,7 @@ def test_a_disk_stays_for_longer_than_the_certificate_it_came_with(far, many, vo
     kept = (tls / "cert.pem").read_text()
     volume = volumes(1)
     try:
-        ended = reissue(tls, authority, 150)
+        ended = reissue(tls, authority, 75)
         volume.attach(far)
         make_file_system(far, volume)
         writer = Writer(far)
