@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use mallee_aws::id::SnapshotId;
 use mallee_store::Tx;
-use mallee_tiers::{Generation, SNAPSHOT_BLOCK, SnapshotDesired};
+use mallee_tiers::SNAPSHOT_BLOCK;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ use crate::{
         client_token::Given,
         encryption,
         snapshot::{
-            self, NO_VOLUME, Snapshot,
+            self, Snapshot,
             direct::{self, Begun, Direct, lineage},
             stored::{Stored, digest_of},
         },
@@ -171,24 +171,9 @@ impl Beginning {
     fn write(&self, tx: &mut Tx<'_>, account: &str, id: &SnapshotId, now: i64) -> Outcome<Snapshot> {
         let parent = self.parent(tx, account)?;
         let begun = Snapshot {
-            id: id.clone(),
-            account: account.to_owned(),
-            zone: String::new(),
-            volume: NO_VOLUME.into(),
-            generation: Generation::default(),
-            size_gib: self.size_gib,
             description: self.description.clone(),
-            created: now,
-            desired: SnapshotDesired::Present,
-            observed: None,
-            reason: String::new(),
-            percent: 0,
-            attempt: 0,
-            accepted: false,
-            manifest: None,
-            sent: 0,
             disk_key: self.disk_key(tx, parent.as_ref())?,
-            source: None,
+            ..Snapshot::asked_for(id.clone(), account, self.size_gib, now)
         };
         snapshot::insert(tx, &begun)?;
         let parent = parent.map(|parent| parent.id.to_string());

@@ -3,11 +3,11 @@
 
 use mallee_aws::{AwsError, id::SnapshotId};
 use mallee_store::{Error as StoreError, Tx};
-use mallee_tiers::{Generation, Role, SnapshotDesired, SnapshotObserved, VolumeSource};
+use mallee_tiers::{Role, SnapshotObserved, VolumeSource};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    NO_VOLUME, blob, not_found, of_mapping, restorable,
+    blob, not_found, of_mapping, restorable,
     row::{self, Snapshot},
 };
 use crate::{
@@ -112,24 +112,9 @@ impl Copies {
         let disk_key = self.asked.key(tx, source.disk_key.is_some())?;
         let on_its_blocks = disk_key == source.disk_key;
         let mut copy = Snapshot {
-            id: id.clone(),
-            account: self.account.clone(),
-            zone: String::new(),
-            volume: NO_VOLUME.into(),
-            generation: Generation::default(),
-            size_gib: source.size_gib,
             description: description.to_owned(),
-            created: self.now,
-            desired: SnapshotDesired::Present,
-            observed: None,
-            reason: String::new(),
-            percent: 0,
-            attempt: 0,
-            accepted: false,
-            manifest: None,
-            sent: 0,
             disk_key,
-            source: None,
+            ..Snapshot::asked_for(id.clone(), &self.account, source.size_gib, self.now)
         };
         if on_its_blocks {
             copy.observed = Some(SnapshotObserved::Uploaded);

@@ -8,7 +8,7 @@ use mallee_aws::{
     id::{InstanceId, SnapshotId, VolumeId},
 };
 use mallee_store::{Error as StoreError, Tx};
-use mallee_tiers::{Generation, HoldKind, SnapshotDesired, SnapshotObserved, VolumeDesired, VolumeObserved};
+use mallee_tiers::{HoldKind, SnapshotObserved, VolumeDesired, VolumeObserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -152,24 +152,11 @@ pub fn begin(
     is_ready(volume)?;
     let description = checked_description(description)?;
     let snapshot = Snapshot {
-        id,
-        account: volume.account.clone(),
         zone: volume.zone.clone(),
         volume: volume.id.to_string(),
-        generation: Generation::default(),
-        size_gib: volume.size_gib,
         description,
-        created: now,
-        desired: SnapshotDesired::Present,
-        observed: None,
-        reason: String::new(),
-        percent: 0,
-        attempt: 0,
-        accepted: false,
-        manifest: None,
-        sent: 0,
         disk_key: volume.disk_key.clone(),
-        source: None,
+        ..Snapshot::asked_for(id, &volume.account, volume.size_gib, now)
     };
     row::insert(tx, &snapshot)?;
     if !tags.is_empty() {

@@ -4,7 +4,7 @@ use mallee_aws::id::SnapshotId;
 use mallee_store::{Error as StoreError, Row, Tx, params};
 use mallee_tiers::{Generation, SnapshotDesired, SnapshotObserved, SnapshotReport, VolumeSource};
 
-use super::direct::lineage;
+use super::{NO_VOLUME, direct::lineage};
 use crate::{
     ec2::{
         Id,
@@ -79,6 +79,32 @@ pub struct Snapshot {
     pub disk_key: Option<String>,
     /// The one that its zone is to make it of, under its own key.
     pub source: Option<VolumeSource>,
+}
+
+impl Snapshot {
+    /// One that was just asked for, of no volume and in no zone.
+    pub fn asked_for(id: SnapshotId, account: &str, size_gib: u64, created: i64) -> Self {
+        Self {
+            id,
+            account: account.to_owned(),
+            zone: String::new(),
+            volume: NO_VOLUME.into(),
+            generation: Generation::default(),
+            size_gib,
+            description: String::new(),
+            created,
+            desired: SnapshotDesired::Present,
+            observed: None,
+            reason: String::new(),
+            percent: 0,
+            attempt: 0,
+            accepted: false,
+            manifest: None,
+            sent: 0,
+            disk_key: None,
+            source: None,
+        }
+    }
 }
 
 const COLUMNS: &str = "s.id, s.account, s.zone, s.volume, s.epoch, s.counter, s.size_gib, s.description, s.created, s.desired, \
